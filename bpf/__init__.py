@@ -1,0 +1,1 @@
+"""eBPF sources and prebuilt objects; no code."""

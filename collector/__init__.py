@@ -1,0 +1,1 @@
+"""What runs on every node: kernel events into Kafka. Wired together in `collector.pipeline`."""

@@ -1,0 +1,1 @@
+"""Kubernetes API to metadata topics. Wired together in `collector.kube.pipeline`."""

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Install the Debian packages of deploy/apt-packages.txt that are missing. Safe to repeat.
+set -euo pipefail
+cd "$(dirname "$0")"
+missing=()
+while read -r package; do
+  [[ -z $package || $package == \#* ]] && continue
+  command=$package
+  case $package in
+    default-jre-headless) command=java ;;
+    maven) command=mvn ;;
+    nodejs) command=node ;;
+    bpftool | clang | conntrack | curl | openssl | wrk) command=$package ;;
+    *) command= ;;
+  esac
+  [[ -n $command ]] && command -v "$command" >/dev/null && continue
+  dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q '^install ok installed' && continue
+  missing+=("$package")
+done <apt-packages.txt
+if ((${#missing[@]} == 0)); then
+  echo "==> Debian packages: all there"
+  exit 0
+fi
+echo "==> Debian packages: installing ${missing[*]}"
+if ! command -v apt-get >/dev/null; then
+  echo "no apt-get here: install these yourself: ${missing[*]}" >&2
+  exit 1
+fi
+run=()
+((EUID == 0)) || run=(sudo)
+export DEBIAN_FRONTEND=noninteractive
+"${run[@]}" apt-get update -qq
+"${run[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null

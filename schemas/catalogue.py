@@ -1,0 +1,223 @@
+"""Every figure and every scope, declared once.
+
+Protobuf keeps figures by name, ClickHouse tables are built from these lists, and the stream
+workers aggregate into them. A figure that no hook of a node can give is absent there, never 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = [
+    "FIGURES",
+    "FIGURE_BY_NAME",
+    "LEDGER",
+    "PROVENANCE",
+    "ROLES",
+    "SCOPES",
+    "SCOPE_BY_NAME",
+    "Figure",
+    "Scope",
+]
+
+Group = Literal["connection", "read", "write", "http", "grpc", "provenance", "ledger"]
+Unit = Literal["count", "ns", "bytes"]
+
+ROLES = ("client", "server")
+"""Which end of the connection saw it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One additive number per minute."""
+
+    name: str
+    group: Group
+    unit: Unit
+    description: str
+    optional: bool = False
+    """Whether some tier, kernel or call cannot measure it; then events that did are counted."""
+
+    @property
+    def measured_name(self) -> str:
+        """Column that says how many events measured an optional figure."""
+        return f"{self.name}_measured_count"
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What rows are keyed by, besides the minute."""
+
+    name: str
+    keys: tuple[str, ...]
+    description: str
+
+    @property
+    def name_keys(self) -> tuple[str, ...]:
+        """The keys that name the entity: all but ``cluster`` and ``role``."""
+        return tuple(key for key in self.keys if key not in ("cluster", "role"))
+
+    @property
+    def metrics_table(self) -> str:
+        """What analysts query."""
+        return f"{self.name}_metrics"
+
+    @property
+    def entity_table(self) -> str:
+        """Where the entity itself is listed."""
+        return self.name if self.name.endswith("_relation") else f"{self.name}_traffic"
+
+
+def _figures(group: Group, rows: str) -> tuple[Figure, ...]:
+    figures = []
+    for row in rows.strip().splitlines():
+        name, unit, presence, description = (part.strip() for part in row.split("|"))
+        figures.append(Figure(name, group, unit, description, presence == "optional"))  # type: ignore[arg-type]
+    return tuple(figures)
+
+
+FIGURES: tuple[Figure, ...] = (
+    *_figures(
+        "connection",
+        """
+        connect_count            | count | always   | Connections tried, each decided once: by the handshake, a refusal, a time-out or its abandonment
+        connect_duration         | ns    | optional | From the first SYN to the decision
+        connect_success_count    | count | always   | Connections whose handshake succeeded
+        accept_count             | count | always   | Connections handed to the accepting application
+        accept_duration          | ns    | optional | Time in the accepting call while the connection was already there; waiting for a client is not charged
+        close_count              | count | always   | Established connections that this end closed
+        close_duration           | ns    | optional | Time in the closing call
+        """,
+    ),
+    *_figures(
+        "read",
+        """
+        read_count                      | count | always   | Calls that received payload bytes
+        read_bytes                      | bytes | always   | Payload bytes that these calls handed to the application
+        read_duration                   | ns    | optional | Time in these calls, from system call entry to exit
+        read_packet_count               | count | optional | TCP segments received
+        read_packet_size                | bytes | optional | Bytes of these segments
+        read_l4_duration                | ns    | optional | Time in TCP on the receive path
+        read_l3_duration                | ns    | optional | Time in IP on the receive path
+        read_l3_recv_duration           | ns    | optional | Part of it: from the device to the routing decision
+        read_l3_local_duration          | ns    | optional | Part of it: local delivery
+        read_packet_to_queue_duration   | ns    | optional | From the device to the socket's queue
+        read_packet_from_queue_duration | ns    | optional | From the socket's queue to the application's copy
+        read_netfilter_count            | count | optional | Netfilter hook runs on the receive path
+        read_netfilter_duration         | ns    | optional | Time in these runs
+        """,
+    ),
+    *_figures(
+        "write",
+        """
+        write_count                     | count | always   | Calls that sent payload bytes
+        write_bytes                     | bytes | always   | Payload bytes that these calls took from the application
+        write_duration                  | ns    | optional | Time in these calls, from system call entry to exit
+        write_packet_count              | count | optional | TCP segments transmitted
+        write_packet_size               | bytes | optional | Bytes of these segments
+        write_retransmit_packet_count   | count | optional | Segments transmitted again
+        write_lost_packet_count         | count | optional | Packets dropped on this host on the way out
+        write_l4_duration               | ns    | optional | Time in TCP on the send path
+        write_l3_duration               | ns    | optional | Time in IP on the send path
+        write_l3_local_duration         | ns    | optional | Part of it: local output with routing
+        write_l3_output_duration        | ns    | optional | Part of it: from IP output to the device layer
+        write_netfilter_count           | count | optional | Netfilter hook runs on the send path
+        write_netfilter_duration        | ns    | optional | Time in these runs
+        resolve_mac_count               | count | optional | Waits for an unknown link-layer address
+        resolve_mac_duration            | ns    | optional | Time in these waits
+        write_l2_duration               | ns    | optional | Time in the device layer
+        write_l2_enter_queue_count      | count | optional | Packets that entered a queue discipline
+        write_l2_ready_send_duration    | ns    | optional | From the device layer to the driver
+        write_l2_netdevice_send_duration| ns    | optional | Time in the driver
+        """,
+    ),
+    *_figures(
+        "http",
+        """
+        http_call_count           | count | optional | HTTP calls
+        http_duration             | ns    | optional | Server: first byte of the request to last byte of the response; client: first byte written to last byte read
+        http_success_count        | count | optional | Calls answered with a status below 500
+        http_request_header_size  | bytes | optional | Request header bytes on the wire
+        http_request_body_size    | bytes | optional | Request body bytes without framing
+        http_response_header_size | bytes | optional | Response header bytes on the wire
+        http_response_body_size   | bytes | optional | Response body bytes without framing
+        http_status_1xx_count     | count | optional | Calls answered with 1xx
+        http_status_2xx_count     | count | optional | Calls answered with 2xx
+        http_status_3xx_count     | count | optional | Calls answered with 3xx
+        http_status_4xx_count     | count | optional | Calls answered with 4xx
+        http_status_5xx_count     | count | optional | Calls answered with 5xx
+        """,
+    ),
+    *_figures(
+        "grpc",
+        """
+        grpc_call_count  | count | optional | gRPC calls
+        grpc_error_count | count | optional | gRPC calls whose grpc-status was not OK
+        """,
+    ),
+)
+"""Figures of every metrics table, in column order."""
+
+PROVENANCE: tuple[Figure, ...] = _figures(
+    "provenance",
+    """
+    events_seen | count | always | Kernel events behind this row
+    events_lost | count | always | Events that the nodes behind this row lost in this minute: an upper bound for the row
+    """,
+)
+"""How complete a row is; columns of every metrics table, after the figures."""
+
+SCOPES: tuple[Scope, ...] = (
+    Scope("service", ("cluster", "role", "service"), "One service"),
+    Scope("instance", ("cluster", "role", "service", "instance"), "One pod of a service"),
+    Scope("endpoint", ("cluster", "role", "service", "endpoint"), "One endpoint of a service"),
+    Scope(
+        "service_relation",
+        ("cluster", "role", "client_service", "server_service"),
+        "One service calling another",
+    ),
+    Scope(
+        "instance_relation",
+        (
+            "cluster",
+            "role",
+            "client_service",
+            "client_instance",
+            "server_service",
+            "server_instance",
+        ),
+        "One pod calling another",
+    ),
+    Scope(
+        "endpoint_relation",
+        ("cluster", "role", "client_service", "server_service", "endpoint"),
+        "One service calling an endpoint of another",
+    ),
+)
+
+FIGURE_BY_NAME = {figure.name: figure for figure in (*FIGURES, *PROVENANCE)}
+SCOPE_BY_NAME = {scope.name: scope for scope in SCOPES}
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerTable:
+    """What each stage did with each kind of event, per minute and node."""
+
+    name: str
+    keys: tuple[str, ...]
+    figures: tuple[Figure, ...]
+
+
+LEDGER = LedgerTable(
+    name="ledger",
+    keys=("cluster", "node", "stage", "kind", "reason"),
+    figures=_figures(
+        "ledger",
+        """
+        in_count      | count | always | Events that entered the stage
+        out_count     | count | always | Events that left it for the next stage
+        dropped_count | count | always | Events that it dropped, for the reason of the row
+        """,
+    ),
+)

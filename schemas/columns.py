@@ -1,0 +1,125 @@
+"""Tables as columns: dataclasses of equally long numpy arrays, and their binary form.
+
+A table class lists its columns once; `encode_table` and `decode_table` move them to and from the
+``bytes`` fields of the protobuf twin with the same names. Values are little-endian on the wire, as
+protobuf's fixed-width types are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.errors import DecodeError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "U8",
+    "U32",
+    "U64",
+    "UNMEASURED_U64",
+    "Table",
+    "column",
+    "decode_table",
+    "encode_table",
+]
+
+U8: TypeAlias = NDArray[np.uint8]
+U32: TypeAlias = NDArray[np.uint32]
+U64: TypeAlias = NDArray[np.uint64]
+
+UNMEASURED_U64 = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+"""Stands in a column for a value that this row did not measure."""
+
+T = TypeVar("T", bound="Table")
+
+
+def column(dtype: str, width: int = 1) -> Any:
+    """Declare a column: little-endian numpy type, and values per row (then shape is (n, width))."""
+    empty = np.empty((0, width) if width > 1 else 0, dtype)
+    empty.flags.writeable = False
+    return field(default_factory=lambda: empty, metadata={"dtype": np.dtype(dtype), "width": width})
+
+
+@dataclass(slots=True)
+class Table:
+    """Base of the columnar tables. All columns have the same number of rows."""
+
+    _specs: ClassVar[tuple[tuple[str, np.dtype[Any], int], ...] | None] = None
+
+    @classmethod
+    def specs(cls) -> tuple[tuple[str, np.dtype[Any], int], ...]:
+        """(name, dtype, width) of every column, in order."""
+        found = cls.__dict__.get("_specs")
+        if found is None:
+            found = tuple(
+                (item.name, item.metadata["dtype"], item.metadata["width"])
+                for item in fields(cls)
+                if "dtype" in item.metadata
+            )
+            cls._specs = found
+        return found
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, from the first column."""
+        return len(getattr(self, self.specs()[0][0]))
+
+    def take(self, index: Any) -> Self:
+        """Return the rows that a numpy index (array of positions, mask or slice) selects."""
+        picked = {name: getattr(self, name)[index] for name, _, _ in self.specs()}
+        return type(self)(**picked)
+
+    @classmethod
+    def concatenate(cls, tables: Sequence[Self]) -> Self:
+        """Return one table with the rows of all."""
+        joined = {
+            name: np.concatenate([getattr(table, name) for table in tables])
+            if tables
+            else np.empty((0, width) if width > 1 else 0, dtype)
+            for name, dtype, width in cls.specs()
+        }
+        return cls(**joined)
+
+
+def encode_table(table: Table, message: Any) -> None:
+    """Write every column into the twin message's ``bytes`` field of the same name.
+
+    Raises:
+        ValueError: If the columns differ in length.
+    """
+    rows = table.rows
+    for name, dtype, _ in table.specs():
+        values = getattr(table, name)
+        if len(values) != rows:
+            raise ValueError(f"column {name} has {len(values)} rows, not {rows}")
+        if rows:
+            setattr(message, name, np.ascontiguousarray(values, dtype).tobytes())
+
+
+def decode_table(kind: type[T], message: Any) -> T:
+    """Read a table from its twin message. Arrays are read-only views of the message's bytes.
+
+    Raises:
+        DecodeError: If a column is not a whole number of rows or differs from the others.
+    """
+    columns: dict[str, NDArray[Any]] = {}
+    rows: int | None = None
+    for name, dtype, width in kind.specs():
+        data = getattr(message, name)
+        step = dtype.itemsize * width
+        count, rest = divmod(len(data), step)
+        if rest:
+            raise DecodeError(f"{kind.__name__}.{name}: {len(data)} bytes is no multiple of {step}")
+        if rows is None:
+            rows = count
+        elif count != rows:
+            raise DecodeError(f"{kind.__name__}.{name}: {count} rows, expected {rows}")
+        values = np.frombuffer(data, dtype)
+        columns[name] = values.reshape(count, width) if width > 1 else values
+    return kind(**columns)

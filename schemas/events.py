@@ -1,0 +1,245 @@
+"""`EventBatch`: what one node saw in about one second; see ``schemas/pb/events.proto``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum, IntFlag
+from typing import TYPE_CHECKING
+
+import numpy as np
+from google.protobuf.message import DecodeError as ProtobufDecodeError
+
+from schemas.columns import U8, U32, U64, Table, column, decode_table, encode_table
+from schemas.errors import DecodeError
+from schemas.ledger import Entry
+from schemas.pb import events_columns_pb2 as wire
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "LAYOUT_VERSION",
+    "BatchHeader",
+    "Closes",
+    "ConnectionFlag",
+    "Connections",
+    "Direction",
+    "EventBatch",
+    "OpenKind",
+    "Opens",
+    "Role",
+    "Transfers",
+    "decode_batch",
+    "encode_batch",
+]
+
+LAYOUT_VERSION = 1
+
+
+class Role(IntEnum):
+    """Which end of a connection the local socket is."""
+
+    UNKNOWN = 0
+    CLIENT = 1
+    SERVER = 2
+
+
+class OpenKind(IntEnum):
+    """How a connection came to be."""
+
+    CONNECT = 1
+    ACCEPT = 2
+
+
+class Direction(IntEnum):
+    """Which way a transfer went, seen from the local application."""
+
+    READ = 1
+    WRITE = 2
+
+
+class ConnectionFlag(IntFlag):
+    """Bits of ``Connections.flags``."""
+
+    PREEXISTING = 1
+    TLS = 2
+
+
+@dataclass(slots=True)
+class Connections(Table):
+    """One row per connection that the batch's events point at. Addresses are (n, 16) uint8."""
+
+    id: U64 = column("<u8")
+    family: U8 = column("u1")
+    local_address: U8 = column("u1", 16)
+    local_port: U32 = column("<u4")
+    remote_address: U8 = column("u1", 16)
+    remote_port: U32 = column("<u4")
+    translated_address: U8 = column("u1", 16)
+    translated_port: U32 = column("<u4")
+    role: U8 = column("u1")
+    netns: U32 = column("<u4")
+    cgroup_id: U64 = column("<u8")
+    pid: U32 = column("<u4")
+    container: U32 = column("<u4")
+    process: U32 = column("<u4")
+    flags: U8 = column("u1")
+
+
+@dataclass(slots=True)
+class Opens(Table):
+    """Connections decided or accepted. ``duration_ns`` may be `UNMEASURED_U64`."""
+
+    connection: U32 = column("<u4")
+    kind: U8 = column("u1")
+    end_ns: U64 = column("<u8")
+    duration_ns: U64 = column("<u8")
+    error: U32 = column("<u4")
+
+
+@dataclass(slots=True)
+class Closes(Table):
+    """Connections closed by this end. ``duration_ns`` may be `UNMEASURED_U64`."""
+
+    connection: U32 = column("<u4")
+    end_ns: U64 = column("<u8")
+    duration_ns: U64 = column("<u8")
+
+
+@dataclass(slots=True)
+class Transfers(Table):
+    """Calls that moved payload bytes. ``duration_ns`` may be `UNMEASURED_U64`."""
+
+    connection: U32 = column("<u4")
+    direction: U8 = column("u1")
+    call: U8 = column("u1")
+    end_ns: U64 = column("<u8")
+    duration_ns: U64 = column("<u8")
+    size: U32 = column("<u4")
+
+
+@dataclass(slots=True)
+class BatchHeader:
+    """Who sent the batch, what it covers, and what was lost on the way."""
+
+    cluster: str = ""
+    node: str = ""
+    boot_id: str = ""
+    run_id: str = ""
+    sequence: int = 0
+    first_event_ns: int = 0
+    last_event_ns: int = 0
+    watermark_ns: int = 0
+    anchor_monotonic_ns: int = 0
+    anchor_unix_ns: int = 0
+    final: bool = False
+    ledger: list[Entry] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class EventBatch:
+    """One message of ``podwire.events.v1``.
+
+    ``names`` is the dictionary that ``connections.container`` and ``.process`` index; index 0 is
+    the empty string.
+    """
+
+    header: BatchHeader = field(default_factory=BatchHeader)
+    connections: Connections = field(default_factory=Connections)
+    names: Sequence[str] = ("",)
+    opens: Opens = field(default_factory=Opens)
+    closes: Closes = field(default_factory=Closes)
+    transfers: Transfers = field(default_factory=Transfers)
+
+    @property
+    def events(self) -> int:
+        """Number of events of all kinds."""
+        return self.opens.rows + self.closes.rows + self.transfers.rows
+
+
+_HEADER_FIELDS = (
+    "cluster",
+    "node",
+    "boot_id",
+    "run_id",
+    "sequence",
+    "first_event_ns",
+    "last_event_ns",
+    "watermark_ns",
+    "anchor_monotonic_ns",
+    "anchor_unix_ns",
+    "final",
+)
+_ENTRY_FIELDS = ("stage", "kind", "reason", "in_count", "out_count", "dropped_count")
+
+
+def encode_batch(batch: EventBatch) -> bytes:
+    """Return the message of ``podwire.events.v1``.
+
+    Raises:
+        ValueError: If the columns of a table differ in length.
+    """
+    message = wire.EventBatch()
+    header = message.header
+    header.layout_version = LAYOUT_VERSION
+    for name in _HEADER_FIELDS:
+        setattr(header, name, getattr(batch.header, name))
+    for entry in batch.header.ledger:
+        header.ledger.add(**{name: getattr(entry, name) for name in _ENTRY_FIELDS})
+    encode_table(batch.connections, message.connections)
+    message.connections.names.extend(batch.names)
+    encode_table(batch.opens, message.opens)
+    encode_table(batch.closes, message.closes)
+    encode_table(batch.transfers, message.transfers)
+    return message.SerializeToString()
+
+
+def decode_batch(data: bytes) -> EventBatch:
+    """Read a message of ``podwire.events.v1`` and check that every index points at something.
+
+    Raises:
+        DecodeError: On any bytes that are not a batch of this layout.
+    """
+    try:
+        message = wire.EventBatch.FromString(data)
+    except (ProtobufDecodeError, TypeError) as error:
+        raise DecodeError(f"no EventBatch: {error}") from error
+    header = message.header
+    if header.layout_version != LAYOUT_VERSION:
+        raise DecodeError(f"layout version {header.layout_version}, expected {LAYOUT_VERSION}")
+    if not header.node:
+        raise DecodeError("batch without a node name")
+    connections = decode_table(Connections, message.connections)
+    names = list(message.connections.names) or [""]
+    for index in (connections.container, connections.process):
+        _check_index("names", index, len(names))
+    if connections.rows and not np.isin(connections.family, (4, 6)).all():
+        raise DecodeError("address family is neither 4 nor 6")
+    opens = decode_table(Opens, message.opens)
+    closes = decode_table(Closes, message.closes)
+    transfers = decode_table(Transfers, message.transfers)
+    for table in (opens, closes, transfers):
+        _check_index("connection", table.connection, connections.rows)
+    if opens.rows and not ((opens.kind == 1) | (opens.kind == 2)).all():
+        raise DecodeError("open kind is neither 1 nor 2")
+    if transfers.rows and not ((transfers.direction == 1) | (transfers.direction == 2)).all():
+        raise DecodeError("direction is neither 1 nor 2")
+    return EventBatch(
+        header=BatchHeader(
+            **{name: getattr(header, name) for name in _HEADER_FIELDS},
+            ledger=[
+                Entry(**{name: getattr(entry, name) for name in _ENTRY_FIELDS})
+                for entry in header.ledger
+            ],
+        ),
+        connections=connections,
+        names=names,
+        opens=opens,
+        closes=closes,
+        transfers=transfers,
+    )
+
+
+def _check_index(what: str, index: U32, size: int) -> None:
+    if len(index) and int(index.max()) >= size:
+        raise DecodeError(f"{what} index {int(index.max())} of {size}")

@@ -1,0 +1,1 @@
+"""Protobuf files and the code generated from them."""

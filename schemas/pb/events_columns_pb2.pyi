@@ -1,0 +1,143 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class EventBatch(_message.Message):
+    __slots__ = ("header", "connections", "opens", "closes", "transfers")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
+    OPENS_FIELD_NUMBER: _ClassVar[int]
+    CLOSES_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERS_FIELD_NUMBER: _ClassVar[int]
+    header: BatchHeader
+    connections: Connections
+    opens: Opens
+    closes: Closes
+    transfers: Transfers
+    def __init__(self, header: _Optional[_Union[BatchHeader, _Mapping]] = ..., connections: _Optional[_Union[Connections, _Mapping]] = ..., opens: _Optional[_Union[Opens, _Mapping]] = ..., closes: _Optional[_Union[Closes, _Mapping]] = ..., transfers: _Optional[_Union[Transfers, _Mapping]] = ...) -> None: ...
+
+class BatchHeader(_message.Message):
+    __slots__ = ("layout_version", "cluster", "node", "boot_id", "run_id", "sequence", "first_event_ns", "last_event_ns", "watermark_ns", "anchor_monotonic_ns", "anchor_unix_ns", "final", "ledger")
+    LAYOUT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    FIRST_EVENT_NS_FIELD_NUMBER: _ClassVar[int]
+    LAST_EVENT_NS_FIELD_NUMBER: _ClassVar[int]
+    WATERMARK_NS_FIELD_NUMBER: _ClassVar[int]
+    ANCHOR_MONOTONIC_NS_FIELD_NUMBER: _ClassVar[int]
+    ANCHOR_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
+    FINAL_FIELD_NUMBER: _ClassVar[int]
+    LEDGER_FIELD_NUMBER: _ClassVar[int]
+    layout_version: int
+    cluster: str
+    node: str
+    boot_id: str
+    run_id: str
+    sequence: int
+    first_event_ns: int
+    last_event_ns: int
+    watermark_ns: int
+    anchor_monotonic_ns: int
+    anchor_unix_ns: int
+    final: bool
+    ledger: _containers.RepeatedCompositeFieldContainer[LedgerEntry]
+    def __init__(self, layout_version: _Optional[int] = ..., cluster: _Optional[str] = ..., node: _Optional[str] = ..., boot_id: _Optional[str] = ..., run_id: _Optional[str] = ..., sequence: _Optional[int] = ..., first_event_ns: _Optional[int] = ..., last_event_ns: _Optional[int] = ..., watermark_ns: _Optional[int] = ..., anchor_monotonic_ns: _Optional[int] = ..., anchor_unix_ns: _Optional[int] = ..., final: _Optional[bool] = ..., ledger: _Optional[_Iterable[_Union[LedgerEntry, _Mapping]]] = ...) -> None: ...
+
+class LedgerEntry(_message.Message):
+    __slots__ = ("stage", "kind", "reason", "in_count", "out_count", "dropped_count")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    IN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    OUT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    stage: str
+    kind: str
+    reason: str
+    in_count: int
+    out_count: int
+    dropped_count: int
+    def __init__(self, stage: _Optional[str] = ..., kind: _Optional[str] = ..., reason: _Optional[str] = ..., in_count: _Optional[int] = ..., out_count: _Optional[int] = ..., dropped_count: _Optional[int] = ...) -> None: ...
+
+class Connections(_message.Message):
+    __slots__ = ("id", "family", "local_address", "local_port", "remote_address", "remote_port", "translated_address", "translated_port", "role", "netns", "cgroup_id", "pid", "container", "process", "flags", "names")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    FAMILY_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_PORT_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_PORT_FIELD_NUMBER: _ClassVar[int]
+    TRANSLATED_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    TRANSLATED_PORT_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    NETNS_FIELD_NUMBER: _ClassVar[int]
+    CGROUP_ID_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    CONTAINER_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    id: bytes
+    family: bytes
+    local_address: bytes
+    local_port: bytes
+    remote_address: bytes
+    remote_port: bytes
+    translated_address: bytes
+    translated_port: bytes
+    role: bytes
+    netns: bytes
+    cgroup_id: bytes
+    pid: bytes
+    container: bytes
+    process: bytes
+    flags: bytes
+    names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[bytes] = ..., family: _Optional[bytes] = ..., local_address: _Optional[bytes] = ..., local_port: _Optional[bytes] = ..., remote_address: _Optional[bytes] = ..., remote_port: _Optional[bytes] = ..., translated_address: _Optional[bytes] = ..., translated_port: _Optional[bytes] = ..., role: _Optional[bytes] = ..., netns: _Optional[bytes] = ..., cgroup_id: _Optional[bytes] = ..., pid: _Optional[bytes] = ..., container: _Optional[bytes] = ..., process: _Optional[bytes] = ..., flags: _Optional[bytes] = ..., names: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Opens(_message.Message):
+    __slots__ = ("connection", "kind", "end_ns", "duration_ns", "error")
+    CONNECTION_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    END_NS_FIELD_NUMBER: _ClassVar[int]
+    DURATION_NS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    connection: bytes
+    kind: bytes
+    end_ns: bytes
+    duration_ns: bytes
+    error: bytes
+    def __init__(self, connection: _Optional[bytes] = ..., kind: _Optional[bytes] = ..., end_ns: _Optional[bytes] = ..., duration_ns: _Optional[bytes] = ..., error: _Optional[bytes] = ...) -> None: ...
+
+class Closes(_message.Message):
+    __slots__ = ("connection", "end_ns", "duration_ns")
+    CONNECTION_FIELD_NUMBER: _ClassVar[int]
+    END_NS_FIELD_NUMBER: _ClassVar[int]
+    DURATION_NS_FIELD_NUMBER: _ClassVar[int]
+    connection: bytes
+    end_ns: bytes
+    duration_ns: bytes
+    def __init__(self, connection: _Optional[bytes] = ..., end_ns: _Optional[bytes] = ..., duration_ns: _Optional[bytes] = ...) -> None: ...
+
+class Transfers(_message.Message):
+    __slots__ = ("connection", "direction", "call", "end_ns", "duration_ns", "size")
+    CONNECTION_FIELD_NUMBER: _ClassVar[int]
+    DIRECTION_FIELD_NUMBER: _ClassVar[int]
+    CALL_FIELD_NUMBER: _ClassVar[int]
+    END_NS_FIELD_NUMBER: _ClassVar[int]
+    DURATION_NS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    connection: bytes
+    direction: bytes
+    call: bytes
+    end_ns: bytes
+    duration_ns: bytes
+    size: bytes
+    def __init__(self, connection: _Optional[bytes] = ..., direction: _Optional[bytes] = ..., call: _Optional[bytes] = ..., end_ns: _Optional[bytes] = ..., duration_ns: _Optional[bytes] = ..., size: _Optional[bytes] = ...) -> None: ...

@@ -1,0 +1,175 @@
+"""Prometheus metrics of podwire itself, declared once, and the health endpoint.
+
+Every metric any component exports is a row of `METRICS`; asking for another name is an error at
+import. ``/metrics``, ``/healthz`` (the process runs) and ``/readyz`` (it does its work) are served
+on loopback unless configured otherwise.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Final, Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+
+if TYPE_CHECKING:
+    import logging
+    from collections.abc import Callable
+
+__all__ = ["METRICS", "Health", "RateLimited", "TelemetryServer", "counter", "gauge"]
+
+REGISTRY: Final = CollectorRegistry()
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One exported time series family."""
+
+    name: str
+    type: Literal["counter", "gauge"]
+    labels: tuple[str, ...]
+    help: str
+
+
+METRICS: Final[tuple[Metric, ...]] = (
+    Metric("podwire_ledger_total", "counter", ("stage", "kind", "outcome"), "Events by outcome: in, out, or the reason they were dropped"),
+    Metric("podwire_errors_total", "counter", ("component", "error"), "Errors that were survived"),
+    # collector
+    Metric("podwire_collector_batches_total", "counter", ("outcome",), "Event batches: sent, delivered or failed"),
+    Metric("podwire_collector_batch_bytes_total", "counter", (), "Bytes of event batches handed to Kafka"),
+    Metric("podwire_collector_connections", "gauge", (), "Connections known now"),
+    Metric("podwire_collector_ring_used_bytes", "gauge", ("ring",), "Bytes found waiting in the ring at the last drain"),
+    Metric("podwire_collector_clock_step_ns", "gauge", (), "How far the two clocks moved apart at the last re-sync"),
+    Metric("podwire_collector_hooks", "gauge", ("state",), "BPF hooks by state: attached or missing"),
+    # kube
+    Metric("podwire_kube_objects", "gauge", ("kind",), "Kubernetes objects known now"),
+    Metric("podwire_kube_published_total", "counter", ("kind", "change"), "Metadata records published"),
+    Metric("podwire_kube_relists_total", "counter", ("kind", "reason"), "Full lists read from the API server"),
+    # streams
+    Metric("podwire_streams_batches_total", "counter", (), "Event batches read"),
+    Metric("podwire_streams_blocks_total", "counter", ("outcome",), "Metrics blocks: emitted or late (a further block of a minute)"),
+    Metric("podwire_streams_rows_total", "counter", ("table",), "Rows emitted"),
+    Metric("podwire_streams_open_minutes", "gauge", (), "Minutes not yet emitted"),
+    Metric("podwire_streams_committed_age_seconds", "gauge", ("partition",), "Age of the oldest event behind the committed offset"),
+    Metric("podwire_streams_metadata_objects", "gauge", ("kind",), "Kubernetes objects in the cache"),
+    Metric("podwire_streams_metadata_waits_total", "counter", ("outcome",), "Batches that waited for metadata: resolved or missed"),
+    # sink
+    Metric("podwire_sink_blocks_total", "counter", ("outcome",), "Metrics blocks: inserted, duplicate or abandoned"),
+    Metric("podwire_sink_rows_total", "counter", ("table",), "Rows inserted"),
+    Metric("podwire_sink_insert_seconds_total", "counter", (), "Time spent in inserts"),
+    Metric("podwire_sink_retries_total", "counter", ("reason",), "Inserts tried again"),
+    Metric("podwire_sink_queries_total", "counter", ("outcome",), "Queries answered by the SQL endpoint"),
+    Metric("podwire_dead_letters_total", "counter", ("component", "topic"), "Messages sent to the dead letter topic"),
+)  # fmt: skip
+
+_DECLARED = {metric.name: metric for metric in METRICS}
+_CREATED: dict[str, Counter | Gauge] = {}
+
+
+def counter(name: str) -> Counter:
+    """Return the counter declared under this name."""
+    created = _created(name)
+    assert isinstance(created, Counter)
+    return created
+
+
+def gauge(name: str) -> Gauge:
+    """Return the gauge declared under this name."""
+    created = _created(name)
+    assert isinstance(created, Gauge)
+    return created
+
+
+def _created(name: str) -> Counter | Gauge:
+    if name not in _CREATED:
+        metric = _DECLARED[name]
+        kind = Counter if metric.type == "counter" else Gauge
+        _CREATED[name] = kind(metric.name, metric.help, metric.labels, registry=REGISTRY)
+    return _CREATED[name]
+
+
+class Health:
+    """Whether the component does its work: the last sign of progress is recent enough."""
+
+    def __init__(self, timeout_s: float = 60.0) -> None:
+        self._timeout_s = timeout_s
+        self._last_progress: float | None = None
+
+    def progress(self) -> None:
+        """Say that work was done just now."""
+        self._last_progress = time.monotonic()
+
+    def ready(self) -> bool:
+        """Whether there was progress within the time-out."""
+        last = self._last_progress
+        return last is not None and time.monotonic() - last < self._timeout_s
+
+
+class TelemetryServer:
+    """Serves ``/metrics``, ``/healthz`` and ``/readyz`` from a daemon thread."""
+
+    def __init__(self, health: Health, port: int, host: str = "127.0.0.1") -> None:
+        def page(path: str) -> tuple[int, bytes]:
+            if path == "/metrics":
+                return 200, generate_latest(REGISTRY)
+            if path == "/healthz":
+                return 200, b"ok\n"
+            if path == "/readyz":
+                return (200, b"ready\n") if health.ready() else (503, b"no recent progress\n")
+            return 404, b"try /metrics, /healthz or /readyz\n"
+
+        self._server = ThreadingHTTPServer((host, port), _handler(page))
+        self._server.daemon_threads = True
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="telemetry", daemon=True
+        )
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Close the port."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _handler(page: Callable[[str], tuple[int, bytes]]) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, body = page(self.path.partition("?")[0])
+            self.send_response(status)
+            self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # quiet by design
+            pass
+
+    return Handler
+
+
+class RateLimited:
+    """A logger for errors that repeat: one line per period, with the number held back."""
+
+    def __init__(self, logger: logging.Logger, period_s: float = 10.0) -> None:
+        self._logger = logger
+        self._period_s = period_s
+        self._last: dict[str, float] = {}
+        self._held: dict[str, int] = {}
+
+    def warning(self, message: str, *args: object) -> None:
+        """Log at most once per period and message."""
+        now = time.monotonic()
+        if now - self._last.get(message, -self._period_s) < self._period_s:
+            self._held[message] = self._held.get(message, 0) + 1
+            return
+        held = self._held.pop(message, 0)
+        self._last[message] = now
+        suffix = f" ({held} more like this held back)" if held else ""
+        self._logger.warning("%s%s", message % args if args else message, suffix)

@@ -1,0 +1,1 @@
+"""Metrics and entities from Kafka into ClickHouse. Wired together in `sink.pipeline`."""

@@ -1,0 +1,1 @@
+"""Kernel events and Kubernetes metadata into minutes of metrics. Wired in `streams.app`."""
