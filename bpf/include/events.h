@@ -62,6 +62,24 @@ enum podwire_connection_flag {
 	PODWIRE_PREEXISTING = 1, /* opened before the collector started */
 };
 
+/* What the counters are kept by; see struct podwire_counts. */
+enum podwire_kind {
+	PODWIRE_KIND_CONNECTION = 0, /* PODWIRE_ANNOUNCED */
+	PODWIRE_KIND_OPEN = 1,       /* PODWIRE_CONNECTED, PODWIRE_ACCEPTED */
+	PODWIRE_KIND_CLOSE = 2,      /* PODWIRE_CLOSED */
+	PODWIRE_KIND_TRANSFER = 3,
+	PODWIRE_KIND_PROCESS = 4,
+	PODWIRE_KINDS = 5,
+};
+
+/* One per kind and CPU: every event is counted in exactly one field. */
+struct podwire_counts {
+	__u64 submitted;
+	__u64 ring_full;   /* no room in the ring */
+	__u64 map_full;    /* no memory for the state of its socket or task */
+	__u64 unannounced; /* its connection's announcement had not fitted */
+};
+
 struct podwire_connection_record {
 	__u64 connection_id; /* unique per boot, never reused, never 0 */
 	__u64 end_ns;        /* when it was decided, accepted, closed */
