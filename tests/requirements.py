@@ -1,0 +1,126 @@
+"""What a test may need beyond Python, checked once per run and by trying it.
+
+Mark a test with ``bpf``, ``kafka``, ``clickhouse`` or ``vm`` and ``conftest.py`` calls `require`
+for it. Where the requirement is missing the test is skipped with the reason; names listed in
+``PODWIRE_REQUIRE`` (``bpf,kafka,clickhouse``) fail instead, so that CI cannot pass by skipping.
+Fixtures that set up something expensive call `require` themselves, before they begin.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import os
+import platform
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["REQUIREMENTS", "missing", "require"]
+
+_BPF_SYSCALL: Final = {"x86_64": 321, "aarch64": 280}
+_BPF_MAP_CREATE: Final = 0
+_BPF_MAP_TYPE_ARRAY: Final = 2
+_CLICKHOUSE_PROBE: Final = "import chdb; print(chdb.query('SELECT 40 + 2'))"
+
+
+def require(name: str) -> None:
+    """Skip the running test unless the requirement is met; fail if the run demands it.
+
+    Raises:
+        KeyError: If there is no such requirement.
+    """
+    reason = missing(name)
+    if reason is None:
+        return
+    text = f"needs {name}: {reason}"
+    demanded = os.environ.get("PODWIRE_REQUIRE", "").replace(",", " ").split()
+    if name in demanded:
+        pytest.fail(f"{text} (demanded by PODWIRE_REQUIRE)", pytrace=False)
+    pytest.skip(text)
+
+
+@functools.cache
+def missing(name: str) -> str | None:
+    """Why the requirement is not met here, or None. Looked up once per process."""
+    return REQUIREMENTS[name]()
+
+
+def _bpf() -> str | None:
+    if sys.platform != "linux":
+        return f"runs on {sys.platform}, not Linux"
+    number = _BPF_SYSCALL.get(platform.machine())
+    if number is None:
+        return f"no prebuilt objects for {platform.machine()}"
+    if not Path("/sys/kernel/btf/vmlinux").exists():
+        return "the kernel has no BTF (/sys/kernel/btf/vmlinux)"
+    try:
+        ctypes.CDLL("libbpf.so.1")
+    except OSError as error:
+        return f"no libbpf ({error})"
+    # Creating the smallest map asks for the same right as everything else and costs nothing.
+    libc = ctypes.CDLL(None, use_errno=True)
+    attributes = ctypes.create_string_buffer(struct.pack("<IIII", _BPF_MAP_TYPE_ARRAY, 4, 8, 1), 72)
+    descriptor = libc.syscall(number, _BPF_MAP_CREATE, attributes, len(attributes))
+    if descriptor < 0:
+        code = ctypes.get_errno()
+        hint = "; run as root or with CAP_BPF" if code == errno.EPERM else ""
+        return f"bpf(2) refused: {os.strerror(code)}{hint}"
+    os.close(descriptor)
+    return None
+
+
+def _kafka() -> str | None:
+    from tests.support.kafka import LIBRARY, fetch
+
+    java = shutil.which("java")
+    if java is None:
+        return "no java on PATH"
+    answer = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)
+    version = re.search(r'version "(\d+)', answer.stderr)
+    if version is None or int(version[1]) < 17:
+        return f"Java 17 or newer, found {answer.stderr.strip().splitlines()[:1]}"
+    if not any(LIBRARY.glob("kafka_*.jar")) and shutil.which("mvn") is None:
+        return "neither the Kafka jars nor mvn to fetch them"
+    try:
+        fetch()
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def _clickhouse() -> str | None:
+    # In a process of its own: the engine is large, and an unsuitable CPU would end this one.
+    answer = subprocess.run(
+        [sys.executable, "-c", _CLICKHOUSE_PROBE], capture_output=True, text=True, check=False
+    )
+    if answer.returncode or answer.stdout.strip() != "42":
+        last = (answer.stderr.strip() or answer.stdout.strip() or "no output").splitlines()[-1]
+        return f"the embedded ClickHouse engine does not run ({last})"
+    return None
+
+
+def _vm() -> str | None:
+    for tool in ("qemu-system-x86_64", "vng"):
+        if shutil.which(tool) is None:
+            return f"no {tool} on PATH"
+    return None
+
+
+REQUIREMENTS: Final[dict[str, Callable[[], str | None]]] = {
+    "bpf": _bpf,
+    "kafka": _kafka,
+    "clickhouse": _clickhouse,
+    "vm": _vm,
+}
+"""Marker name to a check that returns why it is missing, or None."""
