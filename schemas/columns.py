@@ -39,11 +39,19 @@ UNMEASURED_U64 = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 T = TypeVar("T", bound="Table")
 
 
-def column(dtype: str, width: int = 1) -> Any:
-    """Declare a column: little-endian numpy type, and values per row (then shape is (n, width))."""
+def column(dtype: str, width: int = 1, *, measured: bool = False) -> Any:
+    """Declare a column.
+
+    Args:
+        dtype: Little-endian numpy type.
+        width: Values per row; with more than one the shape is (n, width).
+        measured: Whether a row may lack the value: then it holds the greatest value of its type,
+            and a column that lacks all of them may be left out of the message.
+    """
     empty = np.empty((0, width) if width > 1 else 0, dtype)
     empty.flags.writeable = False
-    return field(default_factory=lambda: empty, metadata={"dtype": np.dtype(dtype), "width": width})
+    metadata = {"dtype": np.dtype(dtype), "width": width, "measured": measured}
+    return field(default_factory=lambda: empty, metadata=metadata)
 
 
 @dataclass(slots=True)
@@ -51,6 +59,7 @@ class Table:
     """Base of the columnar tables. All columns have the same number of rows."""
 
     _specs: ClassVar[tuple[tuple[str, np.dtype[Any], int], ...] | None] = None
+    _measured: ClassVar[frozenset[str] | None] = None
 
     @classmethod
     def specs(cls) -> tuple[tuple[str, np.dtype[Any], int], ...]:
@@ -63,6 +72,15 @@ class Table:
                 if "dtype" in item.metadata
             )
             cls._specs = found
+        return found
+
+    @classmethod
+    def measured_columns(cls) -> frozenset[str]:
+        """Names of the columns that a message may leave out."""
+        found = cls.__dict__.get("_measured")
+        if found is None:
+            found = frozenset(item.name for item in fields(cls) if item.metadata.get("measured"))
+            cls._measured = found
         return found
 
     @property
@@ -118,6 +136,9 @@ def decode_table(kind: type[T], message: Any) -> T:
             raise DecodeError(f"{kind.__name__}.{name}: {len(data)} bytes is no multiple of {step}")
         if rows is None:
             rows = count
+        elif not count and rows and name in kind.measured_columns():
+            columns[name] = np.full(rows, np.iinfo(dtype).max, dtype)
+            continue
         elif count != rows:
             raise DecodeError(f"{kind.__name__}.{name}: {count} rows, expected {rows}")
         values = np.frombuffer(data, dtype)

@@ -93,7 +93,7 @@ class Opens(Table):
     connection: U32 = column("<u4")
     kind: U8 = column("u1")
     end_ns: U64 = column("<u8")
-    duration_ns: U64 = column("<u8")
+    duration_ns: U64 = column("<u8", measured=True)
     error: U32 = column("<u4")
 
 
@@ -103,7 +103,7 @@ class Closes(Table):
 
     connection: U32 = column("<u4")
     end_ns: U64 = column("<u8")
-    duration_ns: U64 = column("<u8")
+    duration_ns: U64 = column("<u8", measured=True)
 
 
 @dataclass(slots=True)
@@ -114,7 +114,7 @@ class Transfers(Table):
     direction: U8 = column("u1")
     call: U8 = column("u1")
     end_ns: U64 = column("<u8")
-    duration_ns: U64 = column("<u8")
+    duration_ns: U64 = column("<u8", measured=True)
     size: U32 = column("<u4")
 
 
@@ -215,6 +215,8 @@ def decode_batch(data: bytes) -> EventBatch:
         _check_index("names", index, len(names))
     if connections.rows and not np.isin(connections.family, (4, 6)).all():
         raise DecodeError("address family is neither 4 nor 6")
+    if connections.rows and int(connections.role.max()) > Role.SERVER:
+        raise DecodeError(f"unknown role {int(connections.role.max())}")
     opens = decode_table(Opens, message.opens)
     closes = decode_table(Closes, message.closes)
     transfers = decode_table(Transfers, message.transfers)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from schemas.columns import U32, U64
 
 LAYOUT_VERSION = 1
+_END_OF_TIME_S = 2**32  # what a ClickHouse DateTime can hold
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -119,7 +120,13 @@ def decode_block(data: bytes) -> MetricsBlock:
     if message.layout_version != LAYOUT_VERSION:
         raise DecodeError(f"layout version {message.layout_version}, expected {LAYOUT_VERSION}")
     identity = BlockIdentity(**{n: getattr(message.identity, n) for n in _IDENTITY_FIELDS})
-    if not identity.topic or identity.minute_s % 60 or not identity.part < identity.parts:
+    if (
+        not identity.topic
+        or identity.minute_s % 60
+        or not 0 <= identity.minute_s < _END_OF_TIME_S
+        or not 0 <= identity.base_offset <= identity.end_offset
+        or not identity.part < identity.parts
+    ):
         raise DecodeError(f"bad block identity {identity}")
     names = list(message.names)
     return MetricsBlock(identity, names, [_decode_table(t, len(names)) for t in message.tables])

@@ -1,0 +1,220 @@
+"""The public protobuf classes are the judge here: they are protoc's, not ours."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from google.protobuf.internal import api_implementation
+from hypothesis import given, settings
+
+from schemas.columns import UNMEASURED_U64, Table
+from schemas.errors import DecodeError
+from schemas.events import (
+    LAYOUT_VERSION,
+    BatchHeader,
+    Closes,
+    Connections,
+    EventBatch,
+    Opens,
+    Transfers,
+    decode_batch,
+    encode_batch,
+)
+from schemas.ledger import Entry
+from schemas.pb import events_pb2 as public
+from tests.schemas.strategies import batches, damaged
+
+TABLES: dict[str, type[Table]] = {
+    "connections": Connections,
+    "opens": Opens,
+    "closes": Closes,
+    "transfers": Transfers,
+}
+HEADER = [item.name for item in dataclasses.fields(BatchHeader) if item.name != "ledger"]
+
+
+def small_batch() -> EventBatch:
+    """One IPv4 connection with one event of each kind."""
+    one = {name: np.ones(1, dtype) for name, dtype, width in Connections.specs() if width == 1}
+    address = np.array([[0] * 10 + [255, 255, 10, 0, 0, 1]], "u1")
+    wide = dict.fromkeys(("local_address", "remote_address", "translated_address"), address)
+    connections = Connections(**{**one, **wide})
+    connections.family[:] = 4
+    connections.container[:] = 0
+    u4, u1, u8 = (np.array([value], dtype) for value, dtype in ((0, "<u4"), (1, "u1"), (9, "<u8")))
+    return EventBatch(
+        header=BatchHeader(node="node-1"),
+        connections=connections,
+        names=["", "server"],
+        opens=Opens(u4, u1, u8, u8, u4),
+        closes=Closes(u4, u8, u8),
+        transfers=Transfers(u4, u1, u1, u8, u8, u4),
+    )
+
+
+def assert_equal(left: EventBatch, right: EventBatch) -> None:
+    assert left.header == right.header
+    assert list(left.names) == list(right.names)
+    for table, kind in TABLES.items():
+        for name, dtype, _ in kind.specs():
+            ours, theirs = (getattr(getattr(side, table), name) for side in (left, right))
+            assert theirs.dtype == dtype
+            np.testing.assert_array_equal(ours, theirs, err_msg=f"{table}.{name}")
+
+
+def to_public(batch: EventBatch) -> public.EventBatch:
+    """Build the message the way any protobuf client would, value by value."""
+    message = public.EventBatch()
+    message.header.layout_version = LAYOUT_VERSION
+    for name in HEADER:
+        setattr(message.header, name, getattr(batch.header, name))
+    for entry in batch.header.ledger:
+        message.header.ledger.add(**dataclasses.asdict(entry))
+    for table, kind in TABLES.items():
+        out = getattr(message, table)
+        for name, dtype, _ in kind.specs():
+            values = getattr(getattr(batch, table), name)
+            if not len(values):
+                continue  # even an empty value would make the table present in the message
+            if dtype.itemsize == 1:
+                setattr(out, name, bytes(values.ravel().tolist()))
+            else:
+                getattr(out, name).extend(int(value) for value in values)
+    message.connections.names.extend(batch.names)
+    return message
+
+
+def test_protobuf_runs_on_upb() -> None:
+    """The pure Python backend is a hundred times slower and would pass every other test."""
+    assert api_implementation.Type() == "upb"
+
+
+@settings(deadline=None, max_examples=60)
+@given(batches())
+def test_public_classes_read_what_the_codec_writes(batch: EventBatch) -> None:
+    message = public.EventBatch.FromString(encode_batch(batch))
+    for name in HEADER:
+        assert getattr(message.header, name) == getattr(batch.header, name)
+    ledger = [Entry(**{f.name: getattr(e, f.name) for f in dataclasses.fields(Entry)})
+              for e in message.header.ledger]  # fmt: skip
+    assert ledger == batch.header.ledger
+    assert list(message.connections.names) == list(batch.names)
+    for table, kind in TABLES.items():
+        for name, dtype, _ in kind.specs():
+            values = getattr(getattr(batch, table), name)
+            assert list(getattr(getattr(message, table), name)) == values.ravel().tolist(), dtype
+
+
+@settings(deadline=None, max_examples=60)
+@given(batches())
+def test_codec_reads_what_the_public_classes_write(batch: EventBatch) -> None:
+    assert_equal(decode_batch(to_public(batch).SerializeToString()), batch)
+
+
+@settings(deadline=None, max_examples=60)
+@given(batches())
+def test_both_write_the_same_fields(batch: EventBatch) -> None:
+    """Equal as messages, unknown fields included: a twin with other numbers would leave some."""
+    written = public.EventBatch.FromString(encode_batch(batch))
+    assert written.SerializeToString(deterministic=True) == to_public(batch).SerializeToString(
+        deterministic=True
+    )
+
+
+@settings(deadline=None, max_examples=40)
+@given(batches())
+def test_round_trip(batch: EventBatch) -> None:
+    assert_equal(decode_batch(encode_batch(batch)), batch)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_columns_are_those_of_the_public_message(table: str) -> None:
+    """Names, order, and widths; ``names`` is the dictionary, not a column."""
+    descriptor = public.EventBatch.DESCRIPTOR.fields_by_name[table].message_type
+    declared = []
+    for field in descriptor.fields:
+        if field.type == field.TYPE_STRING:
+            assert field.name == "names"
+            continue
+        width = 16 if field.name.endswith("_address") else 1
+        dtype = {field.TYPE_FIXED64: "<u8", field.TYPE_FIXED32: "<u4", field.TYPE_BYTES: "u1"}
+        declared.append((field.name, np.dtype(dtype[field.type]), width))
+    assert tuple(declared) == TABLES[table].specs()
+
+
+def test_header_fields_are_those_of_the_public_message() -> None:
+    fields = [field.name for field in public.BatchHeader.DESCRIPTOR.fields]
+    assert fields == ["layout_version", *HEADER, "ledger"]
+    entry = [field.name for field in public.LedgerEntry.DESCRIPTOR.fields]
+    assert entry == [item.name for item in dataclasses.fields(Entry)]
+
+
+@settings(deadline=None, max_examples=300)
+@given(damaged(batches().map(encode_batch)))
+def test_damaged_bytes_raise_decode_error_or_still_make_sense(data: bytes) -> None:
+    try:
+        batch = decode_batch(data)
+    except DecodeError:
+        return
+    assert batch.header.node
+    for table in (batch.opens, batch.closes, batch.transfers):
+        assert not table.rows or int(table.connection.max()) < batch.connections.rows
+
+
+def test_a_measured_column_may_be_left_out() -> None:
+    """What an older collector does not send was not measured, for each of its rows."""
+    message = to_public(small_batch())
+    message.transfers.ClearField("duration_ns")
+    batch = decode_batch(message.SerializeToString())
+    assert batch.transfers.duration_ns.tolist() == [UNMEASURED_U64]
+    assert batch.transfers.duration_ns.dtype == np.dtype("<u8")
+    assert batch.opens.duration_ns.tolist() == [9]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "reason"),
+    [
+        ("header.layout_version", 99, "layout version 99, expected 1"),
+        ("header.node", "", "without a node name"),
+        ("connections.family", b"\x05", "family"),
+        ("connections.role", b"\x03", "role 3"),
+        ("connections.process", [2], "names index 2 of 2"),
+        ("connections.local_address", b"short", "multiple of 16"),
+        ("connections.pid", [1, 2], "2 rows, expected 1"),
+        ("opens.kind", b"\x03", "open kind"),
+        ("opens.end_ns", [], "0 rows, expected 1"),
+        ("closes.connection", [1], "connection index 1 of 1"),
+        ("transfers.direction", b"\x00", "direction"),
+    ],
+)
+def test_each_check_names_what_is_wrong(path: str, value: object, reason: str) -> None:
+    message = to_public(small_batch())
+    table, _, name = path.partition(".")
+    owner = getattr(message, table)
+    if isinstance(value, list):
+        del getattr(owner, name)[:]
+        getattr(owner, name).extend(value)
+    else:
+        setattr(owner, name, value)
+    with pytest.raises(DecodeError, match=reason):
+        decode_batch(message.SerializeToString())
+
+
+def test_columns_of_unequal_length_are_refused_before_they_are_sent() -> None:
+    batch = small_batch()
+    batch.closes.end_ns = np.zeros(2, "<u8")
+    with pytest.raises(ValueError, match="end_ns has 2 rows, not 1"):
+        encode_batch(batch)
+
+
+def test_decoded_columns_cannot_be_changed_by_accident() -> None:
+    batch = decode_batch(encode_batch(small_batch()))
+    with pytest.raises(ValueError, match="read-only"):
+        batch.transfers.size[0] = 1
+
+
+def test_events_counts_all_kinds() -> None:
+    assert small_batch().events == 3
+    assert EventBatch().events == 0

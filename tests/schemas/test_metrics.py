@@ -1,0 +1,170 @@
+"""Blocks, judged by the public protobuf classes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from schemas.errors import DecodeError
+from schemas.metrics import (
+    LAYOUT_VERSION,
+    BlockIdentity,
+    MetricsBlock,
+    MetricsTable,
+    decode_block,
+    encode_block,
+)
+from schemas.pb import metrics_pb2 as public
+from tests.schemas.strategies import blocks, damaged
+
+IDENTITY = [item.name for item in dataclasses.fields(BlockIdentity)]
+
+
+def small_block() -> MetricsBlock:
+    """One row of one scope."""
+    index = np.array([1], "<u4")
+    return MetricsBlock(
+        BlockIdentity("podwire.events.v1", 0, 1_700_000_040, 5, 9),
+        ["", "name"],
+        [
+            MetricsTable(
+                "service",
+                1,
+                keys=dict.fromkeys(("cluster", "role", "service"), index),
+                figures={"read_duration": np.array([7], "<u8")},
+                measured={"read_duration": np.array([2], "<u8")},
+            )
+        ],
+    )
+
+
+def to_public(block: MetricsBlock) -> public.MetricsBlock:
+    """Build the message the way any protobuf client would, value by value."""
+    message = public.MetricsBlock(layout_version=LAYOUT_VERSION, names=block.names)
+    for name in IDENTITY:
+        setattr(message.identity, name, getattr(block.identity, name))
+    for table in block.tables:
+        out = message.tables.add(table=table.table, rows=table.rows)
+        for name, index in table.keys.items():
+            out.keys.add(name=name, values=index.tolist())
+        for name, values in table.figures.items():
+            measured = table.measured.get(name, np.empty(0, "<u8"))
+            out.figures.add(name=name, values=values.tolist(), measured=measured.tolist())
+    return message
+
+
+def assert_equal(left: MetricsBlock, right: MetricsBlock) -> None:
+    assert left.identity == right.identity
+    assert left.names == right.names
+    assert [(t.table, t.rows) for t in left.tables] == [(t.table, t.rows) for t in right.tables]
+    for ours, theirs in zip(left.tables, right.tables, strict=True):
+        for part in ("keys", "figures", "measured"):
+            mine, other = getattr(ours, part), getattr(theirs, part)
+            assert list(mine) == list(other)
+            for name in mine:
+                np.testing.assert_array_equal(mine[name], other[name], err_msg=name)
+
+
+@settings(deadline=None, max_examples=60)
+@given(blocks())
+def test_public_classes_read_what_the_codec_writes(block: MetricsBlock) -> None:
+    assert public.MetricsBlock.FromString(encode_block(block)) == to_public(block)
+
+
+@settings(deadline=None, max_examples=60)
+@given(blocks())
+def test_codec_reads_what_the_public_classes_write(block: MetricsBlock) -> None:
+    assert_equal(decode_block(to_public(block).SerializeToString()), block)
+
+
+@settings(deadline=None, max_examples=60)
+@given(blocks())
+def test_both_write_the_same_bytes(block: MetricsBlock) -> None:
+    written = public.MetricsBlock.FromString(encode_block(block))
+    assert written.SerializeToString(deterministic=True) == to_public(block).SerializeToString(
+        deterministic=True
+    )
+
+
+def test_identity_fields_are_those_of_the_public_message() -> None:
+    assert [field.name for field in public.BlockIdentity.DESCRIPTOR.fields] == IDENTITY
+
+
+@settings(deadline=None, max_examples=300)
+@given(damaged(blocks().map(encode_block)))
+def test_damaged_bytes_raise_decode_error_or_still_make_sense(data: bytes) -> None:
+    try:
+        block = decode_block(data)
+    except DecodeError:
+        return
+    for table in block.tables:
+        for index in table.keys.values():
+            assert len(index) == table.rows
+            assert not len(index) or int(index.max()) < len(block.names)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"topic": ""},
+        {"minute_s": 1_700_000_041},
+        {"minute_s": -60},
+        {"minute_s": 2**40 * 60},
+        {"base_offset": -1},
+        {"base_offset": 10},
+        {"part": 1},
+        {"parts": 0},
+    ],
+    ids=str,
+)
+def test_impossible_identity_is_refused(change: dict[str, object]) -> None:
+    message = to_public(small_block())
+    for name, value in change.items():
+        setattr(message.identity, name, value)
+    with pytest.raises(DecodeError, match="bad block identity"):
+        decode_block(message.SerializeToString())
+
+
+def test_layout_version_is_checked() -> None:
+    message = to_public(small_block())
+    message.layout_version = 7
+    with pytest.raises(DecodeError, match="layout version 7, expected 1"):
+        decode_block(message.SerializeToString())
+
+
+def test_unknown_table_key_and_figure_are_refused() -> None:
+    message = to_public(small_block())
+    message.tables[0].figures[0].name = "read_happiness"
+    with pytest.raises(DecodeError, match="unknown figure 'read_happiness'"):
+        decode_block(message.SerializeToString())
+    message = to_public(small_block())
+    message.tables[0].keys[0].name = "planet"
+    with pytest.raises(DecodeError, match=r"keys .*planet"):
+        decode_block(message.SerializeToString())
+    message = to_public(small_block())
+    message.tables[0].table = "planets"
+    with pytest.raises(DecodeError, match="unknown table 'planets'"):
+        decode_block(message.SerializeToString())
+
+
+def test_columns_must_be_as_long_as_the_table_says() -> None:
+    for column in ("keys", "figures"):
+        message = to_public(small_block())
+        getattr(message.tables[0], column)[0].values.append(1)
+        with pytest.raises(DecodeError, match="for 1 rows"):
+            decode_block(message.SerializeToString())
+    message = to_public(small_block())
+    message.tables[0].keys[0].values[0] = 2
+    with pytest.raises(DecodeError, match="name 2 of 2"):
+        decode_block(message.SerializeToString())
+
+
+def test_token_is_the_identity_without_the_attempt() -> None:
+    block = small_block()
+    again = dataclasses.replace(block.identity, attempt="second", end_offset=11)
+    assert block.identity.token == again.token
+    for change in ({"part": 1}, {"partition": 1}, {"minute_s": 60}, {"base_offset": 1}):
+        assert dataclasses.replace(block.identity, **change).token != block.identity.token
