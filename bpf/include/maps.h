@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * All state, and where it lives. Sockets and tasks own theirs (BPF local storage), so the kernel
+ * frees it with them: nothing leaks, nothing is evicted, no key can be reused under us.
+ */
+#ifndef PODWIRE_MAPS_H
+#define PODWIRE_MAPS_H
+
+/* How far the life of a socket has come. */
+enum socket_stage {
+	STAGE_NEW = 0,
+	STAGE_CONNECTING = 1, /* SYN sent, not decided */
+	STAGE_OPEN = 2,       /* established */
+	STAGE_CLOSED = 3,     /* failed, or closed by this end: nothing more is counted */
+};
+
+enum socket_announcement {
+	ANNOUNCED_NEVER = 0,
+	ANNOUNCED_WITHOUT_OWNER = 1,
+	ANNOUNCED = 2,
+};
+
+/* The process context that a connection is attributed to. */
+struct owner {
+	__u64 cgroup_id;
+	__u32 pid; /* 0: no process has touched it yet */
+	__u32 tid;
+	char comm[16];
+};
+
+struct socket_state {
+	__u64 connection_id;
+	__u64 start_ns; /* of the connect; 0 when not seen */
+	struct owner owner;
+	__u8 stage;        /* enum socket_stage */
+	__u8 role;         /* enum podwire_role */
+	__u8 flags;        /* enum podwire_connection_flag */
+	__u8 announcement; /* enum socket_announcement */
+	__u8 is_ready;     /* announced with owner, nothing left to settle: the fast path */
+	__u8 is_waiting;   /* established by the kernel, not yet taken by an application */
+	__u8 is_unqueued;  /* waiting, but `accept_queue` had no room */
+	__u8 is_own;       /* the collector's own: not recorded */
+};
+
+/* What happens inside the system call that a task is in. */
+struct call_state {
+	__u64 start_ns;
+	__u64 left_ns; /* when the last call was left, or the last file closed after it */
+	__u64 connection_id;
+	__u64 sock; /* connect: whom */
+	__u64 address;
+	__u32 address_length;
+	__u32 size; /* payload bytes moved so far */
+	__u8 kind;  /* enum podwire_call or enum other_call */
+	__u8 is_active;
+	__u8 direction;
+	__u8 is_announced;
+	__u8 is_fresh_connect; /* the socket was unconnected when connect was called */
+	__u8 has_sent_syn;
+	__u8 held_kind; /* enum podwire_kind + 1 of `held`; 0: nothing held */
+	__u8 pad;
+	/* A connect's failure or a close, to be completed with the end of the call. */
+	struct podwire_connection_record held;
+};
+
+/* Calls that move no bytes themselves; numbers above every podwire_call. */
+enum other_call {
+	CALL_CONNECT = 64,
+	CALL_ACCEPT = 65,
+	CALL_CLOSE = 66,
+};
+
+/* An established connection that no application has accepted, by the address of its sock. */
+struct waiting {
+	__u64 connection_id;
+	__u64 established_ns;
+};
+
+struct listener {
+	__u32 netns;
+	__u32 port;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct socket_state);
+} sockets SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct call_state);
+} calls SEC(".maps");
+
+/* accept() returns an fd, which leads to a sock that the verifier does not know: the storage of it
+ * can be read, not written. Deleting the entry here is what says "accepted", once. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 262144);
+	__type(key, __u64);
+	__type(value, struct waiting);
+} accept_queue SEC(".maps");
+
+/* Ports listened on when the collector started; tells the role of connections older than it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct listener);
+	__type(value, __u8);
+} listeners SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4 << 20);
+} connections SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 16 << 20);
+} transfers SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} processes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, PODWIRE_KINDS);
+	__type(key, __u32);
+	__type(value, struct podwire_counts);
+} counts SEC(".maps");
+
+/* Next sequence number of the ring `connections`, which several kinds share. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} connection_sequence SEC(".maps");
+
+/* Set by user space before loading. */
+const volatile __u32 podwire_own_pid = 0; /* process whose traffic is not recorded; 0: none */
+const volatile __u64 podwire_id_base = 0; /* CLOCK_MONOTONIC nanoseconds at load */
+
+/*
+ * Connection id = podwire_id_base + a counter. Unique for the life of the boot: one increment of a
+ * shared word takes more than a nanosecond, so every id of this run is below base + nanoseconds
+ * since load, and the base of a later run is above that.
+ */
+__u64 podwire_ids = 0;
+
+/* Never used; puts the records and enums of events.h into the object's BTF for collector/abi.py. */
+struct podwire_abi {
+	struct podwire_connection_record connection;
+	struct podwire_transfer_record transfer;
+	struct podwire_process_record process;
+	struct podwire_counts counts;
+	enum podwire_connection_event connection_event;
+	enum podwire_role role;
+	enum podwire_direction direction;
+	enum podwire_call call;
+	enum podwire_connection_flag connection_flag;
+	enum podwire_kind kind;
+	enum podwire_process_event process_event;
+};
+struct podwire_abi *podwire_abi = 0;
+
+#endif

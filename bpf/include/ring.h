@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The way into the rings. Every event ends in exactly one counter: submitted, ring_full, map_full
+ * or unannounced. No wake-up: user space drains on a timer, because the wake-up, not the copy, is
+ * what costs the traced call.
+ */
+#ifndef PODWIRE_RING_H
+#define PODWIRE_RING_H
+
+/* Counters are bumped atomically although they are per CPU: a softirq may interrupt the update. */
+#define count(kind, field)                                                                         \
+	({                                                                                         \
+		__u32 key_ = (kind);                                                               \
+		struct podwire_counts *counts_ = bpf_map_lookup_elem(&counts, &key_);              \
+		if (counts_)                                                                       \
+			__sync_fetch_and_add(&counts_->field, 1);                                  \
+	})
+
+static __always_inline __u32 kind_of_event(__u8 event)
+{
+	if (event == PODWIRE_ANNOUNCED)
+		return PODWIRE_KIND_CONNECTION;
+	return event == PODWIRE_CLOSED ? PODWIRE_KIND_CLOSE : PODWIRE_KIND_OPEN;
+}
+
+/* Returns whether the ring took it. */
+static __noinline bool submit_connection(struct podwire_connection_record *from)
+{
+	struct podwire_connection_record *record;
+	__u64 *sequence;
+	__u32 key = 0;
+
+	if (!from)
+		return false;
+	record = bpf_ringbuf_reserve(&connections, sizeof(*record), 0);
+	if (!record) {
+		count(kind_of_event(from->event), ring_full);
+		return false;
+	}
+	__builtin_memcpy(record, from, sizeof(*record));
+	record->cpu = bpf_get_smp_processor_id();
+	sequence = bpf_map_lookup_elem(&connection_sequence, &key);
+	record->sequence = sequence ? __sync_fetch_and_add(sequence, 1) : 0;
+	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+	count(kind_of_event(from->event), submitted);
+	return true;
+}
+
+static __always_inline void submit_transfer(__u64 connection_id, __u64 duration_ns, __u64 end_ns,
+					    __u32 size, __u8 direction, __u8 call)
+{
+	__u32 key = PODWIRE_KIND_TRANSFER;
+	__u64 pid_tid = bpf_get_current_pid_tgid();
+	struct podwire_counts *counted = bpf_map_lookup_elem(&counts, &key);
+	struct podwire_transfer_record *record;
+
+	if (!counted)
+		return;
+	record = bpf_ringbuf_reserve(&transfers, sizeof(*record), 0);
+	if (!record) {
+		__sync_fetch_and_add(&counted->ring_full, 1);
+		return;
+	}
+	record->connection_id = connection_id;
+	record->end_ns = end_ns;
+	record->duration_ns = duration_ns;
+	/* Alone in its ring: the number submitted so far is the sequence number. */
+	record->sequence = __sync_fetch_and_add(&counted->submitted, 1);
+	record->size = size;
+	record->pid = pid_tid >> 32;
+	record->tid = (__u32)pid_tid;
+	record->cpu = bpf_get_smp_processor_id();
+	record->direction = direction;
+	record->call = call;
+	record->pad = 0;
+	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+}
+
+#endif

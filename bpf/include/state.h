@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The state of sockets and tasks, and the connection records made from it. */
+#ifndef PODWIRE_STATE_H
+#define PODWIRE_STATE_H
+
+static __always_inline __u64 next_connection_id(void)
+{
+	return podwire_id_base + __sync_fetch_and_add(&podwire_ids, 1) + 1;
+}
+
+static __always_inline bool is_own_process(void)
+{
+	return podwire_own_pid && bpf_get_current_pid_tgid() >> 32 == podwire_own_pid;
+}
+
+static __always_inline struct call_state *current_call(void)
+{
+	return bpf_task_storage_get(&calls, bpf_get_current_task_btf(), 0, 0);
+}
+
+static __always_inline void own_by_current(struct owner *owner)
+{
+	__u64 pid_tid = bpf_get_current_pid_tgid();
+
+	owner->cgroup_id = bpf_get_current_cgroup_id();
+	owner->pid = pid_tid >> 32;
+	owner->tid = (__u32)pid_tid;
+	bpf_get_current_comm(owner->comm, sizeof(owner->comm));
+}
+
+static __always_inline void fill_owner(struct podwire_connection_record *record,
+				       const struct owner *owner, struct sock *sk)
+{
+	record->cgroup_id = owner->pid ? owner->cgroup_id : cgroup_of_sock(sk);
+	record->pid = owner->pid;
+	record->tid = owner->tid;
+	__builtin_memcpy(record->comm, owner->comm, sizeof(record->comm));
+}
+
+/* Everything but `error`, which is 0, and what submit_connection() adds. */
+static __always_inline void fill_record(struct podwire_connection_record *record, __u8 event,
+					struct sock *sk, const struct socket_state *st,
+					__u64 end_ns, __u64 duration_ns, __u8 tcp_state)
+{
+	__builtin_memset(record, 0, sizeof(*record));
+	record->connection_id = st->connection_id;
+	record->end_ns = end_ns;
+	record->duration_ns = duration_ns;
+	record->event = event;
+	record->role = st->role;
+	record->flags = st->flags;
+	record->state = tcp_state;
+	fill_addresses(record, sk);
+	fill_owner(record, &st->owner, sk);
+}
+
+static __always_inline __u8 tcp_state_of(struct sock *sk)
+{
+	return BPF_CORE_READ(sk, __sk_common.skc_state);
+}
+
+/*
+ * Tell user space who this connection is, until the ring has taken it. First seen by a softirq, it
+ * is told again when a process touches it. `st` may be a copy.
+ */
+static __noinline void announce(struct sock *sk, struct socket_state *st)
+{
+	struct podwire_connection_record record;
+	__u8 wanted;
+
+	if (!st)
+		return;
+	wanted = st->owner.pid ? ANNOUNCED : ANNOUNCED_WITHOUT_OWNER;
+	if (st->announcement >= wanted)
+		return;
+	fill_record(&record, PODWIRE_ANNOUNCED, sk, st, bpf_ktime_get_ns(), PODWIRE_UNMEASURED,
+		    tcp_state_of(sk));
+	if (submit_connection(&record))
+		st->announcement = wanted;
+}
+
+/* Submit an event that carries the whole announcement anyway. */
+static __always_inline void submit_and_announce(struct podwire_connection_record *record,
+						struct socket_state *st)
+{
+	__u8 told = st->owner.pid ? ANNOUNCED : ANNOUNCED_WITHOUT_OWNER;
+
+	if (submit_connection(record) && st->announcement < told)
+		st->announcement = told;
+}
+
+static __always_inline void start_state(struct socket_state *st, __u8 stage, __u8 role)
+{
+	__builtin_memset(st, 0, sizeof(*st));
+	st->connection_id = next_connection_id();
+	st->stage = stage;
+	st->role = role;
+}
+
+static __always_inline struct socket_state *create_state(struct sock *sk)
+{
+	return bpf_sk_storage_get(&sockets, sk, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+}
+
+static __always_inline struct socket_state *find_state(struct sock *sk)
+{
+	return bpf_sk_storage_get(&sockets, sk, 0, 0);
+}
+
+/* A socket that was open before us: server if its port was listened on then. */
+static __always_inline void start_preexisting(struct socket_state *st, struct sock *sk)
+{
+	struct listener key = {
+		.netns = netns_of(sk),
+		.port = BPF_CORE_READ(sk, __sk_common.skc_num),
+	};
+
+	start_state(st, STAGE_OPEN,
+		    bpf_map_lookup_elem(&listeners, &key) ? PODWIRE_ROLE_SERVER :
+							    PODWIRE_ROLE_CLIENT);
+	st->flags = PODWIRE_PREEXISTING;
+}
+
+/* A connect was decided: `error` 0 is success. */
+static __always_inline void fill_connected(struct podwire_connection_record *record,
+					   struct sock *sk, struct socket_state *st, __u32 error,
+					   __u8 tcp_state)
+{
+	__u64 now = bpf_ktime_get_ns();
+
+	fill_record(record, PODWIRE_CONNECTED, sk, st, now,
+		    st->start_ns ? now - st->start_ns : PODWIRE_UNMEASURED, tcp_state);
+	record->error = error;
+	st->stage = error ? STAGE_CLOSED : STAGE_OPEN;
+}
+
+/* An application was seen to have a connection of which no accept() was seen: io_uring. */
+static __noinline void claim_by_touch(struct sock *sk, struct socket_state *st)
+{
+	struct podwire_connection_record record;
+	__u64 key = (__u64)sk;
+	bool is_first;
+
+	if (!st)
+		return;
+	is_first = bpf_map_delete_elem(&accept_queue, &key) == 0 || st->is_unqueued;
+	st->is_waiting = 0;
+	st->is_unqueued = 0;
+	if (!is_first)
+		return; /* accept() has said it */
+	fill_record(&record, PODWIRE_ACCEPTED, sk, st, bpf_ktime_get_ns(), PODWIRE_UNMEASURED,
+		    tcp_state_of(sk));
+	submit_and_announce(&record, st);
+}
+
+/* The slow part of touch(): settle all that a process context can settle. */
+static __noinline void settle(struct sock *sk, struct socket_state *st)
+{
+	struct podwire_connection_record record;
+	__u8 tcp_state = tcp_state_of(sk);
+
+	if (!st)
+		return;
+	if (!st->connection_id)
+		start_preexisting(st, sk);
+	if (!st->owner.pid)
+		own_by_current(&st->owner);
+	/* The kernel skips a program that would interrupt itself, so the handshake may have gone
+	 * unseen (bpf_prog_info.recursion_misses). */
+	if (st->stage == STAGE_CONNECTING && tcp_state != TCP_SYN_SENT &&
+	    tcp_state != TCP_SYN_RECV && tcp_state != TCP_CLOSE) {
+		fill_connected(&record, sk, st, 0, tcp_state);
+		submit_and_announce(&record, st);
+	}
+	if (st->is_waiting)
+		claim_by_touch(sk, st);
+	announce(sk, st);
+	st->is_ready = st->announcement == ANNOUNCED && st->stage == STAGE_OPEN;
+}
+
+/* The state of a socket that the current task uses; NULL without memory for it. */
+static __always_inline struct socket_state *touch(struct sock *sk)
+{
+	struct socket_state *st = create_state(sk);
+
+	if (st && !st->is_ready)
+		settle(sk, st);
+	return st;
+}
+
+/*
+ * Read the state of a sock that the verifier does not know, by walking its storage as
+ * bpf_local_storage_lookup() does.
+ */
+static __always_inline bool read_state(struct sock *sk, struct socket_state *to)
+{
+	__u32 map_id = ((struct bpf_map *)&sockets)->id;
+	struct hlist_node *node = BPF_CORE_READ(sk, sk_bpf_storage, list.first);
+	struct bpf_local_storage_elem *elem;
+
+	for (int i = 0; i < 8 && node; i++) {
+		elem = (void *)node - bpf_core_field_offset(elem->snode);
+		if (BPF_CORE_READ(elem, sdata.smap, map.id) == map_id)
+			return !bpf_probe_read_kernel(
+				to, sizeof(*to),
+				(void *)elem + bpf_core_field_offset(elem->sdata) +
+					bpf_core_field_offset(elem->sdata.data));
+		node = BPF_CORE_READ(node, next);
+	}
+	return false;
+}
+
+#endif

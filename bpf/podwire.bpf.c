@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The tracepoint tier: life cycle of TCP connections and every call that moves their bytes. Each
+ * program stands alone, so a kernel that lacks one tracepoint loses only what that one measures.
+ */
+#include "include/vmlinux.h"
+
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_tracing.h>
+
+#include "include/events.h"
+#include "include/maps.h"
+#include "include/ring.h"
+#include "include/socket.h"
+#include "include/state.h"
+#include "include/syscalls.h"
+
+#include "programs/calls.h"
+#include "programs/transfers.h"
+#include "programs/connections.h"
+#include "programs/existing.h"
+#include "programs/processes.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

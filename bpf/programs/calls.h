@@ -1,0 +1,236 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * System calls: what a task is in, since when, and what came of it. One pair of programs for all
+ * calls; those not listed in syscalls.h leave after one table look-up.
+ */
+
+/* Errors of connect() that decide nothing. */
+enum {
+	EINTR = 4,
+	EFAULT = 14,
+	EISCONN = 106,
+	EALREADY = 114,
+	EINPROGRESS = 115,
+	ERESTARTSYS = 512,
+};
+
+struct socket_address {
+	__u16 family;
+	__be16 port;
+	union {
+		__be32 ipv4;
+		struct {
+			__u32 flow;
+			__u8 ipv6[16];
+		};
+	};
+};
+
+static __always_inline void release_held(struct call_state *call, __u64 now)
+{
+	__u64 start = call->start_ns > call->left_ns ? call->start_ns : call->left_ns;
+
+	if (!call->held_kind)
+		return;
+	call->held.end_ns = now;
+	call->held.duration_ns = now - start;
+	call->left_ns = now;
+	call->held_kind = 0;
+	submit_connection(&call->held);
+}
+
+static __always_inline void flush_transfer(struct call_state *call, __u64 now)
+{
+	if (!call->size)
+		return;
+	if (call->is_announced)
+		submit_transfer(call->connection_id, now - call->start_ns, now, call->size,
+				call->direction, call->kind);
+	else
+		count(PODWIRE_KIND_TRANSFER, unannounced);
+	call->size = 0;
+}
+
+static __always_inline void enter_connect(struct call_state *call, __u32 fd)
+{
+	struct socket *socket = 0;
+	struct sock *sk = sock_of_fd(fd, &socket);
+
+	call->sock = (__u64)sk;
+	call->has_sent_syn = 0;
+	/* Not SS_CONNECTING: a repeated connect() only asks how the first one went. */
+	call->is_fresh_connect = sk && BPF_CORE_READ(socket, state) == SS_UNCONNECTED;
+}
+
+/* tcp_splice_read() does not pass sock_recvmsg(), so the socket must be found through the fd. */
+static __noinline int enter_splice(struct call_state *call, __u32 fd)
+{
+	struct socket_state st = {};
+	struct socket *socket;
+	struct sock *sk = sock_of_fd(fd, &socket);
+
+	if (!call)
+		return 0;
+	call->sock = (__u64)sk;
+	call->is_announced = 0;
+	call->connection_id = 0;
+	if (!sk || !read_state(sk, &st))
+		return 0;
+	if (!st.owner.pid)
+		own_by_current(&st.owner);
+	if (st.is_waiting)
+		claim_by_touch(sk, &st);
+	announce(sk, &st); /* known again at its next touch: the copy forgets that it was told */
+	call->is_announced = st.announcement != ANNOUNCED_NEVER;
+	call->connection_id = st.connection_id;
+	return 0;
+}
+
+static __always_inline void exit_splice(struct call_state *call, long result, __u64 now)
+{
+	if (!call->sock || result <= 0)
+		return;
+	call->size = result;
+	call->direction = PODWIRE_READ;
+	flush_transfer(call, now);
+}
+
+/* connect() refused before a SYN was sent: no route, no free port, forbidden by a filter. */
+static __noinline int fail_connect(struct call_state *call, __u32 error)
+{
+	struct podwire_connection_record record;
+	struct socket_address address = {};
+	struct socket_state st;
+	struct sock *sk;
+	__u32 length;
+
+	if (!call)
+		return 0;
+	sk = (struct sock *)call->sock;
+	length = call->address_length;
+	if (length > sizeof(address))
+		length = sizeof(address);
+	if (bpf_probe_read_user(&address, length, (void *)call->address))
+		return 0;
+	if (address.family != AF_INET && address.family != AF_INET6)
+		return 0;
+	start_state(&st, STAGE_CLOSED, PODWIRE_ROLE_CLIENT);
+	own_by_current(&st.owner);
+	fill_record(&record, PODWIRE_CONNECTED, sk, &st, bpf_ktime_get_ns(), 0, TCP_CLOSE);
+	record.duration_ns = record.end_ns - call->start_ns;
+	record.error = error;
+	record.remote_port = bpf_ntohs(address.port);
+	if (address.family == AF_INET) {
+		map_ipv4(record.remote_address, address.ipv4);
+	} else {
+		__builtin_memcpy(record.remote_address, address.ipv6, 16);
+	}
+	record.family = is_mapped_ipv4(record.remote_address) ? 4 : 6;
+	submit_connection(&record);
+	return 0;
+}
+
+static __always_inline void exit_connect(struct call_state *call, long result, __u64 now)
+{
+	__u32 error = -result;
+
+	if (call->held_kind) {
+		call->held.error = result < 0 ? error : call->held.error;
+		release_held(call, now);
+		return;
+	}
+	if (result >= 0 || !call->is_fresh_connect || call->has_sent_syn)
+		return;
+	if (error == EINTR || error == EFAULT || error == EISCONN || error == EALREADY ||
+	    error == EINPROGRESS || error >= ERESTARTSYS)
+		return;
+	fail_connect(call, error);
+}
+
+static __noinline int exit_accept(struct call_state *call, __u32 fd)
+{
+	struct podwire_connection_record record;
+	struct socket_state st;
+	struct socket *socket;
+	struct sock *sk = sock_of_fd(fd, &socket);
+	struct waiting *waiting;
+	__u64 key = (__u64)sk, now = bpf_ktime_get_ns(), start;
+
+	if (!call || !sk)
+		return 0;
+	waiting = bpf_map_lookup_elem(&accept_queue, &key);
+	if (!waiting)
+		return 0;
+	__builtin_memset(&st, 0, sizeof(st));
+	st.connection_id = waiting->connection_id;
+	st.role = PODWIRE_ROLE_SERVER;
+	/* Waiting for a client is not part of accepting it. */
+	start = waiting->established_ns > call->start_ns ? waiting->established_ns : call->start_ns;
+	if (bpf_map_delete_elem(&accept_queue, &key))
+		return 0;
+	own_by_current(&st.owner);
+	fill_record(&record, PODWIRE_ACCEPTED, sk, &st, now, now - start, tcp_state_of(sk));
+	submit_connection(&record);
+	return 0;
+}
+
+SEC("tp_btf/sys_enter")
+int BPF_PROG(sys_enter, struct pt_regs *regs, long number)
+{
+	__u8 kind = call_of_number(number);
+	struct task_struct *task;
+	struct call_state *call;
+
+	if (!kind)
+		return 0;
+	task = bpf_get_current_task_btf();
+	if (is_compat(task) || is_own_process())
+		return 0;
+	call = bpf_task_storage_get(&calls, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!call)
+		return 0; /* its transfers are told at once, without a duration */
+	call->kind = kind;
+	call->is_active = 1;
+	call->size = 0;
+	call->held_kind = 0;
+	call->start_ns = bpf_ktime_get_ns();
+	if (kind == CALL_CONNECT) {
+		call->address = CALL_ARGUMENT_2(regs);
+		call->address_length = CALL_ARGUMENT_3(regs);
+		enter_connect(call, CALL_ARGUMENT_1(regs));
+	} else if (kind == PODWIRE_CALL_SPLICE) {
+		enter_splice(call, CALL_ARGUMENT_1(regs));
+	}
+	return 0;
+}
+
+SEC("tp_btf/sys_exit")
+int BPF_PROG(sys_exit, struct pt_regs *regs, long result)
+{
+	__u8 kind = call_of_number(CALL_NUMBER(regs));
+	struct call_state *call;
+	__u64 now;
+
+	if (!kind)
+		return 0;
+	call = current_call();
+	if (!call || !call->is_active)
+		return 0;
+	call->is_active = 0;
+	if (kind < CALL_CONNECT) {
+		if (call->size)
+			flush_transfer(call, bpf_ktime_get_ns());
+		else if (kind == PODWIRE_CALL_SPLICE)
+			exit_splice(call, result, bpf_ktime_get_ns());
+		return 0;
+	}
+	now = bpf_ktime_get_ns();
+	if (kind == CALL_CONNECT)
+		exit_connect(call, result, now);
+	else if (kind == CALL_ACCEPT && result >= 0)
+		exit_accept(call, result);
+	else if (kind == CALL_CLOSE)
+		release_held(call, now);
+	call->left_ns = now;
+	return 0;
+}

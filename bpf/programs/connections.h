@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The life of a connection. The handshake decides a connect, blocking or not; accept() takes an
+ * established connection; the release of the socket's last file, or its destruction, closes it.
+ */
+
+enum {
+	ECANCELED = 125,
+	/* How soon after a call its delayed fput() runs at the latest; before v6.6 that is where
+	 * close() itself closes. */
+	FPUT_GAP_NS = 1000000,
+};
+
+static __always_inline bool is_in_call(struct call_state *call, __u8 kind)
+{
+	return call && call->is_active && call->kind == kind;
+}
+
+static __always_inline void hold(struct call_state *call, struct sock *sk, struct socket_state *st,
+				 __u8 event, __u8 tcp_state)
+{
+	fill_record(&call->held, event, sk, st, 0, 0, tcp_state);
+	call->held_kind = kind_of_event(event) + 1;
+}
+
+/* Once per connection: this end has closed it. */
+static __noinline int closed(struct sock *sk, struct socket_state *st, __u8 tcp_state)
+{
+	struct podwire_connection_record record;
+	__u64 now = bpf_ktime_get_ns(), duration = PODWIRE_UNMEASURED;
+	struct call_state *call;
+
+	if (!st || st->stage != STAGE_OPEN || st->is_own)
+		return 0;
+	st->stage = STAGE_CLOSED;
+	st->is_ready = 0;
+	call = is_owned(sk) ? current_call() : 0;
+	if (is_in_call(call, CALL_CLOSE)) {
+		release_held(call, now); /* close_range() closes several */
+		hold(call, sk, st, PODWIRE_CLOSED, tcp_state);
+		return 0;
+	}
+	if (call && !call->is_active && call->kind == CALL_CLOSE &&
+	    now - call->left_ns < FPUT_GAP_NS) {
+		duration = now - call->start_ns;
+		call->start_ns = now;
+		call->left_ns = now;
+	}
+	fill_record(&record, PODWIRE_CLOSED, sk, st, now, duration, tcp_state);
+	submit_connection(&record);
+	return 0;
+}
+
+static __noinline int begin_connect(struct sock *sk)
+{
+	struct call_state *call = current_call();
+	bool is_called = is_in_call(call, CALL_CONNECT) && call->sock == (__u64)sk;
+	struct socket_state *st;
+
+	if (is_subflow(sk))
+		return 0;
+	if (is_called)
+		call->has_sent_syn = 1;
+	st = create_state(sk);
+	if (!st) {
+		count(PODWIRE_KIND_OPEN, map_full);
+		return 0;
+	}
+	closed(sk, st, TCP_CLOSE); /* a reset connection that is connected anew */
+	start_state(st, STAGE_CONNECTING, PODWIRE_ROLE_CLIENT);
+	st->start_ns = is_called ? call->start_ns : bpf_ktime_get_ns();
+	own_by_current(&st->owner);
+	st->is_own = is_own_process();
+	return 0;
+}
+
+static __noinline int connected(struct sock *sk, struct socket_state *st)
+{
+	struct podwire_connection_record record;
+
+	if (!st || st->is_own)
+		return 0;
+	fill_connected(&record, sk, st, 0, TCP_ESTABLISHED);
+	submit_and_announce(&record, st);
+	return 0;
+}
+
+static __noinline int connect_failed(struct sock *sk, struct socket_state *st)
+{
+	struct podwire_connection_record record;
+	struct call_state *call;
+	__u32 error;
+
+	if (!st || st->is_own)
+		return 0;
+	/* tcp_reset() and tcp_write_err() set the error before the state. */
+	error = BPF_CORE_READ(sk, sk_err);
+	if (!error) {
+		/* tcp_v4_connect() failed after SYN_SENT: only the call knows why. */
+		call = current_call();
+		if (is_in_call(call, CALL_CONNECT) && call->sock == (__u64)sk &&
+		    call->has_sent_syn && is_owned(sk)) {
+			st->stage = STAGE_CLOSED;
+			hold(call, sk, st, PODWIRE_CONNECTED, TCP_CLOSE);
+			call->held.error = ECANCELED;
+			return 0;
+		}
+		error = BPF_CORE_READ(sk, sk_err_soft);
+	}
+	/* Without any, the application has given up. */
+	fill_connected(&record, sk, st, error ? error : ECANCELED, TCP_CLOSE);
+	submit_connection(&record);
+	return 0;
+}
+
+/* The three-way handshake of a client is complete; an application may accept it now. */
+static __noinline int queued(struct sock *sk)
+{
+	struct waiting waiting = {};
+	struct socket_state *st = create_state(sk);
+	__u64 key = (__u64)sk;
+
+	if (!st) {
+		count(PODWIRE_KIND_OPEN, map_full);
+		return 0;
+	}
+	start_state(st, STAGE_OPEN, PODWIRE_ROLE_SERVER);
+	st->is_waiting = 1;
+	waiting.connection_id = st->connection_id;
+	waiting.established_ns = bpf_ktime_get_ns();
+	st->is_unqueued = bpf_map_update_elem(&accept_queue, &key, &waiting, BPF_ANY) != 0;
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(inet_sock_set_state, struct sock *sk, int before, int after)
+{
+	struct socket_state *st;
+
+	if (!is_tcp(sk))
+		return 0;
+	if (after == TCP_SYN_SENT)
+		return begin_connect(sk);
+	if (after == TCP_SYN_RECV || after == TCP_LISTEN || before == TCP_LISTEN)
+		return 0;
+	st = find_state(sk);
+	if (after == TCP_ESTABLISHED) {
+		if (!st && before == TCP_SYN_RECV)
+			return queued(sk);
+		if (!st && before == TCP_SYN_SENT && !is_subflow(sk)) {
+			/* It was under way when we came: no start, no owner yet. */
+			st = create_state(sk);
+			if (!st)
+				count(PODWIRE_KIND_OPEN, map_full);
+			else
+				start_state(st, STAGE_CONNECTING, PODWIRE_ROLE_CLIENT);
+		}
+		if (st && st->stage == STAGE_CONNECTING)
+			return connected(sk, st);
+		return 0;
+	}
+	if (st && st->stage == STAGE_CONNECTING)
+		return after == TCP_CLOSE ? connect_failed(sk, st) : 0;
+	if (is_being_released(sk)) {
+		st = touch(sk); /* closed without any transfer counts as well */
+		return closed(sk, st, after);
+	}
+	return 0;
+}
+
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(tcp_destroy_sock, struct sock *sk)
+{
+	struct socket_state *st = find_state(sk);
+	__u64 key = (__u64)sk;
+
+	if (!st)
+		return 0;
+	/* Never accepted: it was no application's connection. An accepted one has left the queue. */
+	if (st->is_waiting && (st->is_unqueued || !bpf_map_delete_elem(&accept_queue, &key)))
+		return 0;
+	return closed(sk, st, TCP_CLOSE);
+}

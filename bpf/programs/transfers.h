@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Bytes: sock_sendmsg() and sock_recvmsg() tell socket and size of every call that moves data,
+ * whichever system call it came from.
+ * Linux kernel commit 6e6eda44b939 ("sock: add tracepoint for send recv length") (in v6.3).
+ */
+
+enum {
+	MSG_PEEK = 0x2,
+	MSG_ERRQUEUE = 0x2000,
+};
+
+static __always_inline __u8 call_without_syscall(struct task_struct *task)
+{
+	if (task->flags & PF_IO_WORKER)
+		return PODWIRE_CALL_IO_URING;
+	if (task->flags & PF_KTHREAD)
+		return PODWIRE_CALL_OTHER;
+	/* Submitted inline by io_uring_enter, or its task work on the way back to user space. */
+	return task->io_uring ? PODWIRE_CALL_IO_URING : PODWIRE_CALL_OTHER;
+}
+
+static __always_inline void moved(struct sock *sk, __u32 size, __u8 direction)
+{
+	struct task_struct *task;
+	struct socket_state *st;
+	struct call_state *call;
+
+	if (!is_tcp(sk) || is_own_process())
+		return;
+	st = touch(sk);
+	if (!st) {
+		count(PODWIRE_KIND_TRANSFER, map_full);
+		return;
+	}
+	if (st->is_own)
+		return;
+	task = bpf_get_current_task_btf();
+	call = bpf_task_storage_get(&calls, task, 0, 0);
+	if (call && call->is_active && call->kind < CALL_CONNECT) {
+		if (call->size && (call->connection_id != st->connection_id ||
+				   call->direction != direction)) {
+			__u64 now = bpf_ktime_get_ns();
+
+			flush_transfer(call, now);
+			call->start_ns = now;
+		}
+		call->connection_id = st->connection_id;
+		call->is_announced = st->announcement != ANNOUNCED_NEVER;
+		call->direction = direction;
+		call->size += size;
+		return;
+	}
+	if (st->announcement == ANNOUNCED_NEVER) {
+		count(PODWIRE_KIND_TRANSFER, unannounced);
+		return;
+	}
+	submit_transfer(st->connection_id, PODWIRE_UNMEASURED, bpf_ktime_get_ns(), size, direction,
+			call_without_syscall(task));
+}
+
+SEC("tp_btf/sock_send_length")
+int BPF_PROG(sock_send_length, struct sock *sk, int result, int flags)
+{
+	if (result > 0)
+		moved(sk, result, PODWIRE_WRITE);
+	return 0;
+}
+
+SEC("tp_btf/sock_recv_length")
+int BPF_PROG(sock_recv_length, struct sock *sk, int result, int flags)
+{
+	if (result > 0 && !(flags & (MSG_PEEK | MSG_ERRQUEUE)))
+		moved(sk, result, PODWIRE_READ);
+	return 0;
+}
