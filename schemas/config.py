@@ -8,6 +8,7 @@ with `setting`, which carries the help text, the range and whether the value is 
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self, get_type_hints
@@ -86,7 +87,7 @@ class Config:
                 value = options[item.name]
             elif variable in environment:
                 key, value = variable, environment[variable]
-            elif item.name in section:
+            elif section.get(item.name) is not None:  # "key:" without a value changes nothing
                 value = section[item.name]
             else:
                 continue
@@ -176,15 +177,18 @@ def _converted(key: str, value: Any, hint: Any) -> Any:
         raise ConfigError(key, f"{value!r} is neither true nor false")
     if hint is int or hint is float:
         try:
-            if isinstance(value, bool):
+            number = hint(value)
+            if isinstance(value, bool) or (isinstance(value, float) and number != value):
                 raise ValueError
-            return hint(value)
-        except (TypeError, ValueError):
+            if not math.isfinite(number):
+                raise ValueError
+        except (TypeError, ValueError, OverflowError):
             kind = "whole number" if hint is int else "number"
             raise ConfigError(key, f"{value!r} is no {kind}") from None
+        return number
     if hint is str:
-        if isinstance(value, dict | list):
-            raise ConfigError(key, "must be text")
+        if isinstance(value, bool | dict | list):  # YAML reads a bare `no` or `on` as a boolean
+            raise ConfigError(key, "must be text; put it in quotes")
         return str(value)
     if hint == tuple[str, ...]:
         if isinstance(value, str):

@@ -218,9 +218,12 @@ class KafkaBroker:
         *,
         key: str | bytes | None = None,
         partition: int = -1,
+        settings: dict[str, Any] | None = None,
     ) -> None:
         """Send the values and wait until the broker has them all."""
-        producer = Producer({"bootstrap.servers": self.bootstrap_servers, "linger.ms": 0})
+        producer = Producer(
+            {"bootstrap.servers": self.bootstrap_servers, "linger.ms": 0, **(settings or {})}
+        )
         failures: list[KafkaError] = []
         for value in values:
             producer.produce(
