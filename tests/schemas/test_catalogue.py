@@ -64,6 +64,7 @@ SKYWALKING = {
         "Response Body Size": "http_response_body_size",
     },
 }
+UNIT_BY_ENDING = {"count": "count", "duration": "ns", "size": "bytes", "bytes": "bytes"}
 UNIT_BY_WORD = {"CPM": "count", "Duration": "ns", "Size": "bytes"}
 ENTITIES = (
     "service_traffic",
@@ -109,8 +110,7 @@ def test_names_are_column_names_without_doubles() -> None:
 
 def test_units_show_in_the_names() -> None:
     for figure in FIGURES:
-        ending = figure.name.rsplit("_", 1)[1]
-        assert {"count": "count", "duration": "ns", "size": "bytes", "bytes": "bytes"}[ending] == figure.unit  # fmt: skip
+        assert figure.unit == UNIT_BY_ENDING[figure.name.rsplit("_", 1)[1]]
 
 
 def test_scopes_name_both_ends_and_the_role() -> None:

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
 from schemas.config import Config, KafkaConfig, load_file, setting
 from schemas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,7 +41,8 @@ def test_defaults_are_valid() -> None:
 
 def test_command_line_wins_over_environment_over_file_over_default() -> None:
     file = {"probe": {"rows": 2, "interval_s": 2, "mode": "exact"}}
-    config = load(file, {"rows": "4", "mode": None}, PODWIRE_PROBE_INTERVAL_S="3", PODWIRE_PROBE_ROWS="3")  # fmt: skip
+    variables = {"PODWIRE_PROBE_INTERVAL_S": "3", "PODWIRE_PROBE_ROWS": "3"}
+    config = load(file, {"rows": "4", "mode": None}, **variables)
     assert (config.rows, config.interval_s, config.mode) == (4, 3.0, "exact")
 
 
@@ -110,12 +113,12 @@ def test_every_error_names_its_key(name: str, value: object) -> None:
 
 
 def test_errors_from_the_environment_name_the_variable() -> None:
-    with pytest.raises(ConfigError, match="^PODWIRE_PROBE_ROWS: 'many' is no whole number$"):
+    with pytest.raises(ConfigError, match=r"^PODWIRE_PROBE_ROWS: 'many' is no whole number$"):
         load(PODWIRE_PROBE_ROWS="many")
 
 
 def test_a_section_must_be_a_mapping() -> None:
-    with pytest.raises(ConfigError, match="^probe: must be a mapping"):
+    with pytest.raises(ConfigError, match=r"^probe: must be a mapping"):
         load({"probe": ["rows"]})
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import inspect
+import re
 
 import pytest
 
@@ -9,14 +10,8 @@ from schemas import errors
 
 
 def test_the_tree_in_the_docstring_is_the_tree_of_the_classes() -> None:
-    drawn = [
-        line.split()[-1] if "──" in line else line.strip()
-        for line in (errors.__doc__ or "").splitlines()
-        if "──" in line or line.strip() == "PodwireError"
-    ]
-    names = [line.split("── ")[1].split()[0] for line in (errors.__doc__ or "").splitlines() if "── " in line]  # fmt: skip
-    assert drawn
-    assert sorted(["PodwireError", *names]) == sorted(errors.__all__)
+    drawn = re.findall(r"── (\w+)", errors.__doc__ or "")
+    assert sorted(["PodwireError", *drawn]) == sorted(errors.__all__)
     for name in errors.__all__:
         kind = getattr(errors, name)
         assert inspect.isclass(kind)
