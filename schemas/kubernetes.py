@@ -145,8 +145,8 @@ _KINDS: dict[str, type[Any]] = {
 
 
 def encode_object(record: KubernetesObject) -> bytes:
-    """Return the value of a ``podwire.k8s.*`` message."""
-    data: bytes = _to_message(record).SerializeToString()
+    """Return the value of a ``podwire.k8s.*`` message; equal records give equal bytes."""
+    data: bytes = _to_message(record).SerializeToString(deterministic=True)
     return data
 
 
