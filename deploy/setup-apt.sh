@@ -28,6 +28,7 @@ if ! command -v apt-get >/dev/null; then
 fi
 run=()
 ((EUID == 0)) || run=(sudo)
-export DEBIAN_FRONTEND=noninteractive
 "${run[@]}" apt-get update -qq
-"${run[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+# apt's full chatter hides its errors; one line per package is enough to see it move.
+"${run[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" |
+  sed -un 's/^Setting up \(.*\) \.\.\.$/    \1/p'
