@@ -1,0 +1,193 @@
+"""Which programs run here: found by trying, one by one where needed, never by kernel version.
+
+Everything is loaded at once first. If the kernel refuses, each program is loaded alone to learn
+which ones it refuses and why, and the others are loaded without them. A hook that is missing
+takes away only what it measures, unless the whole collector would be pointless without it.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from collector.libbpf import BpfObject
+from schemas.errors import BpfError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from collector.libbpf import Program
+
+__all__ = ["CORE", "Hook", "attach", "explain"]
+
+CORE: Final[Mapping[str, str]] = {
+    "inet_sock_set_state": "the life of connections",
+    "sock_send_length": "bytes written",
+    "sock_recv_length": "bytes read",
+}
+"""Kernel hooks without which no number would be right, and what they tell."""
+
+_TRIAL_RING_BYTES: Final = 65_536
+_CAPABILITIES: Final = {"CAP_BPF": 39, "CAP_PERFMON": 38}
+_CAP_SYS_ADMIN: Final = 21
+_VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """What became of one program."""
+
+    program: str
+    section: str
+    attached: bool
+    reason: str = ""
+    """Why it is missing."""
+
+    @property
+    def target(self) -> str:
+        """The kernel's name of what it hooks, such as ``inet_sock_set_state``."""
+        return self.section.rpartition("/")[2]
+
+
+def attach(
+    path: Path,
+    constants: Mapping[str, int],
+    rings: Mapping[str, int],
+    core: Collection[str] = tuple(CORE),
+) -> tuple[BpfObject, list[Hook]]:
+    """Open, load and attach whatever this kernel takes of an object.
+
+    Args:
+        path: The object file.
+        constants: Values of its ``const volatile`` variables.
+        rings: Size in bytes by the name of the ring map.
+        core: Targets that must be attached.
+
+    Returns:
+        The running object and the state of every program. Iterators are attached, not run.
+
+    Raises:
+        BpfError: If nothing can be loaded or a core hook is missing; says what to do about it.
+    """
+    opened = _open(path, constants, rings)
+    refused: dict[str, str] = {}
+    try:
+        opened.load()
+    except BpfError as error:
+        programs = opened.programs
+        opened.close()
+        refused = _refused(path, constants, rings, programs)
+        if len(refused) == len(programs):
+            raise explain(error) from error
+        opened = _open(path, constants, rings)
+        try:
+            for program in refused:
+                opened.set_autoload(program, False)
+            opened.load()
+        except BpfError as second:
+            opened.close()
+            raise explain(second) from second
+    hooks = [_attach_one(opened, program, refused) for program in opened.programs]
+    _require_core(opened, hooks, core)
+    return opened, hooks
+
+
+def _require_core(opened: BpfObject, hooks: list[Hook], core: Collection[str]) -> None:
+    attached = {hook.target for hook in hooks if hook.attached}
+    for target in core:
+        if target in attached:
+            continue
+        opened.close()
+        reasons = [hook.reason for hook in hooks if hook.target == target]
+        reason = reasons[0] if reasons else "the object has no program for it"
+        meaning = CORE.get(target, "a core measurement")
+        raise BpfError(
+            f"the kernel hook {target} ({meaning}) cannot be used: {reason}", errno.EOPNOTSUPP
+        )
+
+
+def _open(path: Path, constants: Mapping[str, int], rings: Mapping[str, int]) -> BpfObject:
+    opened = BpfObject(path)
+    try:
+        opened.set_rodata(constants)
+        for name, size in rings.items():
+            opened.set_max_entries(name, size)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def _refused(
+    path: Path,
+    constants: Mapping[str, int],
+    rings: Mapping[str, int],
+    programs: tuple[Program, ...],
+) -> dict[str, str]:
+    small = dict.fromkeys(rings, _TRIAL_RING_BYTES)
+    reasons: dict[str, str] = {}
+    for program in programs:
+        trial = _open(path, constants, small)
+        try:
+            for other in programs:
+                trial.set_autoload(other.name, other == program)
+            trial.load()
+        except BpfError as error:
+            reasons[program.name] = _reason(error)
+        finally:
+            trial.close()
+    return reasons
+
+
+def _attach_one(opened: BpfObject, program: Program, refused: Mapping[str, str]) -> Hook:
+    reason = refused.get(program.name, "")
+    if not reason:
+        try:
+            opened.attach(program.name)
+        except BpfError as error:
+            reason = _reason(error)
+    return Hook(program.name, program.section, attached=not reason, reason=reason)
+
+
+def _reason(error: BpfError) -> str:
+    # libbpf's lines start with what failed; the verifier's long listing follows in between.
+    lines = [line for line in error.log_tail.splitlines() if line.startswith("libbpf: ")]
+    detail = lines[0].removeprefix("libbpf: ") if lines else error.operation
+    return f"{detail} (errno {error.errno})"
+
+
+def explain(
+    error: BpfError,
+    effective: Callable[[], int] | None = None,
+    btf: Path = _VMLINUX,
+    lockdown: Path = Path("/sys/kernel/security/lockdown"),
+) -> BpfError:
+    """Return the error with one sentence about its likely cause and what to do.
+
+    Args:
+        error: What libbpf answered.
+        effective: Gives the effective capabilities as a bit mask.
+        btf: The kernel's own BTF.
+        lockdown: The lockdown state.
+    """
+    held = (effective or effective_capabilities)()
+    missing = [name for name, bit in _CAPABILITIES.items() if not held >> bit & 1]
+    if missing and not held >> _CAP_SYS_ADMIN & 1:
+        cause = f"run as root or with {' and '.join(missing)}"
+    elif not btf.exists():
+        cause = f"this kernel has no BTF ({btf}); it needs CONFIG_DEBUG_INFO_BTF"
+    elif lockdown.exists() and "[confidentiality]" in lockdown.read_text():
+        cause = "kernel lockdown is in confidentiality mode, which forbids reading kernel memory"
+    else:
+        cause = _reason(error)
+    return BpfError(f"cannot load the eBPF programs: {cause}", error.errno)
+
+
+def effective_capabilities(status: Path = Path("/proc/self/status")) -> int:
+    """Return the effective capabilities of this process as a bit mask."""
+    for line in status.read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return int(line.split()[1], 16)
+    return 0

@@ -1,0 +1,365 @@
+"""From drained records to self-contained `EventBatch` messages. Pure: arrays in, batches out.
+
+Invariant: every record given to `BatchBuilder.build` leaves exactly once, as a row of a batch or as
+a dropped count with its reason, and the ledger of the batches says so. Transfers whose connection
+is not known yet wait for one more build, because an announcement may be committed to its ring a
+moment after a transfer on another CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import numpy as np
+
+from collector.abi import COUNTS, ConnectionEvent, Kind
+from collector.connections import ROW
+from schemas.columns import Table
+from schemas.events import (
+    BatchHeader,
+    Closes,
+    Connections,
+    Direction,
+    EventBatch,
+    OpenKind,
+    Opens,
+    Transfers,
+)
+from schemas.ledger import Entry, Ledger
+from schemas.topics import MAX_MESSAGE_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    from collector.connections import ConnectionTable
+    from collector.names import NameTable
+    from schemas.clock import ClockAnchor
+    from schemas.columns import U8, U32
+
+__all__ = ["BatchBuilder", "Limits", "Run", "as_undelivered", "finished", "kernel_entries"]
+
+_KERNEL_KINDS: Final = tuple(kind.name.lower() for kind in sorted(Kind))
+_KERNEL_REASONS: Final = (COUNTS.names or ())[1:]
+"""Ledger kinds and reasons are the kernel's own names: a test compares them."""
+
+_HEADER_BYTES: Final = 64 * 1024
+
+T = TypeVar("T", bound=Table)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What stays the same in the headers of one collector process."""
+
+    node: str
+    boot_id: str
+    run_id: str
+    cluster: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How large one batch may become."""
+
+    events: int = 131_072
+    message_bytes: int = MAX_MESSAGE_BYTES - 256 * 1024
+
+
+@dataclass(slots=True)
+class _Events:
+    """Events of one part: slots in the connection table beside the event tables."""
+
+    open_slots: NDArray[np.int64]
+    opens: Opens
+    close_slots: NDArray[np.int64]
+    closes: Closes
+    transfer_slots: NDArray[np.int64]
+    transfers: Transfers
+
+    @property
+    def count(self) -> int:
+        return self.opens.rows + self.closes.rows + self.transfers.rows
+
+    def halves(self) -> tuple[_Events, _Events]:
+        pieces: list[list[Any]] = [[], []]
+        for slots, table in (
+            (self.open_slots, self.opens),
+            (self.close_slots, self.closes),
+            (self.transfer_slots, self.transfers),
+        ):
+            middle = (len(slots) + 1) // 2
+            for piece, rows in zip(pieces, (slice(middle), slice(middle, None)), strict=True):
+                piece.extend((slots[rows], table.take(rows)))
+        return _Events(*pieces[0]), _Events(*pieces[1])
+
+
+@dataclass(slots=True)
+class BatchBuilder:
+    """Builds the batches of one run; ``sequence`` stays 0, whoever sends them numbers them."""
+
+    run: Run
+    table: ConnectionTable
+    names: NameTable
+    limits: Limits = field(default_factory=Limits)
+    _waiting: NDArray[Any] | None = None
+    _watermark_ns: int = 0
+
+    def build(
+        self,
+        connections: NDArray[Any],
+        transfers: NDArray[Any],
+        anchor: ClockAnchor,
+        watermark_ns: int,
+        ledger: Ledger,
+        final: bool = False,
+    ) -> list[EventBatch]:
+        """Turn what was drained since the last build into batches, at least one.
+
+        Args:
+            connections: Records that `ConnectionTable.apply` has already taken, shape (n,).
+            transfers: Shape (m,), fields of ``struct podwire_transfer_record``.
+            anchor: Converts the kernel's times.
+            watermark_ns: Unix time before which no further event can come; never moves back.
+            ledger: Counts from elsewhere to report; emptied into the last batch.
+            final: Whether the run ends: then nothing waits any longer.
+        """
+        events, held_since = self._events(connections, transfers, anchor, ledger, final)
+        if held_since:
+            watermark_ns = min(watermark_ns, held_since - 1)
+        watermark_ns = max(watermark_ns, self._watermark_ns)
+        batches = self._assemble(events)
+        for batch in batches:
+            header = batch.header
+            header.watermark_ns = self._watermark_ns
+            header.anchor_monotonic_ns = anchor.monotonic_ns
+            header.anchor_unix_ns = anchor.unix_ns
+            own = Ledger()
+            for kind, rows in (
+                ("open", batch.opens.rows),
+                ("close", batch.closes.rows),
+                ("transfer", batch.transfers.rows),
+            ):
+                own.passed("collector", kind, entered=rows, left=rows)  # type: ignore[arg-type]
+            if batch is batches[-1]:
+                own.add(ledger.drain())
+            header.ledger = own.drain()
+        batches[-1].header.watermark_ns = self._watermark_ns = watermark_ns
+        return batches
+
+    def _events(
+        self,
+        connections: NDArray[Any],
+        transfers: NDArray[Any],
+        anchor: ClockAnchor,
+        ledger: Ledger,
+        final: bool,
+    ) -> tuple[_Events, int]:
+        event = connections["event"]
+        slots = self.table.find(connections["connection_id"])
+        known = slots >= 0
+        announced = event == ConnectionEvent.ANNOUNCED
+        opened = (event == ConnectionEvent.CONNECTED) | (event == ConnectionEvent.ACCEPTED)
+        closed = event == ConnectionEvent.CLOSED
+        for kind, chosen in (("connection", announced), ("open", opened), ("close", closed)):
+            _drop(ledger, kind, "unknown_connection", int(np.count_nonzero(chosen & ~known)))
+        applied = int(np.count_nonzero(announced & known))
+        ledger.passed("collector", "connection", entered=applied, left=applied)
+        malformed = int(np.count_nonzero(~(announced | opened | closed)))
+        _drop(ledger, "connection", "malformed", malformed)
+
+        opened &= known
+        closed &= known
+        opening, closing = connections[opened], connections[closed]
+        transfers, transfer_slots, held_since = self._known_transfers(
+            transfers, anchor, ledger, final
+        )
+        return _Events(
+            open_slots=slots[opened],
+            opens=Opens(
+                connection=np.zeros(len(opening), np.uint32),
+                kind=np.where(
+                    opening["event"] == ConnectionEvent.CONNECTED, OpenKind.CONNECT, OpenKind.ACCEPT
+                ).astype(np.uint8),
+                end_ns=anchor.to_unix_ns(opening["end_ns"]),
+                duration_ns=opening["duration_ns"],
+                error=opening["error"],
+            ),
+            close_slots=slots[closed],
+            closes=Closes(
+                connection=np.zeros(len(closing), np.uint32),
+                end_ns=anchor.to_unix_ns(closing["end_ns"]),
+                duration_ns=closing["duration_ns"],
+            ),
+            transfer_slots=transfer_slots,
+            transfers=Transfers(
+                connection=np.zeros(len(transfers), np.uint32),
+                direction=transfers["direction"],
+                call=transfers["call"],
+                end_ns=anchor.to_unix_ns(transfers["end_ns"]),
+                duration_ns=transfers["duration_ns"],
+                size=transfers["size"],
+            ),
+        ), held_since
+
+    def _known_transfers(
+        self, transfers: NDArray[Any], anchor: ClockAnchor, ledger: Ledger, final: bool
+    ) -> tuple[NDArray[Any], NDArray[np.int64], int]:
+        late = self._waiting
+        self._waiting = None
+        if late is not None:
+            transfers = np.concatenate([late, transfers])
+        direction = transfers["direction"]
+        valid = (direction == Direction.READ) | (direction == Direction.WRITE)
+        slots = self.table.find(transfers["connection_id"])
+        known = slots >= 0
+        if known.all() and valid.all():
+            return transfers, slots, 0
+        _drop(ledger, "transfer", "malformed", int(np.count_nonzero(~valid)))
+        unknown = ~known & valid
+        held_since = 0
+        if final:
+            lost = int(np.count_nonzero(unknown))
+        else:
+            before = 0 if late is None else len(late)
+            lost = int(np.count_nonzero(unknown[:before]))
+            waiting = transfers[before:][unknown[before:]]
+            if len(waiting):
+                self._waiting = waiting
+                held_since = int(anchor.to_unix_ns(waiting["end_ns"].min(keepdims=True))[0])
+        _drop(ledger, "transfer", "unknown_connection", lost)
+        kept = known & valid
+        return transfers[kept], slots[kept], held_since
+
+    def _assemble(self, events: _Events) -> list[EventBatch]:
+        if events.count > self.limits.events:
+            return self._split(events)
+        used, index = self._used(events)
+        batch = EventBatch(
+            header=BatchHeader(
+                cluster=self.run.cluster,
+                node=self.run.node,
+                boot_id=self.run.boot_id,
+                run_id=self.run.run_id,
+            ),
+            opens=events.opens,
+            closes=events.closes,
+            transfers=events.transfers,
+        )
+        rows = self.table.rows[used]
+        batch.names, (container, process) = self.names.local(rows["container"], rows["process"])
+        if events.count > 1 and self._size(events, len(used), batch.names) > (
+            self.limits.message_bytes
+        ):
+            return self._split(events)
+        batch.connections = _connection_table(rows, container, process)
+        events.opens.connection = index[events.open_slots]
+        events.closes.connection = index[events.close_slots]
+        events.transfers.connection = index[events.transfer_slots]
+        times = [item.end_ns for item in (events.opens, events.closes, events.transfers)]
+        times = [item for item in times if len(item)]
+        if times:
+            batch.header.first_event_ns = min(int(item.min()) for item in times)
+            batch.header.last_event_ns = max(int(item.max()) for item in times)
+        return [batch]
+
+    def _split(self, events: _Events) -> list[EventBatch]:
+        first, second = events.halves()
+        return self._assemble(first) + self._assemble(second)
+
+    def _used(self, events: _Events) -> tuple[NDArray[np.int64], U32]:
+        # Marks instead of np.unique: linear in events and slots, where sorting is not.
+        marked = np.zeros(self.table.capacity, bool)
+        for slots in (events.open_slots, events.close_slots, events.transfer_slots):
+            marked[slots] = True
+        used = np.flatnonzero(marked)
+        index = np.empty(self.table.capacity, np.uint32)
+        index[used] = np.arange(len(used), dtype=np.uint32)
+        return used, index
+
+    def _size(self, events: _Events, connections: int, names: Iterable[str]) -> int:
+        return (
+            _HEADER_BYTES
+            + _row_bytes(Connections) * connections
+            + _row_bytes(Opens) * events.opens.rows
+            + _row_bytes(Closes) * events.closes.rows
+            + _row_bytes(Transfers) * events.transfers.rows
+            + sum(len(name.encode()) + 4 for name in names)
+        )
+
+
+def finished(records: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which connection records are the last of their connection, shape (n,)."""
+    event = records["event"]
+    failed = (event == ConnectionEvent.CONNECTED) & (records["error"] != 0)
+    result: NDArray[np.bool_] = (event == ConnectionEvent.CLOSED) | failed
+    return result
+
+
+def kernel_entries(increments: NDArray[np.uint64]) -> list[Entry]:
+    """Return the ledger rows of the kernel stage.
+
+    Args:
+        increments: Shape (kinds, 4): submitted, ring_full, map_full, unannounced of each kind of
+            ``enum podwire_kind`` since the last call.
+    """
+    ledger = Ledger()
+    for kind, counts in zip(_KERNEL_KINDS, increments.tolist(), strict=True):
+        ledger.passed("kernel", kind, entered=sum(counts), left=counts[0])  # type: ignore[arg-type]
+        for reason, count in zip(_KERNEL_REASONS, counts[1:], strict=True):
+            ledger.dropped("kernel", kind, reason, count)  # type: ignore[arg-type]
+    return ledger.drain()
+
+
+def as_undelivered(entries: Iterable[Entry]) -> list[Entry]:
+    """Return what a later header must say of a batch that Kafka did not take.
+
+    What had left the collector in it has not: the same rows entered and were dropped. All other
+    counts were told to nobody yet and are repeated.
+    """
+    ledger = Ledger()
+    for entry in entries:
+        gone = entry.out_count if _is_published(entry) else 0
+        ledger.add([Entry(entry.stage, entry.kind, entry.reason, entry.in_count,
+                          entry.out_count - gone, entry.dropped_count)])  # fmt: skip
+        if gone:
+            ledger.add([Entry(entry.stage, entry.kind, "undelivered", dropped_count=gone)])
+    return ledger.drain()
+
+
+def _is_published(entry: Entry) -> bool:
+    return entry.stage == "collector" and entry.kind in ("open", "close", "transfer")
+
+
+def _drop(ledger: Ledger, kind: str, reason: str, count: int) -> None:
+    ledger.passed("collector", kind, entered=count, left=0)  # type: ignore[arg-type]
+    ledger.dropped("collector", kind, reason, count)  # type: ignore[arg-type]
+
+
+def _row_bytes(kind: type[Table]) -> int:
+    return sum(dtype.itemsize * width for _, dtype, width in kind.specs())
+
+
+def _connection_table(rows: NDArray[Any], container: U32, process: U32) -> Connections:
+    zeros = np.zeros(len(rows), np.uint32)
+    nowhere: U8 = np.zeros((len(rows), 16), np.uint8)
+    assert rows.dtype == ROW
+    return Connections(
+        id=rows["connection_id"],
+        family=rows["family"],
+        local_address=rows["local_address"],
+        local_port=rows["local_port"].astype(np.uint32),
+        remote_address=rows["remote_address"],
+        remote_port=rows["remote_port"].astype(np.uint32),
+        translated_address=nowhere,
+        translated_port=zeros,
+        role=rows["role"],
+        netns=rows["netns"],
+        cgroup_id=rows["cgroup_id"],
+        pid=rows["pid"],
+        container=container,
+        process=process,
+        flags=rows["flags"],
+    )

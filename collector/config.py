@@ -1,0 +1,104 @@
+"""Settings of the collector."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from schemas.config import Config, setting
+from schemas.errors import ConfigError, UnsupportedFeature
+
+__all__ = ["ARCHITECTURES", "CollectorConfig", "object_path"]
+
+ARCHITECTURES = ("x86_64", "aarch64")
+"""Machines (``uname -m``) that objects are built for."""
+
+
+@dataclass(frozen=True, repr=False)
+class CollectorConfig(Config):
+    """How the collector reads the kernel and writes batches."""
+
+    SECTION: ClassVar[str] = "collector"
+
+    node: str = setting("", "Name of this node, as in Kubernetes [default: the host name]")
+    cluster: str = setting("", "Name of the cluster; prefixes service names when set")
+    drain_interval_s: float = setting(
+        0.01, "Seconds between two drains of the rings", minimum=0.001, maximum=1
+    )
+    publish_interval_s: float = setting(
+        1.0, "Seconds between two batches", minimum=0.05, maximum=60
+    )
+    clock_interval_s: float = setting(
+        60.0, "Seconds between two readings of both clocks", minimum=1, maximum=3600
+    )
+    watermark_margin_s: float = setting(
+        0.1, "How long an event may take from its end to its ring", minimum=0, maximum=60
+    )
+    batch_max_events: int = setting(
+        131_072, "Events per batch; more are sent in several", minimum=1, maximum=10_000_000
+    )
+    max_connections: int = setting(
+        1 << 20, "Connections known at most; 112 bytes each", minimum=1024, maximum=1 << 26
+    )
+    transfer_ring_bytes: int = setting(
+        32 << 20, "Ring for reads and writes, 64 bytes each", minimum=65_536, maximum=1 << 30
+    )
+    connection_ring_bytes: int = setting(
+        8 << 20, "Ring for opens and closes, 128 bytes each", minimum=65_536, maximum=1 << 30
+    )
+    process_ring_bytes: int = setting(
+        1 << 20, "Ring for exec and exit, 64 bytes each", minimum=65_536, maximum=1 << 30
+    )
+    ring_reader: str = setting(
+        "mapped", "mapped: arrays of shared memory; libbpf: a call per record",
+        choices=("mapped", "libbpf"),
+    )  # fmt: skip
+    own_traffic: bool = setting(False, "Whether to record the collector's own connections")
+    object_file: str = setting("", "eBPF object to load [default: the one for this machine]")
+    proc_path: str = setting("/proc", "Where the node's /proc is")
+    cgroup_path: str = setting("", "Where the node's cgroup v2 is [default: as mounted]")
+    compression: str = setting(
+        "lz4", "Compression of batches in Kafka", choices=("none", "lz4", "zstd")
+    )
+    linger_s: float = setting(
+        0.02, "How long a batch may wait for another one", minimum=0, maximum=10
+    )
+    queue_bytes: int = setting(
+        32 << 20, "Batches kept while Kafka is slow or away", minimum=1 << 20, maximum=1 << 31
+    )
+    delivery_timeout_s: float = setting(
+        300.0, "After this a batch that Kafka did not take is given up", minimum=1, maximum=86_400
+    )
+    stop_timeout_s: float = setting(
+        20.0, "How long a stop waits for Kafka to take the rest", minimum=0, maximum=600
+    )
+    telemetry_port: int = setting(0, "Port of /metrics; 0 for none", minimum=0, maximum=65_535)
+    telemetry_host: str = setting("127.0.0.1", "Address of /metrics")
+
+
+def object_path(config: CollectorConfig) -> Path:
+    """Return the eBPF object to load.
+
+    Raises:
+        ConfigError: If the configured file is not there.
+        UnsupportedFeature: If no object is built for this machine.
+    """
+    if config.object_file:
+        path = Path(config.object_file)
+        if not path.is_file():
+            raise ConfigError("collector.object_file", f"{path} is no file")
+        return path
+    import bpf
+
+    machine = platform.machine()
+    if machine not in ARCHITECTURES:
+        raise UnsupportedFeature(
+            f"architecture {machine}", f"objects exist for {' and '.join(ARCHITECTURES)}"
+        )
+    assert bpf.__file__ is not None
+    path = Path(bpf.__file__).parent / "objects" / machine / "podwire.bpf.o"
+    if not path.is_file():
+        raise UnsupportedFeature("eBPF object", f"{path} is missing; build it with `make bpf`")
+    return path

@@ -1,0 +1,204 @@
+"""The connections that are known: a hash table of numpy rows, looked up for all events at once.
+
+Open addressing with linear probing, keyed by ``connection_id``. A slot of the hash is the row, so a
+lookup is one multiplication, one gather and one comparison per event, without Python per event.
+
+Invariants: ids are never 0 and never reused within a boot. A row outlives the publish that saw its
+end by one more, because the last transfers of a connection can be drained after its close (the
+transfer ring is read first).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from schemas.columns import U64
+
+__all__ = ["ROW", "ConnectionTable"]
+
+ROW: Final = np.dtype(
+    [
+        ("connection_id", "<u8"),
+        ("cgroup_id", "<u8"),
+        ("local_address", "u1", 16),
+        ("remote_address", "u1", 16),
+        ("netns", "<u4"),
+        ("pid", "<u4"),
+        ("container", "<u4"),
+        ("process", "<u4"),
+        ("local_port", "<u2"),
+        ("remote_port", "<u2"),
+        ("family", "u1"),
+        ("role", "u1"),
+        ("flags", "u1"),
+        ("pad", "u1"),
+        ("comm", "S16"),
+    ]
+)
+"""What is kept of a connection, 96 bytes. ``container`` and ``process`` are name numbers."""
+
+_FREE: Final = np.uint64(0)
+_DELETED: Final = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+_MULTIPLIER: Final = np.uint64(0x9E37_79B9_7F4A_7C15)  # 2**64 / golden ratio: Knuth 6.4
+_MIN_BITS: Final = 10
+_MAX_LOAD: Final = 0.7
+
+
+class ConnectionTable:
+    """Rows of `ROW` by connection id."""
+
+    def __init__(self, max_connections: int = 1 << 20) -> None:
+        self.max_connections = max_connections
+        self._allocate(_MIN_BITS)
+        self._retired: list[U64] = []
+        self._retiring: list[U64] = []
+
+    def _allocate(self, bits: int) -> None:
+        self._bits = bits
+        self._shift = np.uint64(64 - bits)
+        self._mask = np.int64((1 << bits) - 1)
+        self._keys = np.zeros(1 << bits, np.uint64)
+        self.rows: NDArray[Any] = np.zeros(1 << bits, ROW)
+        self._live = 0
+        self._dead = 0
+
+    def __len__(self) -> int:
+        return self._live
+
+    @property
+    def capacity(self) -> int:
+        """Number of slots; slots are smaller than this."""
+        return len(self._keys)
+
+    def find(self, ids: U64) -> NDArray[np.int64]:
+        """Return the slot of each id, shape (n,); -1 where it is unknown."""
+        slots = self._home(ids)
+        found = self._keys[slots]
+        valid = (ids != _FREE) & (ids != _DELETED)
+        hit = (found == ids) & valid
+        if hit.all():
+            return slots
+        result = np.where(hit, slots, -1)
+        pending = np.flatnonzero(~hit & (found != _FREE) & valid)
+        while len(pending):
+            following = (slots[pending] + 1) & self._mask
+            slots[pending] = following
+            found = self._keys[following]
+            hit = found == ids[pending]
+            result[pending[hit]] = following[hit]
+            pending = pending[~hit & (found != _FREE)]
+        return result
+
+    def apply(self, records: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Enter connection records, oldest first.
+
+        The addresses of the newest record with both ports, the newest owner that is not 0 and the
+        newest role that is not unknown stay.
+
+        Args:
+            records: Shape (n,), fields of ``struct podwire_connection_record``.
+
+        Returns:
+            The slot of each record, shape (n,), -1 where the table may not grow any more or the
+            record has no valid id; and the distinct slots whose owner is new.
+        """
+        slots, created = self._insert(records["connection_id"])
+        if (slots < 0).any():
+            records = records[slots >= 0]
+            kept = slots[slots >= 0]
+        else:
+            kept = slots
+        rows = self.rows
+        complete = (records["local_port"] != 0) & (records["remote_port"] != 0)
+        # A repeated index keeps the last value assigned: the newest record wins.
+        for chosen in (np.isin(kept, created) & ~complete, complete):
+            chosen_slots = kept[chosen]
+            for name in (
+                *("local_address", "remote_address", "local_port", "remote_port"),
+                *("family", "netns"),
+            ):
+                rows[name][chosen_slots] = records[name][chosen]
+        known = records["role"] != 0
+        rows["role"][kept[known]] = records["role"][known]
+        np.bitwise_or.at(rows["flags"], kept, records["flags"])
+        grouped = (records["cgroup_id"] != 0) & (rows["pid"][kept] == 0)
+        rows["cgroup_id"][kept[grouped]] = records["cgroup_id"][grouped]
+        owned = records["pid"] != 0
+        owned_slots = kept[owned]
+        before = rows["pid"][owned_slots], rows["cgroup_id"][owned_slots]
+        for name in ("pid", "cgroup_id"):
+            rows[name][owned_slots] = records[name][owned]
+        rows["comm"][owned_slots] = records["comm"][owned].view("S16").reshape(-1)
+        changed = (before[0] != rows["pid"][owned_slots]) | (
+            before[1] != rows["cgroup_id"][owned_slots]
+        )
+        return slots, np.unique(np.concatenate([created, owned_slots[changed]]))
+
+    def retire(self, ids: U64) -> None:
+        """Say that these connections ended: the second `sweep` from now frees them."""
+        if len(ids):
+            self._retiring.append(ids)
+
+    def sweep(self) -> None:
+        """Free what was retired before the previous sweep; call once after every publish."""
+        for ids in self._retired:
+            self._delete(ids)
+        self._retired, self._retiring = self._retiring, []
+
+    def live_slots(self) -> NDArray[np.int64]:
+        """Return the slots in use."""
+        return np.flatnonzero((self._keys != _FREE) & (self._keys != _DELETED))
+
+    def _home(self, ids: U64) -> NDArray[np.int64]:
+        return ((ids * _MULTIPLIER) >> self._shift).astype(np.int64)
+
+    def _insert(self, ids: U64) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        slots = self.find(ids)
+        absent = ids[slots < 0]
+        fresh = np.unique(absent[(absent != _FREE) & (absent != _DELETED)])
+        fresh = fresh[: max(0, self.max_connections - self._live)]
+        if not len(fresh):
+            return slots, np.empty(0, np.int64)
+        self._reserve(len(fresh))
+        created = self._place(fresh)
+        self.rows[created] = np.zeros((), ROW)
+        self.rows["connection_id"][created] = fresh
+        return self.find(ids), created
+
+    def _place(self, ids: U64) -> NDArray[np.int64]:
+        slots = self._home(ids)
+        pending = np.arange(len(ids))
+        while len(pending):
+            tried = slots[pending]
+            found = self._keys[tried]
+            open_ = (found == _FREE) | (found == _DELETED)
+            # Two ids that want one slot: the last one written has it, the others go on.
+            self._keys[tried[open_]] = ids[pending[open_]]
+            placed = self._keys[tried] == ids[pending]
+            self._dead -= int(np.count_nonzero(placed & (found == _DELETED)))
+            pending = pending[~placed]
+            slots[pending] = (slots[pending] + 1) & self._mask
+        self._live += len(ids)
+        return slots
+
+    def _reserve(self, count: int) -> None:
+        if self._live + self._dead + count <= _MAX_LOAD * self.capacity:
+            return
+        bits = _MIN_BITS
+        while self._live + count > 0.5 * (1 << bits):
+            bits += 1
+        kept = self.rows[self.live_slots()]
+        self._allocate(bits)
+        self.rows[self._place(kept["connection_id"])] = kept
+
+    def _delete(self, ids: U64) -> None:
+        slots = np.unique(self.find(ids))
+        slots = slots[slots >= 0]
+        self._keys[slots] = _DELETED
+        self._live -= len(slots)
+        self._dead += len(slots)

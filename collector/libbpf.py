@@ -1,0 +1,374 @@
+"""Typed ctypes wrapper of libbpf: open, configure, load, attach, read, close.
+
+The steps are those of any libbpf program and must be called in that order. Nothing here knows what
+the programs do. ctypes stays in this module and in `collector.ringbuf`.
+
+Invariants: every function has its ``restype`` and ``argtypes``; functions returning ``int`` give
+``-errno`` and functions returning a pointer give NULL and set ``errno`` (libbpf 1.0 and newer);
+callbacks that C may call are kept referenced for as long as the library is loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from collections import deque
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+from schemas.errors import BpfError, ConfigError, UnsupportedFeature
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["BpfObject", "Libbpf", "Program", "load_library"]
+
+_POINTER = ctypes.c_void_p
+_TEXT = ctypes.c_char_p
+_INT = ctypes.c_int
+_U32 = ctypes.c_uint32
+_SIZE = ctypes.c_size_t
+_BOOL = ctypes.c_bool
+
+_PRINT: Final = ctypes.CFUNCTYPE(_INT, _INT, _TEXT, _POINTER)
+"""``libbpf_print_fn_t``. A ``va_list`` argument is a pointer on x86-64 (array type) and on arm64
+(structure of more than 16 bytes, AAPCS64 6.8.2 rule B.4), so it passes through unread."""
+
+SAMPLE_CALLBACK: Final = ctypes.CFUNCTYPE(_INT, _POINTER, _POINTER, _SIZE)
+"""``ring_buffer_sample_fn``."""
+
+_FUNCTIONS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
+    "libbpf_version_string": (_TEXT, ()),
+    "libbpf_set_print": (_POINTER, (_PRINT,)),
+    "libbpf_num_possible_cpus": (_INT, ()),
+    "bpf_object__open_file": (_POINTER, (_TEXT, _POINTER)),
+    "bpf_object__load": (_INT, (_POINTER,)),
+    "bpf_object__close": (None, (_POINTER,)),
+    "bpf_object__btf": (_POINTER, (_POINTER,)),
+    "bpf_object__next_program": (_POINTER, (_POINTER, _POINTER)),
+    "bpf_object__find_map_by_name": (_POINTER, (_POINTER, _TEXT)),
+    "bpf_program__name": (_TEXT, (_POINTER,)),
+    "bpf_program__section_name": (_TEXT, (_POINTER,)),
+    "bpf_program__set_autoload": (_INT, (_POINTER, _BOOL)),
+    "bpf_program__attach": (_POINTER, (_POINTER,)),
+    "bpf_link__fd": (_INT, (_POINTER,)),
+    "bpf_link__destroy": (_INT, (_POINTER,)),
+    "bpf_iter_create": (_INT, (_INT,)),
+    "bpf_map__fd": (_INT, (_POINTER,)),
+    "bpf_map__max_entries": (_U32, (_POINTER,)),
+    "bpf_map__set_max_entries": (_INT, (_POINTER, _U32)),
+    "bpf_map__value_size": (_U32, (_POINTER,)),
+    "bpf_map__initial_value": (_POINTER, (_POINTER, ctypes.POINTER(_SIZE))),
+    "bpf_map_lookup_elem": (_INT, (_INT, _POINTER, _POINTER)),
+    "btf__find_by_name_kind": (ctypes.c_int32, (_POINTER, _TEXT, _U32)),
+    "btf__type_by_id": (_POINTER, (_POINTER, _U32)),
+    "btf__name_by_offset": (_TEXT, (_POINTER, _U32)),
+    "ring_buffer__new": (_POINTER, (_INT, SAMPLE_CALLBACK, _POINTER, _POINTER)),
+    "ring_buffer__free": (None, (_POINTER,)),
+    "ring_buffer__consume": (_INT, (_POINTER,)),
+}
+"""What Debian 12's libbpf 1.1.2 has."""
+
+_OPTIONAL: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
+    # libbpf 1.5: bounds one call, so that fast producers cannot keep it for ever.
+    "ring_buffer__consume_n": (_INT, (_POINTER, _SIZE)),
+}
+
+_LIBRARIES: Final = ("libbpf.so.1", "libbpf.so")
+_BTF_KIND_DATASEC: Final = 15
+_LOG_BUFFER_BYTES: Final = 1 << 18
+_LOG_LINES: Final = 200
+_TAIL_LINES: Final = 15
+_DEBUG_LEVEL: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One program of an object: function name and section (``tp_btf/inet_sock_set_state``)."""
+
+    name: str
+    section: str
+
+    @property
+    def is_iterator(self) -> bool:
+        """Whether it walks kernel objects when read, rather than waiting for an event."""
+        return self.section.startswith("iter/")
+
+
+class Libbpf:
+    """The shared library with typed functions, and its own log.
+
+    Raises:
+        UnsupportedFeature: If the library is not there or lacks a function.
+    """
+
+    def __init__(self) -> None:
+        self._library = _open_library()
+        self._functions: dict[str, Any] = {}
+        for name, (result, arguments) in (_FUNCTIONS | _OPTIONAL).items():
+            try:
+                function = getattr(self._library, name)
+            except AttributeError:
+                if name in _OPTIONAL:
+                    continue
+                raise UnsupportedFeature(
+                    "libbpf", f"has no {name}; install libbpf 1.0 or newer"
+                ) from None
+            function.restype = result
+            function.argtypes = arguments
+            self._functions[name] = function
+        self._log: deque[str] = deque(maxlen=_LOG_LINES)
+        self._buffer = ctypes.create_string_buffer(_LOG_BUFFER_BYTES)
+        libc = ctypes.CDLL(None)
+        self._format = libc.vsnprintf
+        self._format.restype = _INT
+        self._format.argtypes = (_POINTER, _SIZE, _TEXT, _POINTER)
+        self._print = _PRINT(self._on_print)
+        self.call("libbpf_set_print", self._print)
+
+    @property
+    def version(self) -> str:
+        """Such as ``v1.1``."""
+        text: bytes = self.call("libbpf_version_string")
+        return text.decode()
+
+    def has(self, name: str) -> bool:
+        """Whether this version of the library has a function of the optional table."""
+        return name in self._functions
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """Call a function and return what C returned."""
+        return self._functions[name](*arguments)
+
+    def checked(self, operation: str, name: str, *arguments: Any) -> Any:
+        """Call a function that returns ``-errno`` or NULL on failure.
+
+        Raises:
+            BpfError: With the operation, the errno and the end of libbpf's log.
+        """
+        ctypes.set_errno(0)
+        result = self._functions[name](*arguments)
+        if result is None:
+            raise self.error(operation, ctypes.get_errno() or errno.EINVAL)
+        if isinstance(result, int) and result < 0:
+            raise self.error(operation, -result)
+        return result
+
+    def error(self, operation: str, code: int) -> BpfError:
+        """Make the error for a failed operation, with the last lines that libbpf logged."""
+        tail = "\n".join(list(self._log)[-_TAIL_LINES:])
+        return BpfError(operation, code, tail)
+
+    def clear_log(self) -> None:
+        """Forget what was logged, so that the next error carries its own lines only."""
+        self._log.clear()
+
+    def _on_print(self, level: int, format: bytes, arguments: int) -> int:
+        if level >= _DEBUG_LEVEL:
+            return 0
+        length = self._format(self._buffer, _LOG_BUFFER_BYTES, format, arguments)
+        text = self._buffer.value.decode(errors="replace").rstrip("\n")
+        self._log.extend(text.splitlines())
+        return int(length)
+
+
+def _open_library() -> ctypes.CDLL:
+    for name in _LIBRARIES:
+        try:
+            return ctypes.CDLL(name, use_errno=True)
+        except OSError:  # not under this name: try the next, then give up below
+            continue
+    raise UnsupportedFeature("libbpf", "libbpf.so.1 not found; install the package libbpf1")
+
+
+@cache
+def load_library() -> Libbpf:
+    """Return the library, loaded once: its log callback is global to the process."""
+    return Libbpf()
+
+
+class BpfObject:
+    """One object file: its programs, maps and links.
+
+    Call order: the constructor opens; then `set_rodata`, `set_max_entries`, `set_autoload`; then
+    `load`; then `attach` and `run_iterator`; `close` at the end.
+
+    Raises:
+        BpfError: From every step that the kernel or libbpf refuses.
+    """
+
+    def __init__(self, path: Path, library: Libbpf | None = None) -> None:
+        self.path = path
+        self.library = library or load_library()
+        self.library.clear_log()
+        self._links: dict[str, int] = {}
+        self._handle: int | None = self.library.checked(
+            f"open {path}", "bpf_object__open_file", os.fsencode(path), None
+        )
+        self._programs = self._find_programs()
+
+    def _find_programs(self) -> dict[str, tuple[Program, int]]:
+        found: dict[str, tuple[Program, int]] = {}
+        pointer = self.library.call("bpf_object__next_program", self._handle, None)
+        while pointer:
+            name = self.library.call("bpf_program__name", pointer).decode()
+            section = self.library.call("bpf_program__section_name", pointer).decode()
+            found[name] = (Program(name, section), pointer)
+            pointer = self.library.call("bpf_object__next_program", self._handle, pointer)
+        return found
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        """The programs in the order of the file."""
+        return tuple(program for program, _ in self._programs.values())
+
+    def set_rodata(self, values: Mapping[str, int]) -> None:
+        """Set ``const volatile`` variables, between open and load.
+
+        Offsets come from the opened object's BTF: in the file itself clang leaves them 0, libbpf
+        fills them in when it opens the object.
+
+        Raises:
+            ConfigError: If the object has no such variable or the value does not fit.
+        """
+        variables = self._rodata_variables()
+        size = _SIZE()
+        start = self.library.checked(
+            "find .rodata",
+            "bpf_map__initial_value",
+            self._map(".rodata"),
+            ctypes.byref(size),
+        )
+        for name, value in values.items():
+            if name not in variables:
+                raise ConfigError(name, f"{self.path.name} has no such constant")
+            offset, width = variables[name]
+            try:
+                content = value.to_bytes(width, "little", signed=value < 0)
+            except OverflowError:
+                raise ConfigError(name, f"{value} does not fit in {width} bytes") from None
+            if offset + width > size.value:
+                raise ConfigError(name, "lies outside .rodata")
+            ctypes.memmove(start + offset, content, width)
+
+    def _rodata_variables(self) -> dict[str, tuple[int, int]]:
+        # struct btf_type is three u32 (name, info, size or type); a DATASEC is followed by
+        # vlen times struct btf_var_secinfo, three u32 (type, offset, size): linux/btf.h
+        library = self.library
+        btf = library.call("bpf_object__btf", self._handle)
+        if not btf:
+            raise library.error(f"{self.path.name} carries no BTF", errno.ENOENT)
+        section = library.checked(
+            "find .rodata in the object's BTF",
+            "btf__find_by_name_kind",
+            btf,
+            b".rodata",
+            _BTF_KIND_DATASEC,
+        )
+        pointer = library.call("btf__type_by_id", btf, section)
+        _, kind_and_count, _ = struct.unpack("<III", ctypes.string_at(pointer, 12))
+        count = kind_and_count & 0xFFFF
+        variables: dict[str, tuple[int, int]] = {}
+        entries = ctypes.string_at(pointer + 12, 12 * count)
+        for type_id, offset, size in struct.iter_unpack("<III", entries):
+            variable = library.call("btf__type_by_id", btf, type_id)
+            (name_offset,) = struct.unpack("<I", ctypes.string_at(variable, 4))
+            name = library.call("btf__name_by_offset", btf, name_offset).decode()
+            variables[name] = (offset, size)
+        return variables
+
+    def set_max_entries(self, map_name: str, entries: int) -> None:
+        """Set the size of a map, for a ring its bytes; between open and load."""
+        self.library.checked(
+            f"set size of map {map_name} to {entries}",
+            "bpf_map__set_max_entries",
+            self._map(map_name),
+            entries,
+        )
+
+    def max_entries(self, map_name: str) -> int:
+        """Return the size of a map, for a ring its bytes."""
+        return int(self.library.call("bpf_map__max_entries", self._map(map_name)))
+
+    def set_autoload(self, program: str, wanted: bool) -> None:
+        """Choose whether `load` takes this program; between open and load."""
+        self.library.checked(
+            f"choose {program}", "bpf_program__set_autoload", self._programs[program][1], wanted
+        )
+
+    def load(self) -> None:
+        """Create the maps and load the chosen programs; the verifier decides here."""
+        self.library.clear_log()
+        self.library.checked(f"load {self.path.name}", "bpf_object__load", self._handle)
+
+    def attach(self, program: str) -> None:
+        """Attach a loaded program; an iterator's link waits for `run_iterator`."""
+        self.library.clear_log()
+        self._links[program] = self.library.checked(
+            f"attach {program}", "bpf_program__attach", self._programs[program][1]
+        )
+
+    def run_iterator(self, program: str) -> bytes:
+        """Run an attached ``iter/`` program over all objects now; return what it printed."""
+        fd = self.library.checked(
+            f"run {program}",
+            "bpf_iter_create",
+            self.library.call("bpf_link__fd", self._links[program]),
+        )
+        try:
+            output = bytearray()
+            while chunk := os.read(fd, 65536):
+                output += chunk
+            return bytes(output)
+        except OSError as error:
+            raise self.library.error(f"run {program}", error.errno or errno.EIO) from error
+        finally:
+            os.close(fd)
+
+    def detach(self) -> None:
+        """Detach every program; maps stay readable."""
+        while self._links:
+            _, link = self._links.popitem()
+            self.library.call("bpf_link__destroy", link)
+
+    def map_fd(self, map_name: str) -> int:
+        """Return the file descriptor of a map, valid from `load` to `close`."""
+        return int(self.library.checked(f"use map {map_name}", "bpf_map__fd", self._map(map_name)))
+
+    def read_percpu(self, map_name: str, key: int) -> bytes:
+        """Return the values of one key of a per-CPU array, one after the other.
+
+        The kernel rounds each up to 8 bytes (``Documentation/bpf/map_array.rst``).
+        """
+        pointer = self._map(map_name)
+        size = (int(self.library.call("bpf_map__value_size", pointer)) + 7) // 8 * 8
+        cpus = self.library.checked("count CPUs", "libbpf_num_possible_cpus")
+        values = ctypes.create_string_buffer(size * cpus)
+        index = _U32(key)
+        # The system call wrapper returns -errno as well (libbpf 1.0 and newer).
+        self.library.checked(
+            f"read map {map_name}",
+            "bpf_map_lookup_elem",
+            self.map_fd(map_name),
+            ctypes.byref(index),
+            values,
+        )
+        return values.raw
+
+    def close(self) -> None:
+        """Detach, unload and free everything; safe to repeat."""
+        self.detach()
+        if self._handle is not None:
+            self.library.call("bpf_object__close", self._handle)
+            self._handle = None
+
+    def _map(self, name: str) -> int:
+        return int(
+            self.library.checked(
+                f"find map {name}", "bpf_object__find_map_by_name", self._handle, name.encode()
+            )
+        )

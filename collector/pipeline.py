@@ -1,0 +1,295 @@
+"""Wires the collector: rings to connection table to batches to Kafka, in one loop.
+
+Every ``drain_interval_s`` the rings are emptied and connections entered; every
+``publish_interval_s``, or earlier when much has come, what was drained becomes batches. Nothing in
+the loop waits for Kafka. The last batch of a clean stop is marked final and tells of everything
+that happened to the earlier ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import numpy as np
+
+from collector.batches import BatchBuilder, Limits, as_undelivered, finished, kernel_entries
+from collector.connections import ConnectionTable
+from collector.names import NameTable
+from schemas.clock import ClockAnchor
+from schemas.events import encode_batch
+from schemas.ledger import Ledger
+from schemas.telemetry import counter, gauge
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from collector.batches import Run
+    from collector.config import CollectorConfig
+    from collector.containers import ContainerResolver
+    from collector.recording import Recorder
+    from schemas.clock import Clock
+    from schemas.ledger import Entry
+    from schemas.telemetry import Health
+
+__all__ = ["Drained", "Pipeline", "Sender", "Source"]
+
+_LOG: Final = logging.getLogger("podwire.collector")
+_MAX_NAMES: Final = 65_536
+_OWNER_HASH: Final = np.uint64(0x9E37_79B9_7F4A_7C15)
+_FLUSH_SHARE: Final = 0.7
+_STEP_WORTH_SAYING_NS: Final = 50_000_000
+
+
+@dataclass(slots=True)
+class Drained:
+    """What one look at all rings gave, structured arrays of the record kinds."""
+
+    connections: NDArray[Any]
+    transfers: NDArray[Any]
+    processes: NDArray[Any]
+
+
+class Source(Protocol):
+    """Where records come from."""
+
+    def drain(self) -> Drained:
+        """Take what is there. Every transfer's connection was announced in this or before."""
+        ...
+
+    def counts(self) -> NDArray[np.uint64]:
+        """Increments of the kernel's counters since the last call, shape (kinds, 4)."""
+        ...
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether a ring was so full at the last drain that the next must not wait."""
+        ...
+
+    def detach(self) -> None:
+        """Make no new records; what lies in the rings can still be drained."""
+        ...
+
+
+class Sender(Protocol):
+    """Where batches go; `collector.publisher.Publisher`."""
+
+    def offer(self, key: str, message: bytes, ledger: Sequence[Entry]) -> bool:
+        """Take a message or say at once that there is no room."""
+        ...
+
+    def poll(self) -> None:
+        """Do what is due; never waits."""
+        ...
+
+    def take_failed(self) -> list[Entry]:
+        """Ledger entries of batches that were taken and then lost."""
+        ...
+
+    def flush(self, timeout_s: float) -> int:
+        """Wait until everything is delivered; return what is not."""
+        ...
+
+    def abandon(self) -> None:
+        """Give up what is not delivered."""
+        ...
+
+
+class Pipeline:
+    """One run of the collector."""
+
+    def __init__(
+        self,
+        config: CollectorConfig,
+        run: Run,
+        source: Source,
+        sender: Sender,
+        resolver: ContainerResolver,
+        clock: Clock,
+        health: Health,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self._config = config
+        self._run = run
+        self._source = source
+        self._sender = sender
+        self._resolver = resolver
+        self._clock = clock
+        self._health = health
+        self._recorder = recorder
+        self._anchor = ClockAnchor.sample(clock)
+        self._names = NameTable()
+        self.table = ConnectionTable(config.max_connections)
+        self._builder = BatchBuilder(
+            run, self.table, self._names, Limits(events=config.batch_max_events)
+        )
+        self.ledger = Ledger()
+        self.sequence = 0
+        self._connections: list[NDArray[Any]] = []
+        self._transfers: list[NDArray[Any]] = []
+        self._pending = 0
+        self._bare = np.empty(0, np.uint64)
+        self._watermark_ns = 0
+
+    def run(self, stop: threading.Event) -> None:
+        """Drain and publish until told to stop, then finish."""
+        config, clock = self._config, self._clock
+        step = int(config.drain_interval_s * 1e9)
+        publish_step = int(config.publish_interval_s * 1e9)
+        clock_step = int(config.clock_interval_s * 1e9)
+        now = clock.monotonic_ns()
+        next_publish, next_clock = now + publish_step, now + clock_step
+        while not stop.is_set():
+            started = clock.monotonic_ns()
+            self.drain()
+            now = clock.monotonic_ns()
+            if now >= next_publish or self._pending >= config.batch_max_events:
+                self.publish()
+                if now >= next_publish:
+                    next_publish = max(next_publish + publish_step, now)
+            if now >= next_clock:
+                self.read_clocks()
+                next_clock = now + clock_step
+            self._sender.poll()
+            if not self._source.is_crowded:
+                stop.wait(max(0, started + step - clock.monotonic_ns()) / 1e9)
+        self.finish()
+
+    def drain(self) -> None:
+        """Empty the rings and enter new connections and processes."""
+        # Whatever is submitted after this moment ended at most the margin before it.
+        margin = int(self._config.watermark_margin_s * 1e9)
+        self._watermark_ns = self._clock.monotonic_ns() + self._anchor.offset_ns - margin
+        drained = self._source.drain()
+        self._enter_processes(drained.processes)
+        if len(drained.connections):
+            self._enter_connections(drained.connections)
+        # An empty first array keeps the record layout for a publish without any record.
+        if len(drained.connections) or not self._connections:
+            self._connections.append(drained.connections)
+        if len(drained.transfers) or not self._transfers:
+            self._transfers.append(drained.transfers)
+        self._pending += len(drained.connections) + len(drained.transfers)
+
+    def _enter_processes(self, processes: NDArray[Any]) -> None:
+        count = len(processes)
+        if count:
+            self._resolver.forget(np.unique(processes["pid"]).tolist())
+            self._resolver.learn(np.unique(processes["cgroup_id"]).tolist())
+            self.ledger.passed("collector", "process", entered=count, left=count)
+
+    def _enter_connections(self, records: NDArray[Any]) -> None:
+        self._resolver.learn(np.unique(records["cgroup_id"]).tolist())
+        _, changed = self.table.apply(records)
+        self._label(changed)
+        bare = changed[self.table.rows["pid"][changed] == 0]
+        if len(bare):
+            self._bare = np.union1d(self._bare, self.table.rows["connection_id"][bare])
+
+    def _label(self, slots: NDArray[np.int64]) -> None:
+        # Looked up once per distinct owner; a collision of this hash would need 2**32 of them.
+        rows = self.table.rows[slots]
+        owner = (rows["cgroup_id"] * _OWNER_HASH) ^ rows["pid"]
+        _, first, inverse = np.unique(owner, return_index=True, return_inverse=True)
+        containers, processes = [], []
+        for pid, cgroup_id, comm in rows[first][["pid", "cgroup_id", "comm"]].tolist():
+            containers.append(self._names.number(self._resolver.container(pid, cgroup_id)))
+            processes.append(self._names.number(self._resolver.process(pid, comm)))
+        self.table.rows["container"][slots] = np.array(containers, np.uint32)[inverse]
+        self.table.rows["process"][slots] = np.array(processes, np.uint32)[inverse]
+
+    def publish(self, final: bool = False) -> None:
+        """Make batches of what was drained since the last call and offer them."""
+        connections = _joined(self._connections)
+        transfers = _joined(self._transfers)
+        self._connections, self._transfers = [connections[:0].copy()], [transfers[:0].copy()]
+        self._pending = 0
+        self._adopt(transfers)
+        self.ledger.add(kernel_entries(self._source.counts()))
+        self.ledger.add(as_undelivered(self._sender.take_failed()))
+        batches = self._builder.build(
+            connections, transfers, self._anchor, self._watermark_ns, self.ledger, final
+        )
+        for batch in batches:
+            header = batch.header
+            header.final = final and batch is batches[-1]
+            header.sequence = self.sequence
+            message = encode_batch(batch)
+            if not self._sender.offer(self._run.node, message, header.ledger):
+                self.ledger.add(as_undelivered(header.ledger))
+                continue
+            self.sequence += 1
+            self._export(header.ledger)
+            if self._recorder is not None:
+                self._recorder.write(message)
+        self.table.retire(connections["connection_id"][finished(connections)])
+        self.table.sweep()
+        self._compact_names()
+        gauge("podwire_collector_connections").set(len(self.table))
+        self._health.progress()
+
+    def _adopt(self, transfers: NDArray[Any]) -> None:
+        # A connection that only the kernel had touched belongs to the process that uses it.
+        if not len(self._bare):
+            return
+        users = transfers[transfers["pid"] != 0]
+        users = users[np.isin(users["connection_id"], self._bare)]
+        slots = self.table.find(users["connection_id"])
+        bare = (slots >= 0) & (self.table.rows["pid"][slots] == 0)
+        if bare.any():
+            self.table.rows["pid"][slots[bare]] = users["pid"][bare]
+            self._label(np.unique(slots[bare]))
+        slots = self.table.find(self._bare)
+        kept = (slots >= 0) & (self.table.rows["pid"][slots] == 0)
+        self._bare = self._bare[kept]
+
+    def _compact_names(self) -> None:
+        if len(self._names) > _MAX_NAMES:
+            rows, live = self.table.rows, self.table.live_slots()
+            kept = self._names.keep(rows["container"][live], rows["process"][live])
+            rows["container"][live], rows["process"][live] = kept
+
+    def _export(self, entries: Sequence[Entry]) -> None:
+        total = counter("podwire_ledger_total")
+        for entry in entries:
+            for outcome, count in (
+                ("in", entry.in_count),
+                ("out", entry.out_count),
+                (entry.reason, entry.dropped_count),
+            ):
+                if count:
+                    total.labels(entry.stage, entry.kind, outcome).inc(count)
+
+    def read_clocks(self) -> None:
+        """Read both clocks together again and report how far they moved apart."""
+        anchor = ClockAnchor.sample(self._clock)
+        step = anchor.offset_ns - self._anchor.offset_ns
+        self._anchor = anchor
+        gauge("podwire_collector_clock_step_ns").set(step)
+        if abs(step) > _STEP_WORTH_SAYING_NS:
+            _LOG.warning("the clock was set: it moved by %.3f s", step / 1e9)
+
+    def finish(self) -> None:
+        """Stop the hooks, publish the rest, and say in a final batch what became of all."""
+        self._source.detach()
+        for _ in range(2):
+            # A program may still be running on another CPU when its link is gone.
+            threading.Event().wait(self._config.drain_interval_s)
+            self.drain()
+        self.publish()
+        timeout_s = self._config.stop_timeout_s
+        if self._sender.flush(timeout_s * _FLUSH_SHARE):
+            self._sender.abandon()
+        self.publish(final=True)
+        left = self._sender.flush(timeout_s * (1 - _FLUSH_SHARE))
+        if left:
+            _LOG.warning("kafka did not take the last %d batches in time", left)
+            self._sender.abandon()
+
+
+def _joined(arrays: list[NDArray[Any]]) -> NDArray[Any]:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

@@ -1,0 +1,147 @@
+"""The running kernel as a source of records: the eBPF object, its rings and counters."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from collector import abi
+from collector.attach import attach
+from collector.config import object_path
+from collector.pipeline import Drained
+from collector.ringbuf import Ring, SequenceTracker, create_ring
+from schemas.errors import ConfigError
+from schemas.telemetry import gauge
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from collector.attach import Hook
+    from collector.config import CollectorConfig
+
+__all__ = ["ITERATORS", "KernelSource", "ring_sizes"]
+
+ITERATORS: Final = ("find_listeners", "find_sockets")
+"""Programs that find what is older than the collector, in the order to run them."""
+
+_CROWDED: Final = 0.25
+_KINDS: Final = len(abi.Kind)
+_OUTCOMES: Final = len(abi.COUNTS.names or ())
+
+
+def ring_sizes(config: CollectorConfig) -> dict[str, int]:
+    """Return the bytes of each ring map.
+
+    Raises:
+        ConfigError: If one is not a power of two, which the kernel demands.
+    """
+    sizes = {
+        "connections": config.connection_ring_bytes,
+        "transfers": config.transfer_ring_bytes,
+        "processes": config.process_ring_bytes,
+    }
+    for name, size in sizes.items():
+        if size & (size - 1):
+            key = f"collector.{name.rstrip('s')}_ring_bytes"
+            raise ConfigError(key.replace("processe_", "process_"), f"{size} is no power of two")
+    return sizes
+
+
+class KernelSource:
+    """Records of the live kernel.
+
+    Raises:
+        BpfError: If the programs cannot be loaded or a core hook is missing.
+        UnsupportedFeature: If the machine lacks libbpf or an object.
+    """
+
+    def __init__(self, config: CollectorConfig) -> None:
+        sizes = ring_sizes(config)
+        constants = {
+            "podwire_own_pid": 0 if config.own_traffic else os.getpid(),
+            "podwire_id_base": time.clock_gettime_ns(time.CLOCK_MONOTONIC),
+        }
+        self._rings: dict[str, Ring] = {}
+        self._object, self.hooks = attach(object_path(config), constants, sizes)
+        self._counted = np.zeros((_KINDS, _OUTCOMES), np.uint64)
+        self.sequences = {name: SequenceTracker() for name in sizes}
+        layouts = {
+            "connections": abi.CONNECTION_RECORD,
+            "transfers": abi.TRANSFER_RECORD,
+            "processes": abi.PROCESS_RECORD,
+        }
+        try:
+            for name, size in sizes.items():
+                self._rings[name] = create_ring(
+                    name,
+                    self._object.map_fd(name),
+                    size,
+                    layouts[name],
+                    self._object.library,
+                    mapped=config.ring_reader == "mapped",
+                )
+            attached = {hook.program for hook in self.hooks if hook.attached}
+            for program in ITERATORS:
+                if program in attached:
+                    self._object.run_iterator(program)
+        except BaseException:
+            self.close()
+            raise
+        states = [hook.attached for hook in self.hooks]
+        gauge("podwire_collector_hooks").labels("attached").set(sum(states))
+        gauge("podwire_collector_hooks").labels("missing").set(len(states) - sum(states))
+
+    @property
+    def missing_hooks(self) -> list[Hook]:
+        """Hooks that this kernel does not take."""
+        return [hook for hook in self.hooks if not hook.attached]
+
+    def drain(self) -> Drained:
+        """Take what is in the rings.
+
+        Transfers come first: whatever was announced before them is then still to be read. Execs
+        and exits come last, so that none is missing that is older than a connection.
+        """
+        transfers = self._drain("transfers")
+        connections = self._drain("connections")
+        return Drained(connections, transfers, self._drain("processes"))
+
+    def _drain(self, name: str) -> NDArray[Any]:
+        records = self._rings[name].drain()
+        self.sequences[name].add(records["cpu"], records["sequence"])
+        return records
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether a ring was a quarter full at the last drain."""
+        return any(ring.used > ring.size * _CROWDED for ring in self._rings.values())
+
+    def counts(self) -> NDArray[np.uint64]:
+        """Return the increments of the kernel's counters, summed over CPUs, shape (5, 4)."""
+        for name, ring in self._rings.items():
+            gauge("podwire_collector_ring_used_bytes").labels(name).set(ring.used)
+        now = np.stack(
+            [
+                np.frombuffer(self._object.read_percpu("counts", kind), np.uint64)
+                .reshape(-1, _OUTCOMES)
+                .sum(axis=0, dtype=np.uint64)
+                for kind in range(_KINDS)
+            ]
+        )
+        increments = now - self._counted
+        self._counted = now
+        return increments
+
+    def detach(self) -> None:
+        """Detach every program; the rings can still be drained."""
+        self._object.detach()
+
+    def close(self) -> None:
+        """Give everything back to the kernel; safe to repeat."""
+        for ring in self._rings.values():
+            ring.close()
+        self._rings.clear()
+        self._object.close()
