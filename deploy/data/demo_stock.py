@@ -1,0 +1,33 @@
+"""The "stock" pod of the demo: asyncio, keep-alive. Usage: demo_stock.py PORT. Library only."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+BODY = json.dumps({"items": [{"id": number, "left": 7} for number in range(80)]}).encode()
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
+
+
+async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer every request on the connection with the same list."""
+    try:
+        while True:
+            await reader.readuntil(b"\r\n\r\n")
+            await asyncio.sleep(0.002)
+            writer.write(ANSWER)
+            await writer.drain()
+    except (asyncio.IncompleteReadError, ConnectionError):
+        pass  # the client is done
+    finally:
+        writer.close()
+
+
+async def main() -> None:
+    """Serve until killed."""
+    server = await asyncio.start_server(serve, "", int(sys.argv[1]))
+    await server.serve_forever()
+
+
+asyncio.run(main())

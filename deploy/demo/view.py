@@ -1,0 +1,234 @@
+"""What the demo shows at its end: tables of services and relations, and the topology as a tree."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from deploy.local.status import count, size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from deploy.sql import Database
+
+__all__ = [
+    "Relation",
+    "Served",
+    "load_relations",
+    "load_served",
+    "relation_table",
+    "served_table",
+    "topology",
+]
+
+RELATIONS: Final = """\
+SELECT client_service, server_service,
+       sum(connect_count) AS tried, sum(connect_success_count) AS succeeded,
+       sum(write_bytes) AS sent, sum(read_bytes) AS received,
+       sum(connect_duration) / nullIf(sum(connect_duration_measured_count), 0) AS connect_ns,
+       sum(read_count + write_count) AS calls
+FROM service_relation_metrics
+WHERE role = 'client'
+GROUP BY client_service, server_service
+ORDER BY sent + received DESC"""
+
+SERVED: Final = """\
+SELECT service, sum(accept_count) AS accepted, sum(close_count) AS closed,
+       sum(read_bytes) AS received, sum(write_bytes) AS sent,
+       sum(read_duration) / nullIf(sum(read_duration_measured_count), 0) AS read_ns,
+       sum(write_duration) / nullIf(sum(write_duration_measured_count), 0) AS write_ns
+FROM service_metrics
+WHERE role = 'server'
+GROUP BY service
+ORDER BY received + sent DESC"""
+
+BAR: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """One service calling another, as its clients saw it."""
+
+    client: str
+    server: str
+    tried: int
+    succeeded: int
+    sent: int
+    received: int
+    connect_ns: float | None
+    calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One service, as its own pods saw it."""
+
+    service: str
+    accepted: int
+    closed: int
+    received: int
+    sent: int
+    read_ns: float | None
+    write_ns: float | None
+
+
+def load_relations(database: Database, services: Iterable[str]) -> list[Relation]:
+    """Return the relations between these services, most bytes first."""
+    wanted = set(services)
+    rows = _rows(database, RELATIONS)
+    return [
+        Relation(
+            client=row["client_service"],
+            server=row["server_service"],
+            tried=int(row["tried"]),
+            succeeded=int(row["succeeded"]),
+            sent=int(row["sent"]),
+            received=int(row["received"]),
+            connect_ns=_optional(row["connect_ns"]),
+            calls=int(row["calls"]),
+        )
+        for row in rows
+        if row["client_service"] in wanted and row["server_service"] in wanted
+    ]
+
+
+def load_served(database: Database, services: Iterable[str]) -> list[Served]:
+    """Return these services in their role as servers, most bytes first."""
+    wanted = set(services)
+    return [
+        Served(
+            service=row["service"],
+            accepted=int(row["accepted"]),
+            closed=int(row["closed"]),
+            received=int(row["received"]),
+            sent=int(row["sent"]),
+            read_ns=_optional(row["read_ns"]),
+            write_ns=_optional(row["write_ns"]),
+        )
+        for row in _rows(database, SERVED)
+        if row["service"] in wanted
+    ]
+
+
+def relation_table(relations: Sequence[Relation]) -> Table:
+    """Return who called whom, how often, with what success, and how much."""
+    table = _table("Who calls whom", "seen by the clients' sockets")
+    table.add_column("client", style="cyan", no_wrap=True)
+    table.add_column("")
+    table.add_column("server", style="magenta", no_wrap=True)
+    for name in ("connections", "success", "connect", "sent", "received"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("share", no_wrap=True)
+    most = max((each.sent + each.received for each in relations), default=0) or 1
+    for each in relations:
+        table.add_row(
+            each.client,
+            "→",
+            each.server,
+            count(each.tried),
+            _success(each),
+            _duration(each.connect_ns),
+            size(each.sent),
+            size(each.received),
+            Text("█" * max(round(BAR * (each.sent + each.received) / most), 1), style="blue"),
+        )
+    return table
+
+
+def served_table(served: Sequence[Served]) -> Table:
+    """Return what each service was asked, seen from its own pods."""
+    table = _table("Who is called", "seen by the servers' sockets")
+    table.add_column("service", style="magenta", no_wrap=True)
+    for name in ("accepted", "closed", "received", "sent", "read call", "write call"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in served:
+        table.add_row(
+            each.service,
+            count(each.accepted),
+            count(each.closed),
+            size(each.received),
+            size(each.sent),
+            _duration(each.read_ns),
+            _duration(each.write_ns),
+        )
+    return table
+
+
+def topology(relations: Sequence[Relation]) -> Tree:
+    """Draw the relations as a tree from those that nobody calls; a service is unfolded once."""
+    servers = {each.server for each in relations}
+    by_client: dict[str, list[Relation]] = {}
+    for each in relations:
+        by_client.setdefault(each.client, []).append(each)
+    roots = [client for client in by_client if client not in servers]
+    # Should everybody be called by somebody, the busiest caller comes first.
+    roots = roots or list(by_client)[:1]
+    tree = Tree("[bold]Topology[/]", guide_style="dim")
+    unfolded: set[str] = set()
+    for root in roots:
+        _unfold(tree.add(Text(root, style="bold cyan")), root, by_client, unfolded)
+    return tree
+
+
+def _unfold(
+    branch: Tree, client: str, by_client: dict[str, list[Relation]], unfolded: set[str]
+) -> None:
+    unfolded.add(client)
+    for each in by_client.get(client, ()):
+        line = Text("──▶ ", style="dim")
+        line.append(each.server, style="bold magenta")
+        line.append(f"  {count(each.tried)} connections, ", style="default")
+        line.append_text(_success(each))
+        line.append(f"  ↑ {size(each.sent)}  ↓ {size(each.received)}", style="default")
+        again = each.server in unfolded and each.server in by_client
+        if again:
+            line.append("  (see above)", style="dim")
+        below = branch.add(line)
+        if not again:
+            _unfold(below, each.server, by_client, unfolded)
+
+
+def _table(title: str, caption: str) -> Table:
+    return Table(
+        title=f"[bold]{title}[/] [dim]({caption})[/]",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+
+
+def _success(relation: Relation) -> Text:
+    if not relation.tried:
+        return Text("-", style="dim")
+    share = 100 * relation.succeeded / relation.tried
+    # 99.99 % is not 100 %.
+    text = f"{share:.0f} %" if share in (0, 100) else f"{min(share, 99.9):.1f} %"
+    return Text(text, style="green" if share == 100 else "bold red")
+
+
+def _duration(nanoseconds: float | None) -> Text:
+    if nanoseconds is None:
+        return Text("-", style="dim")
+    for unit, factor in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
+        if nanoseconds >= factor:
+            return Text(f"{nanoseconds / factor:.3g} {unit}")
+    return Text(f"{nanoseconds:.0f} ns")
+
+
+def _rows(database: Database, sql: str) -> list[dict[str, str]]:
+    # Quoted 64-bit integers: JSON readers that know only floats would round them.
+    text = database.query(
+        f"{sql} SETTINGS output_format_json_quote_64bit_integers = 1 FORMAT JSONEachRow"
+    )
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _optional(value: object) -> float | None:
+    return None if value is None else float(str(value))

@@ -1,0 +1,1 @@
+"""``podwire local``: every real part on one machine, supervised until Ctrl-C."""

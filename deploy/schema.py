@@ -1,0 +1,160 @@
+"""``podwire schema``: create the topics and tables, or show what they are.
+
+``apply`` is safe to repeat. It creates what is missing and checks what is there; it never changes
+the number of partitions of an existing topic, because the events of a node would move between
+workers in the middle of a minute.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from schemas.catalogue import FIGURES, LEDGER, PROVENANCE, SCOPES
+from schemas.config import KafkaConfig, load_file
+from schemas.errors import ConfigError, TransportError
+from schemas.topics import TOPICS, Topic
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["HELP", "add_arguments", "apply_topics", "run"]
+
+HELP = "Create or show topics, tables and figures"
+EPILOG = """\
+examples:
+  podwire schema apply --bootstrap-servers kafka:9092 --partitions 12 --replication-factor 3
+  podwire schema apply --url http://clickhouse:8123
+  podwire schema show figures"""
+
+TIMEOUT_S: Final = 20.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare ``apply`` and ``show``."""
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    apply = actions.add_parser("apply", help="Create topics, and tables if a ClickHouse is given")
+    apply.set_defaults(action="apply")
+    KafkaConfig.add_arguments(apply)
+    show = actions.add_parser("show", help="Print topics, tables or figures")
+    show.set_defaults(action="show")
+    show.add_argument("what", choices=("topics", "figures", "tables"))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what was asked for."""
+    if arguments.action == "show":
+        return _show(arguments.what)
+    file = load_file(arguments.config) if arguments.config else None
+    kafka = KafkaConfig.load(file, options=vars(arguments))
+    created = apply_topics(kafka)
+    print(f"topics: {len(created)} created, {len(TOPICS) - len(created)} were there")
+    return 0
+
+
+def apply_topics(kafka: KafkaConfig, timeout_s: float = TIMEOUT_S) -> list[str]:
+    """Create the missing topics and check the partitions of the others.
+
+    Returns:
+        Names of the topics that were created now.
+
+    Raises:
+        TransportError: If no broker answers in time, or the broker refuses a topic.
+        ConfigError: If a topic exists with another number of partitions than configured.
+    """
+    from confluent_kafka import KafkaError, KafkaException
+    from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+
+    # Connection failures come back as exceptions; librdkafka's own log lines would repeat them.
+    admin = AdminClient({**kafka.client_settings(), "log_level": 0})
+    try:
+        existing = _partition_counts(admin, timeout_s)
+        missing = [topic for topic in TOPICS if topic.name not in existing]
+        if missing:
+            futures = admin.create_topics(
+                [
+                    NewTopic(
+                        topic.name,
+                        num_partitions=_partitions(topic, kafka),
+                        replication_factor=kafka.replication_factor,
+                        config=topic.config(),
+                    )
+                    for topic in missing
+                ],
+                request_timeout=timeout_s,
+            )
+            for future in futures.values():
+                try:
+                    future.result()
+                except KafkaException as error:
+                    # Somebody else was faster: then the check below decides.
+                    if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                        raise
+            existing = _after_creation(admin, timeout_s)
+    except KafkaException as error:
+        reason = error.args[0].str()
+        raise TransportError(f"kafka at {kafka.bootstrap_servers}: {reason}") from error
+    for topic in TOPICS:
+        found, wanted = existing.get(topic.name, 0), _partitions(topic, kafka)
+        if found != wanted:
+            raise ConfigError(
+                "kafka.partitions",
+                f"topic {topic.name} has {found} partitions, {wanted} wanted: configure {found}, "
+                "or use a new topic",
+            )
+    return [topic.name for topic in missing]
+
+
+def _partition_counts(admin: Any, timeout_s: float) -> dict[str, int]:
+    metadata = admin.list_topics(timeout=timeout_s)
+    return {name: len(topic.partitions) for name, topic in metadata.topics.items()}
+
+
+def _after_creation(admin: Any, timeout_s: float) -> dict[str, int]:
+    # The broker that answers may learn of new topics a moment after the one that made them.
+    deadline = time.monotonic() + timeout_s
+    while True:
+        existing = _partition_counts(admin, timeout_s)
+        if all(topic.name in existing for topic in TOPICS) or time.monotonic() > deadline:
+            return existing
+        time.sleep(0.1)
+
+
+def _partitions(topic: Topic, kafka: KafkaConfig) -> int:
+    return kafka.partitions if topic.partitions == "events" else topic.partitions
+
+
+def _show(what: str) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    if what == "topics":
+        table = Table("topic", "key", "partitions", "kept", "what", title="Kafka topics")
+        for topic in TOPICS:
+            kept = (
+                "last of each key"
+                if topic.retention_ms is None
+                else f"{topic.retention_ms // 3_600_000} h"
+            )
+            table.add_row(topic.name, topic.key, str(topic.partitions), kept, topic.description)
+    elif what == "tables":
+        table = Table("table", "one row per", "what", title="Tables (database podwire)")
+        for scope in SCOPES:
+            keys = ", ".join(("time", *scope.keys))
+            table.add_row(scope.metrics_table, keys, f"{scope.description}, per minute")
+        for scope in SCOPES:
+            table.add_row(
+                scope.entity_table, ", ".join(("cluster", *scope.name_keys)), scope.description
+            )
+        table.add_row(
+            "pipeline_ledger",
+            ", ".join(("time", *LEDGER.keys)),
+            "What each stage did with every event",
+        )
+    else:
+        table = Table("figure", "unit", "group", "measured", "what", title="Figures per minute")
+        for figure in (*FIGURES, *PROVENANCE):
+            presence = "where possible" if figure.optional else "always"
+            table.add_row(figure.name, figure.unit, figure.group, presence, figure.description)
+    Console().print(table)
+    return 0

@@ -1,0 +1,166 @@
+"""``podwire sql``: ask what ``podwire local`` or the demo stored, running or not.
+
+The embedded engine lets one process in. While a sink holds the data directory the query goes to
+its SQL endpoint, else the directory is opened here.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import http.client
+import sys
+import urllib.parse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from deploy.local.settings import CONFIG_NAME, DATABASE_NAME, LOCK_NAME
+from schemas.config import load_file
+from schemas.errors import ConfigError, PodwireError, TransportError
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["HELP", "Database", "QueryError", "add_arguments", "run"]
+
+HELP = "Ask the data that local or demo stored"
+EPILOG = """\
+examples:
+  podwire sql "SHOW TABLES"
+  podwire sql "SELECT * FROM service_relation FORMAT JSONEachRow"
+  podwire sql --data podwire-demo.data              a prompt; ends with Ctrl-D"""
+
+PROMPT: Final = "podwire> "
+TIMEOUT_S: Final = 300.0
+LOOPBACK: Final = "127.0.0.1"
+
+
+class QueryError(PodwireError):
+    """ClickHouse refused the query; its own words."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "--data", type=Path, default=Path("podwire.data"), metavar="DIR",
+        help="directory of podwire local or demo [podwire.data]",
+    )  # fmt: skip
+    parser.add_argument("query", nargs="?", help="one query; without it there is a prompt")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Answer one query, or all of a prompt."""
+    with Database(arguments.data) as database:
+        if arguments.query is not None:
+            _print(database.query(arguments.query, _format()))
+            return 0
+        return _prompt(database)
+
+
+class Database:
+    """The stored data of one directory.
+
+    Args:
+        data: Directory of ``podwire local``.
+
+    Raises:
+        ConfigError: If there is no such data.
+    """
+
+    def __init__(self, data: Path) -> None:
+        self._directory = data / DATABASE_NAME
+        if not self._directory.is_dir():
+            raise ConfigError("--data", f"{data} holds no data of podwire local")
+        self._port = _running_port(data)
+        self._session: Any = None
+        if self._port is None:
+            from chdb import session
+
+            self._session = session.Session(str(self._directory))  # type: ignore[no-untyped-call]
+            self._session.query("USE podwire")
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._session is not None:
+            self._session.close()
+
+    def query(self, sql: str, output_format: str = "TabSeparatedWithNames") -> str:
+        """Return the answer as text.
+
+        Args:
+            sql: One query; its own FORMAT clause wins.
+            output_format: ClickHouse's name of the format otherwise.
+
+        Raises:
+            QueryError: If ClickHouse refuses it.
+            TransportError: If the running sink does not answer.
+        """
+        if self._session is not None:
+            try:
+                return str(self._session.query(sql, output_format))
+            except RuntimeError as error:
+                raise QueryError(_first_line(str(error))) from error
+        return self._ask(sql, output_format)
+
+    def _ask(self, sql: str, output_format: str) -> str:
+        assert self._port is not None
+        connection = http.client.HTTPConnection(LOOPBACK, self._port, timeout=TIMEOUT_S)
+        options = urllib.parse.urlencode({"database": "podwire", "default_format": output_format})
+        try:
+            connection.request("POST", f"/?{options}", body=sql.encode())
+            response = connection.getresponse()
+            text = response.read().decode(errors="replace")
+        except (OSError, http.client.HTTPException) as error:
+            raise TransportError(f"SQL endpoint on port {self._port}: {error}") from error
+        finally:
+            connection.close()
+        if response.status != http.client.OK:
+            raise QueryError(_first_line(text))
+        return text
+
+
+def _running_port(data: Path) -> int | None:
+    lock = data / LOCK_NAME
+    if not lock.exists():
+        return None
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return int(load_file(data / CONFIG_NAME)["sink"]["sql_port"])
+    return None
+
+
+def _format() -> str:
+    return "PrettyCompactMonoBlock" if sys.stdout.isatty() else "TabSeparatedWithNames"
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text if text.endswith("\n") or not text else text + "\n")
+    sys.stdout.flush()
+
+
+def _prompt(database: Database) -> int:
+    if sys.stdin.isatty():
+        import readline  # noqa: F401  line editing for input()
+    while True:
+        try:
+            sql = input(PROMPT if sys.stdin.isatty() else "").strip().rstrip(";")
+        except EOFError:
+            if sys.stdin.isatty():
+                sys.stdout.write("\n")
+            return 0
+        if sql.lower() in ("exit", "quit"):
+            return 0
+        if not sql:
+            continue
+        try:
+            _print(database.query(sql, _format()))
+        except (QueryError, TransportError) as error:
+            sys.stderr.write(f"{error}\n")
+
+
+def _first_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0] if lines else "no answer"
