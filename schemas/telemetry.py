@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
-from schemas.errors import ConfigError
-
 if TYPE_CHECKING:
     import logging
     from collections.abc import Callable
@@ -114,7 +112,8 @@ class TelemetryServer:
     """Serves ``/metrics``, ``/healthz`` and ``/readyz`` from a daemon thread.
 
     Raises:
-        ConfigError: If the address cannot be served, for example because the port is in use.
+        OSError: If the address cannot be served, for example because the port is in use. The
+            caller knows which setting to name.
     """
 
     def __init__(self, health: Health, port: int, host: str = "127.0.0.1") -> None:
@@ -127,10 +126,7 @@ class TelemetryServer:
                 return (200, b"ready\n") if health.ready() else (503, b"no recent progress\n")
             return 404, b"try /metrics, /healthz or /readyz\n"
 
-        try:
-            self._server = ThreadingHTTPServer((host, port), _handler(page))
-        except OSError as error:
-            raise ConfigError("telemetry_port", f"{host}:{port}: {error.strerror}") from error
+        self._server = ThreadingHTTPServer((host, port), _handler(page))
         self._server.daemon_threads = True
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(
