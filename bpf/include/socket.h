@@ -143,6 +143,8 @@ static __always_inline void fill_addresses(struct podwire_connection_record *rec
 		record->family = 4;
 	}
 	record->local_port = BPF_CORE_READ(sk, __sk_common.skc_num);
+	if (!record->local_port) /* given back by tcp_set_state(TCP_CLOSE); its copy stays */
+		record->local_port = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
 	record->remote_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
 	record->netns = netns_of(sk);
 }

@@ -211,6 +211,10 @@ struct sock {
 	struct bpf_local_storage *sk_bpf_storage;
 };
 
+struct inet_sock {
+	__be16 inet_sport;
+};
+
 struct tcp_sock {
 	bool is_mptcp;
 };

@@ -66,6 +66,8 @@ static __noinline int begin_connect(struct sock *sk)
 		count(PODWIRE_KIND_OPEN, map_full);
 		return 0;
 	}
+	if (st->stage == STAGE_CONNECTING)
+		return 0; /* the twin has seen it */
 	closed(sk, st, TCP_CLOSE); /* a reset connection that is connected anew */
 	start_state(st, STAGE_CONNECTING, PODWIRE_ROLE_CLIENT);
 	st->start_ns = is_called ? call->start_ns : bpf_ktime_get_ns();
@@ -117,9 +119,12 @@ static __noinline int connect_failed(struct sock *sk, struct socket_state *st)
 static __noinline int queued(struct sock *sk)
 {
 	struct waiting waiting = {};
-	struct socket_state *st = create_state(sk);
 	__u64 key = (__u64)sk;
+	struct socket_state *st;
 
+	if (is_subflow(sk))
+		return 0;
+	st = create_state(sk);
 	if (!st) {
 		count(PODWIRE_KIND_OPEN, map_full);
 		return 0;
@@ -132,8 +137,30 @@ static __noinline int queued(struct sock *sk)
 	return 0;
 }
 
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(inet_sock_set_state, struct sock *sk, int before, int after)
+/* connect(AF_UNSPEC) */
+static __always_inline bool is_disconnecting(struct sock *sk)
+{
+	struct call_state *call = current_call();
+
+	return is_in_call(call, CALL_CONNECT) && call->sock == (__u64)sk && is_owned(sk);
+}
+
+static __noinline int established(struct sock *sk, struct socket_state *st, int before)
+{
+	if (!st && before == TCP_SYN_RECV)
+		return queued(sk);
+	if (!st && before == TCP_SYN_SENT && !is_subflow(sk)) {
+		/* It was under way when we came: no start, no owner yet. */
+		st = create_state(sk);
+		if (!st)
+			count(PODWIRE_KIND_OPEN, map_full);
+		else
+			start_state(st, STAGE_CONNECTING, PODWIRE_ROLE_CLIENT);
+	}
+	return st && st->stage == STAGE_CONNECTING ? connected(sk, st) : 0;
+}
+
+static __always_inline int state_changed(struct sock *sk, int before, int after)
 {
 	struct socket_state *st;
 
@@ -144,32 +171,26 @@ int BPF_PROG(inet_sock_set_state, struct sock *sk, int before, int after)
 	if (after == TCP_SYN_RECV || after == TCP_LISTEN || before == TCP_LISTEN)
 		return 0;
 	st = find_state(sk);
-	if (after == TCP_ESTABLISHED) {
-		if (!st && before == TCP_SYN_RECV)
-			return queued(sk);
-		if (!st && before == TCP_SYN_SENT && !is_subflow(sk)) {
-			/* It was under way when we came: no start, no owner yet. */
-			st = create_state(sk);
-			if (!st)
-				count(PODWIRE_KIND_OPEN, map_full);
-			else
-				start_state(st, STAGE_CONNECTING, PODWIRE_ROLE_CLIENT);
-		}
-		if (st && st->stage == STAGE_CONNECTING)
-			return connected(sk, st);
-		return 0;
-	}
+	if (after == TCP_ESTABLISHED)
+		return established(sk, st, before);
 	if (st && st->stage == STAGE_CONNECTING)
 		return after == TCP_CLOSE ? connect_failed(sk, st) : 0;
+	if (st && st->stage == STAGE_CLOSED)
+		return 0;
 	if (is_being_released(sk)) {
+		if (is_own_process())
+			return 0;
 		st = touch(sk); /* closed without any transfer counts as well */
+		if (!st)
+			count(PODWIRE_KIND_CLOSE, map_full);
 		return closed(sk, st, after);
 	}
+	if (after == TCP_CLOSE && is_disconnecting(sk))
+		return closed(sk, st, after);
 	return 0;
 }
 
-SEC("tp_btf/tcp_destroy_sock")
-int BPF_PROG(tcp_destroy_sock, struct sock *sk)
+static __always_inline int destroyed(struct sock *sk)
 {
 	struct socket_state *st = find_state(sk);
 	__u64 key = (__u64)sk;
@@ -177,7 +198,39 @@ int BPF_PROG(tcp_destroy_sock, struct sock *sk)
 	if (!st)
 		return 0;
 	/* Never accepted: it was no application's connection. An accepted one has left the queue. */
-	if (st->is_waiting && (st->is_unqueued || !bpf_map_delete_elem(&accept_queue, &key)))
+	if (st->is_waiting && (st->is_unqueued || !bpf_map_delete_elem(&accept_queue, &key))) {
+		st->stage = STAGE_CLOSED;
 		return 0;
+	}
 	return closed(sk, st, TCP_CLOSE);
+}
+
+/*
+ * The kernel skips a program that interrupts itself on the same CPU: a softirq's state change
+ * during a process's would be lost (bpf_prog_info.recursion_misses; Linux kernel commit
+ * 05b24ff9b2cf ("bpf: Prevent bpf program recursion for raw tracepoint probes") (in v6.2)). So
+ * each of these runs as two twins: the second does nothing, unless the first was skipped.
+ */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(inet_sock_set_state, struct sock *sk, int before, int after)
+{
+	return state_changed(sk, before, after);
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(inet_sock_set_state_twin, struct sock *sk, int before, int after)
+{
+	return state_changed(sk, before, after);
+}
+
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(tcp_destroy_sock, struct sock *sk)
+{
+	return destroyed(sk);
+}
+
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(tcp_destroy_sock_twin, struct sock *sk)
+{
+	return destroyed(sk);
 }
