@@ -1,0 +1,341 @@
+"""Exact sums per minute and relation, and from them the rows of every scope.
+
+Pure. A batch becomes one `Contribution` per minute that it touches; a minute adds contributions up
+in `MinuteSums`, so that nothing of a batch is kept. All sums are integers: numpy's weighted
+bincount adds in float64, which is exact below 2**53 only, so larger values go in two halves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from schemas.columns import UNMEASURED_U64
+from schemas.events import Direction, OpenKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from schemas.columns import U64
+    from schemas.events import BatchHeader, Closes, EventBatch, Opens, Transfers
+    from schemas.ledger import Reason
+    from streams.identity import Relation
+    from streams.resolver import Resolution
+
+__all__ = [
+    "COLUMNS",
+    "EVENT_COLUMNS",
+    "Contribution",
+    "LedgerKey",
+    "MinuteSums",
+    "contributions",
+    "duplicate",
+    "header_minute",
+    "incident",
+]
+
+COLUMNS: Final = (
+    "connect_count",
+    "connect_duration",
+    "connect_duration_measured_count",
+    "connect_success_count",
+    "accept_count",
+    "accept_duration",
+    "accept_duration_measured_count",
+    "close_count",
+    "close_duration",
+    "close_duration_measured_count",
+    "read_count",
+    "read_bytes",
+    "read_duration",
+    "read_duration_measured_count",
+    "write_count",
+    "write_bytes",
+    "write_duration",
+    "write_duration_measured_count",
+)
+"""Columns of the sums, in order."""
+
+_AT: Final = {name: place for place, name in enumerate(COLUMNS)}
+_OPEN: Final = [_AT["connect_count"], _AT["accept_count"]]
+_CLOSE: Final = [_AT["close_count"]]
+_TRANSFER: Final = [_AT["read_count"], _AT["write_count"]]
+EVENT_COLUMNS: Final = (*_OPEN, *_CLOSE, *_TRANSFER)
+"""Places of the columns that together count every event once."""
+
+_MINUTE_NS = 60_000_000_000
+_SANE_NS = 6 * 3600 * 1_000_000_000
+_EXACT = 1 << 53
+_LOW = np.uint64(0xFFFF_FFFF)
+_HALF = np.uint64(32)
+
+LedgerKey = tuple[str, str, str, str, str]
+"""cluster, node, stage, kind, reason."""
+
+
+@dataclass(slots=True)
+class Contribution:
+    """What one batch adds to one minute.
+
+    Attributes:
+        relations: Whose the rows of `sums` are, each relation once.
+        sums: Shape (relations, COLUMNS).
+        ledger: in, out and dropped counts.
+        lost: Events lost before they reached this batch, by its node.
+    """
+
+    minute_s: int
+    relations: list[Relation] = field(default_factory=list)
+    sums: U64 = field(default_factory=lambda: np.zeros((0, len(COLUMNS)), np.uint64))
+    ledger: dict[LedgerKey, list[int]] = field(default_factory=dict)
+    lost: dict[str, int] = field(default_factory=dict)
+
+    def count(self, key: LedgerKey, entered: int, left: int, dropped: int) -> None:
+        """Add to a row of the ledger."""
+        _count(self.ledger, key, entered, left, dropped)
+
+
+class MinuteSums:
+    """The running sums of one minute."""
+
+    def __init__(self) -> None:
+        self._places: dict[Relation, int] = {}
+        self._sums = np.zeros((16, len(COLUMNS)), np.uint64)
+        self.ledger: dict[LedgerKey, list[int]] = {}
+        self.lost: dict[str, int] = {}
+
+    @property
+    def relations(self) -> list[Relation]:
+        """Whose the rows of `sums` are."""
+        return list(self._places)
+
+    @property
+    def sums(self) -> U64:
+        """Shape (relations, COLUMNS)."""
+        return self._sums[: len(self._places)]
+
+    def add(self, part: Contribution) -> None:
+        """Add a contribution to this minute."""
+        if part.relations:
+            places = self._places
+            index = [places.setdefault(relation, len(places)) for relation in part.relations]
+            if len(places) > len(self._sums):
+                grown = np.zeros((max(len(places), 2 * len(self._sums)), len(COLUMNS)), np.uint64)
+                grown[: len(self._sums)] = self._sums
+                self._sums = grown
+            self._sums[index] += part.sums  # each relation once, so no place is added to twice
+        for key, (entered, left, dropped) in part.ledger.items():
+            _count(self.ledger, key, entered, left, dropped)
+        for node, count in part.lost.items():
+            self.lost[node] = self.lost.get(node, 0) + count
+
+
+def header_minute(header: BatchHeader) -> int:
+    """Return the minute (Unix seconds) that a batch's own ledger belongs to."""
+    time_ns = header.last_event_ns or header.watermark_ns or header.anchor_unix_ns
+    return max(time_ns, 0) // _MINUTE_NS * 60
+
+
+def contributions(batch: EventBatch, resolution: Resolution) -> list[Contribution]:
+    """Return what the batch adds to each minute it touches, its ledger included."""
+    found: dict[int, Contribution] = {}
+    for minute_s, opens, closes, transfers in _by_minute(batch):
+        if minute_s is None:
+            own = header_minute(batch.header)
+            part = found.setdefault(own, Contribution(own))
+            _drop_malformed(part, batch.header, opens, closes, transfers)
+            continue
+        part = found.setdefault(minute_s, Contribution(minute_s))
+        sums = _sums(resolution, opens, closes, transfers)
+        _keep(part, batch.header, resolution.relations, sums)
+    _add_header(found, batch.header)
+    return [found[minute_s] for minute_s in sorted(found)]
+
+
+def _by_minute(
+    batch: EventBatch,
+) -> Iterator[tuple[int | None, Opens, Closes, Transfers]]:
+    # The events of each minute; None: those whose time cannot be. Most batches lie in one minute.
+    tables = (batch.opens, batch.closes, batch.transfers)
+    spans = [(int(t.end_ns.min()), int(t.end_ns.max())) for t in tables if t.rows]
+    if not spans:
+        return
+    header = batch.header
+    lower, upper = min(span[0] for span in spans), max(span[1] for span in spans)
+    around = header.anchor_unix_ns or header.watermark_ns or header.last_event_ns
+    if lower < around - _SANE_NS or upper > around + _SANE_NS:
+        bounds = np.uint64(max(around - _SANE_NS, 0)), np.uint64(max(around + _SANE_NS, 0))
+        sane = [(t.end_ns >= bounds[0]) & (t.end_ns <= bounds[1]) for t in tables]
+        yield (
+            None,
+            batch.opens.take(~sane[0]),
+            batch.closes.take(~sane[1]),
+            batch.transfers.take(~sane[2]),
+        )
+        tables = (
+            batch.opens.take(sane[0]),
+            batch.closes.take(sane[1]),
+            batch.transfers.take(sane[2]),
+        )
+        times = [t.end_ns for t in tables if t.rows]
+        if not times:
+            return
+        lower, upper = min(int(t.min()) for t in times), max(int(t.max()) for t in times)
+    first, last = lower // _MINUTE_NS, upper // _MINUTE_NS
+    if first == last:
+        yield first * 60, *tables
+        return
+    minutes = [table.end_ns // np.uint64(_MINUTE_NS) for table in tables]
+    for minute in np.unique(np.concatenate(minutes)).tolist():
+        opens, closes, transfers = (
+            table.take(of_row == minute) for table, of_row in zip(tables, minutes, strict=True)
+        )
+        yield minute * 60, opens, closes, transfers  # type: ignore[misc]
+
+
+def _sums(resolution: Resolution, opens: Opens, closes: Closes, transfers: Transfers) -> U64:
+    size = len(resolution.relations)
+    sums = np.zeros((size, len(COLUMNS)), np.uint64)
+    index = resolution.index
+    if opens.rows:
+        group = index[opens.connection]
+        connects = opens.kind == OpenKind.CONNECT
+        for chosen, name in ((connects, "connect"), (~connects, "accept")):
+            of_kind = group[chosen]
+            sums[:, _AT[f"{name}_count"]] = np.bincount(of_kind, minlength=size)
+            _add_duration(sums, f"{name}_duration", of_kind, opens.duration_ns[chosen], size)
+        good = group[connects & (opens.error == 0)]
+        sums[:, _AT["connect_success_count"]] = np.bincount(good, minlength=size)
+    if closes.rows:
+        group = index[closes.connection]
+        sums[:, _AT["close_count"]] = np.bincount(group, minlength=size)
+        _add_duration(sums, "close_duration", group, closes.duration_ns, size)
+    if transfers.rows:
+        _add_transfers(sums, index, transfers, size)
+    return sums
+
+
+def _add_transfers(sums: U64, index: NDArray[np.intp], transfers: Transfers, size: int) -> None:
+    # Reads and writes in one pass: even places are reads, odd places are writes.
+    group = index[transfers.connection] * 2
+    group += transfers.direction == Direction.WRITE
+    counts = np.bincount(group, minlength=2 * size)
+    sizes = _exact_sums(group, transfers.size, 2 * size)
+    durations, measured = _durations(group, transfers.duration_ns, 2 * size, counts)
+    for offset, name in enumerate(("read", "write")):
+        sums[:, _AT[f"{name}_count"]] = counts[offset::2]
+        sums[:, _AT[f"{name}_bytes"]] = sizes[offset::2]
+        sums[:, _AT[f"{name}_duration"]] = durations[offset::2]
+        sums[:, _AT[f"{name}_duration_measured_count"]] = measured[offset::2]
+
+
+def _add_duration(
+    sums: U64, name: str, group: NDArray[np.intp], duration_ns: U64, size: int
+) -> None:
+    durations, measured = _durations(group, duration_ns, size, None)
+    sums[:, _AT[name]] = durations
+    sums[:, _AT[f"{name}_measured_count"]] = measured
+
+
+def _durations(
+    group: NDArray[np.intp], duration_ns: U64, size: int, counts: NDArray[np.intp] | None
+) -> tuple[U64, NDArray[np.intp]]:
+    # Sums and number of the measured durations of each group.
+    if len(duration_ns) and duration_ns.max() == UNMEASURED_U64:
+        measured = duration_ns != UNMEASURED_U64
+        group, duration_ns, counts = group[measured], duration_ns[measured], None
+    if counts is None:
+        counts = np.bincount(group, minlength=size)
+    return _exact_sums(group, duration_ns, size), counts
+
+
+def _exact_sums(group: NDArray[np.intp], values: NDArray[Any], size: int) -> U64:
+    if not len(values):
+        return np.zeros(size, np.uint64)
+    if int(values.max()) * len(values) < _EXACT:
+        return np.bincount(group, values, size).astype(np.uint64)
+    wide = values.astype(np.uint64)
+    low = np.bincount(group, wide & _LOW, size).astype(np.uint64)
+    high = np.bincount(group, wide >> _HALF, size).astype(np.uint64)
+    return low + (high << _HALF)
+
+
+def _keep(part: Contribution, header: BatchHeader, relations: list[Relation], sums: U64) -> None:
+    # Rows of relations that had events, less those inside one pod; and the ledger of all.
+    events = sums[:, EVENT_COLUMNS].sum(axis=1)
+    internal = np.array([relation.internal for relation in relations], bool)
+    kept = np.flatnonzero((events > 0) & ~internal)
+    part.relations = [relations[place] for place in kept.tolist()]
+    part.sums = sums[kept]
+    for kind, columns in (("open", _OPEN), ("close", _CLOSE), ("transfer", _TRANSFER)):
+        each = sums[:, columns].sum(axis=1)
+        total, inside = int(each.sum()), int(each[internal].sum())
+        key = (header.cluster, header.node, "streams", kind)
+        if total:
+            part.count((*key, ""), total, total - inside, 0)
+        if inside:
+            part.count((*key, "pod_internal"), 0, 0, inside)
+    unknown = np.array([not relation.remote.instance for relation in part.relations], bool)
+    unnamed = int(events[kept][unknown].sum())
+    if unnamed:
+        key_ = (header.cluster, header.node, "streams", "connection", "instance_relation_dropped")
+        part.count(key_, unnamed, 0, unnamed)
+
+
+def _drop_malformed(
+    part: Contribution, header: BatchHeader, opens: Opens, closes: Closes, transfers: Transfers
+) -> None:
+    for kind, rows in (("open", opens.rows), ("close", closes.rows), ("transfer", transfers.rows)):
+        if rows:
+            key = (header.cluster, header.node, "streams", kind)
+            part.count((*key, ""), rows, 0, 0)
+            part.count((*key, "malformed"), 0, 0, rows)
+
+
+def _add_header(found: dict[int, Contribution], header: BatchHeader) -> None:
+    # What the kernel and the collector say about this batch, and what they lost.
+    if not header.ledger:
+        return
+    minute_s = header_minute(header)
+    part = found.setdefault(minute_s, Contribution(minute_s))
+    lost = 0
+    for entry in header.ledger:
+        key = (header.cluster, header.node, entry.stage, entry.kind, entry.reason)
+        part.count(key, entry.in_count, entry.out_count, entry.dropped_count)
+        if entry.kind in ("open", "close", "transfer") and entry.reason != "excluded":
+            lost += entry.dropped_count
+    if lost:
+        part.lost[header.node] = part.lost.get(header.node, 0) + lost
+
+
+def _count(
+    ledger: dict[LedgerKey, list[int]], key: LedgerKey, entered: int, left: int, dropped: int
+) -> None:
+    counts = ledger.setdefault(key, [0, 0, 0])
+    counts[0] += entered
+    counts[1] += left
+    counts[2] += dropped
+
+
+def duplicate(batch: EventBatch) -> Contribution:
+    """Return the ledger of a batch that was here before: all of it came in, all was dropped."""
+    header = batch.header
+    part = Contribution(header_minute(header))
+    kinds = (("open", batch.opens), ("close", batch.closes), ("transfer", batch.transfers))
+    for kind, table in kinds:
+        if table.rows:
+            key = (header.cluster, header.node, "streams", kind)
+            part.count((*key, ""), table.rows, 0, 0)
+            part.count((*key, "duplicate"), 0, 0, table.rows)
+    return part
+
+
+def incident(minute_s: int, cluster: str, node: str, reason: Reason, count: int) -> Contribution:
+    """Return a ledger row about whole batches or runs rather than events."""
+    part = Contribution(minute_s)
+    part.count((cluster, node, "streams", "block", reason), count, 0, count)
+    return part

@@ -1,0 +1,180 @@
+"""The name of one end of a connection, by the rules of the pipeline; see `streams.resolver`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from schemas.errors import ConfigError
+from streams.addresses import format_address, is_loopback, pack_network
+from streams.directory import ALWAYS, Directory, Span
+from streams.identity import Identity
+
+if TYPE_CHECKING:
+    from schemas.kubernetes import Pod, Service
+    from streams.identity import IdentityKind
+
+__all__ = ["OTHER_EXTERNAL", "Naming", "NamingSettings"]
+
+OTHER_EXTERNAL = "other-external"
+"""Stands for every address beyond the limit of names."""
+
+_HOUR_MS = 3_600_000
+_INTERNED_LIMIT = 500_000
+
+
+@dataclass(frozen=True, slots=True)
+class NamingSettings:
+    """What the configuration says about names.
+
+    Attributes:
+        process_services: Processes outside pods are services of their own, not of their node.
+        external_names: Distinct outside addresses named per hour of event time.
+    """
+
+    process_services: bool = False
+    external_names: int = 10_000
+    cidr_names: dict[str, str] = field(default_factory=dict)
+
+
+class Naming:
+    """Answers for single ends. Asked again, it answers with the same object where it can."""
+
+    def __init__(self, directory: Directory, settings: NamingSettings) -> None:
+        self._directory = directory
+        self._settings = settings
+        self._ranges: list[tuple[int, int, str]] = []
+        for text, name in settings.cidr_names.items():
+            network = pack_network(text)
+            if network is None:
+                raise ConfigError("streams.cidr_names", f"{text!r} is no address range")
+            self._ranges.append((*network, name))
+        self._ranges.sort(key=lambda item: -item[1])  # the narrowest range wins
+        self._hour = -1
+        self._external: set[bytes] = set()
+        self.external_overflow = 0
+        self._generation = -1
+        self._pods: dict[tuple[str, str], Identity] = {}
+        self._interned: dict[tuple[object, ...], Identity] = {}
+
+    def local(
+        self, cluster: str, node: str, container: str, process: str, address: bytes, time_ms: int
+    ) -> tuple[Identity, Span, str | bytes]:
+        """Return who a local end is, for how long that holds, and what might still name it."""
+        span = ALWAYS
+        pod = self._directory.pod_of_container(container) if container else None
+        if pod is None and not is_loopback(address):
+            pod, span = self._directory.pod_at(address, time_ms)
+        if pod is not None:
+            return self._pod(cluster, pod), span, b""
+        awaited = container if container and self._directory.has_pods else b""
+        return self._process(node, process), span, awaited
+
+    def remote(
+        self, cluster: str, address: bytes, port: int, time_ms: int
+    ) -> tuple[Identity, Span, str | bytes]:
+        """Return who a remote end is; ``port`` is 0 unless the remote end is the server."""
+        pod, span = self._directory.pod_at(address, time_ms)
+        if pod is not None:
+            return self._pod(cluster, pod), span, b""
+        if port:
+            pod, held = self._directory.host_pod_at(address, port, time_ms)
+            span = _overlap(span, held)
+            if pod is not None:
+                return self._pod(cluster, pod), span, b""
+        service, held = self._directory.service_at(address, port, time_ms)
+        span = _overlap(span, held)
+        if service is None and port:
+            service, held = self._directory.node_port_at(address, port, time_ms)
+            span = _overlap(span, held)
+        if service is not None:
+            return self._service(cluster, service), span, b""
+        node = self._directory.node_at(address)
+        if node is not None:
+            found = self._intern("node", node.name, node.name, node=node.name)
+            return found, span, b""
+        awaited = address if self._directory.is_pod_address(address) else b""
+        identity, held = self._address(address, time_ms)
+        return identity, _overlap(span, held), awaited
+
+    def _pod(self, cluster: str, pod: Pod) -> Identity:
+        if self._generation != self._directory.generation:
+            self._generation = self._directory.generation
+            self._pods.clear()
+        identity = self._pods.get((cluster, pod.uid))
+        if identity is None:
+            name = self._directory.service_of(pod) or pod.workload_name or pod.name
+            identity = self._pods[cluster, pod.uid] = self._intern(
+                "pod",
+                _service_name(cluster, name, pod.namespace),
+                pod.name,
+                namespace=pod.namespace,
+                workload=pod.workload_name,
+                node=pod.node,
+                pod_uid=pod.uid,
+                shares_host=pod.host_network,
+            )
+        return identity
+
+    def _service(self, cluster: str, service: Service) -> Identity:
+        name = _service_name(cluster, service.name, service.namespace)
+        return self._intern("service", name, "", namespace=service.namespace)
+
+    def _process(self, node: str, process: str) -> Identity:
+        if self._settings.process_services and process:
+            service, instance = process, node
+        else:
+            service, instance = node, process or node
+        return self._intern("process", service, instance, node=node, shares_host=True)
+
+    def _address(self, address: bytes, time_ms: int) -> tuple[Identity, Span]:
+        if is_loopback(address):
+            text = format_address(address)
+            return self._intern("loopback", text, text), ALWAYS
+        hour = time_ms // _HOUR_MS
+        if hour > self._hour:
+            self._hour = hour
+            self._external.clear()
+        span = (hour * _HOUR_MS, (hour + 1) * _HOUR_MS)
+        text = format_address(address)
+        if address not in self._external:
+            if len(self._external) < self._settings.external_names:
+                self._external.add(address)
+            else:
+                self.external_overflow += 1
+                text = OTHER_EXTERNAL
+        number = int.from_bytes(address, "big")
+        for network, mask, name in self._ranges:
+            if number & mask == network:
+                return self._intern("address", name, text), span
+        return self._intern("address", text, text), span
+
+    def _intern(
+        self,
+        kind: IdentityKind,
+        service: str,
+        instance: str,
+        *,
+        namespace: str = "",
+        workload: str = "",
+        node: str = "",
+        pod_uid: str = "",
+        shares_host: bool = False,
+    ) -> Identity:
+        # The same object for the same answer, across changes of the directory.
+        fields = (kind, service, instance, namespace, workload, node, pod_uid, shares_host)
+        identity = self._interned.get(fields)
+        if identity is None:
+            if len(self._interned) > _INTERNED_LIMIT:
+                self._interned.clear()
+            identity = self._interned[fields] = Identity(*fields)
+        return identity
+
+
+def _service_name(cluster: str, name: str, namespace: str) -> str:
+    prefix = f"{cluster}::" if cluster else ""
+    return f"{prefix}{name}.{namespace}"
+
+
+def _overlap(one: Span, other: Span) -> Span:
+    return max(one[0], other[0]), min(one[1], other[1])

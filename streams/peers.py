@@ -1,0 +1,119 @@
+"""Both ends of a connection on one host: the same five-tuple, seen mirrored.
+
+Loopback and node addresses say nothing about the process behind them, but its own row does: same
+network namespace, addresses and ports swapped. The row is looked for in the batch first, then among
+what earlier batches showed (connections, then listening ends).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from schemas.events import Role
+from streams.hashing import mix
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from schemas.events import Connections
+    from streams.identity import Identity
+
+__all__ = ["Peers"]
+
+_GENERATION_LIMIT = 200_000
+_LISTENING = 0x5EED
+
+
+class Peers:
+    """Remembers local ends by their side of a connection, in two generations (bounded)."""
+
+    def __init__(self) -> None:
+        self._recent: dict[int, Identity] = {}
+        self._older: dict[int, Identity] = {}
+        self._learned: list[Identity] = []
+        self._locals = 0
+
+    def find(
+        self,
+        node: str,
+        rows: Connections,
+        candidates: NDArray[np.intp],
+        role: NDArray[np.int64],
+        locals_: Sequence[Identity],
+        local_index: NDArray[np.intp],
+    ) -> NDArray[np.int64]:
+        """Return for each candidate row the number of its peer's identity, or -1.
+
+        Args:
+            node: Where the rows were seen; namespaces are numbered per node.
+            rows: All connection rows of a batch.
+            candidates: Shape (n,), the rows in question.
+            role: Shape (n,), their roles.
+            locals_: Local ends of the batch; numbers below their count mean these.
+            local_index: Shape (n,), the local end of each candidate.
+        """
+        self._locals = len(locals_)
+        self._learned = []
+        local = _endpoint(node, rows, candidates, rows.local_address, rows.local_port)
+        remote = _endpoint(node, rows, candidates, rows.remote_address, rows.remote_port)
+        own = mix(local, remote)
+        mirrored = mix(remote, local)
+        order = np.argsort(own)
+        place = np.minimum(np.searchsorted(own[order], mirrored), len(own) - 1)
+        partner = order[place]
+        matched = own[partner] == mirrored
+        peers = np.where(matched, local_index[partner], -1).astype(np.int64)
+        self._learn(own, local, role, locals_, local_index)
+        listening = mix(remote, np.full(len(remote), _LISTENING, np.uint64))
+        numbers: dict[Identity, int] = {}
+        for row in np.flatnonzero(~matched).tolist():
+            known = self._recall(int(mirrored[row]))
+            if known is None and role[row] == Role.CLIENT:
+                known = self._recall(int(listening[row]))
+            if known is not None:
+                peers[row] = numbers.setdefault(known, self._locals + len(numbers))
+        self._learned = list(numbers)
+        return peers
+
+    def identity(self, number: int, locals_: Sequence[Identity]) -> Identity:
+        """Return the identity that `find` numbered."""
+        return locals_[number] if number < self._locals else self._learned[number - self._locals]
+
+    def _learn(
+        self,
+        own: NDArray[np.uint64],
+        local: NDArray[np.uint64],
+        role: NDArray[np.int64],
+        locals_: Sequence[Identity],
+        local_index: NDArray[np.intp],
+    ) -> None:
+        if len(self._recent) > _GENERATION_LIMIT:
+            self._older, self._recent = self._recent, {}
+        owners = [locals_[number] for number in local_index.tolist()]
+        self._recent.update(zip(own.tolist(), owners, strict=True))
+        servers = np.flatnonzero(role == Role.SERVER)
+        _, first = np.unique(local[servers], return_index=True)
+        rows = servers[first]
+        listening = mix(local[rows], np.full(len(rows), _LISTENING, np.uint64))
+        for key, row in zip(listening.tolist(), rows.tolist(), strict=True):
+            self._recent[key] = owners[row]
+
+    def _recall(self, key: int) -> Identity | None:
+        return self._recent.get(key) or self._older.get(key)
+
+
+def _endpoint(
+    node: str,
+    rows: Connections,
+    candidates: NDArray[np.intp],
+    address: NDArray[np.uint8],
+    port: NDArray[np.uint32],
+) -> NDArray[np.uint64]:
+    halves = np.ascontiguousarray(address[candidates]).view("<u8")
+    place = (rows.netns[candidates].astype(np.uint64) << np.uint64(32)) | port[candidates]
+    start = np.full(len(candidates), hash(node) & 0xFFFF_FFFF_FFFF_FFFF, np.uint64)
+    return mix(start, halves[:, 0], halves[:, 1], place)

@@ -1,0 +1,342 @@
+"""The work of a stream worker between the topics: messages in, stored minutes out.
+
+Knows neither Faust nor Kafka: `Output` and `History` stand for them. One lock makes everything
+happen in turn - a message, a tick of the clock, a revocation - so that no partition changes hands
+in the middle of an emission.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from typing import TYPE_CHECKING, Protocol
+
+from schemas.entities import DeadLetter, encode_dead_letter, encode_entity
+from schemas.errors import DecodeError, FatalError
+from schemas.events import decode_batch
+from schemas.metrics import encode_block
+from schemas.telemetry import Health, RateLimited, counter, gauge
+from schemas.topics import EVENTS
+from streams.aggregate import contributions, duplicate, header_minute, incident
+from streams.blocks import minute_blocks
+from streams.naming import NamingSettings
+from streams.resolver import Resolver
+from streams.sightings import Sightings
+from streams.windows import MinuteAggregator, WindowSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from schemas.clock import Clock
+    from schemas.events import BatchHeader, EventBatch
+    from streams.aggregate import Contribution
+    from streams.config import StreamsConfig
+    from streams.directory import Directory
+    from streams.resolver import Resolution
+
+__all__ = ["History", "Output", "Pipeline"]
+
+logger = logging.getLogger(__name__)
+
+_WAIT_STEP_S = 0.05
+_WAITED_LIMIT = 100_000
+
+
+class Output(Protocol):
+    """Where results go. Every method returns when the broker has taken all of it."""
+
+    async def send_blocks(self, partition: int, messages: Sequence[bytes]) -> None:
+        """Append to a partition of the metrics topic, in order."""
+        ...
+
+    async def send_entities(self, messages: Sequence[tuple[bytes, bytes]]) -> None:
+        """Put keys and values on the entities topic."""
+        ...
+
+    async def send_dead_letter(self, key: bytes, value: bytes) -> None:
+        """Put a message on the dead letter topic."""
+        ...
+
+
+class History(Protocol):
+    """What the topics say about a partition that this worker takes over."""
+
+    async def emitted(self, partition: int, topic: str, start_offset: int) -> dict[int, int]:
+        """For minutes stored in part, the events offset up to which they are."""
+        ...
+
+    async def first_offset(self, partition: int, offset: int) -> int:
+        """The first offset at or after this one that exists in the events partition."""
+        ...
+
+
+class Pipeline:
+    """State and work of one worker.
+
+    Args:
+        settings: Of the worker.
+        directory: Kubernetes objects; somebody else keeps it up to date.
+        output: Where results go.
+        history: Asked once for each partition taken over.
+        clock: Processing time.
+        health: Told of every progress.
+    """
+
+    def __init__(
+        self,
+        settings: StreamsConfig,
+        directory: Directory,
+        output: Output,
+        history: History,
+        clock: Clock,
+        health: Health | None = None,
+    ) -> None:
+        self._settings = settings
+        self._directory = directory
+        self._output = output
+        self._history = history
+        self._clock = clock
+        self._health = health or Health()
+        self._topic = EVENTS.name
+        if settings.broker_epoch:
+            self._topic += f"@{settings.broker_epoch}"
+        self._windows = WindowSettings(
+            settings.grace_s, settings.node_timeout_s, settings.close_after_s
+        )
+        self._resolver = Resolver(
+            directory,
+            NamingSettings(
+                settings.host_processes == "process", settings.external_names, settings.cidr_names
+            ),
+        )
+        self._sightings = Sightings(int(settings.entity_refresh_s * 1000))
+        self._partitions: dict[int, MinuteAggregator] = {}
+        self._lock = asyncio.Lock()
+        self._undecodable_run = 0
+        self._waited: set[str | bytes] = set()
+        self._errors = RateLimited(logger)
+
+    def floor(self, partition: int) -> int | None:
+        """The offset that may be committed, or None before the first message."""
+        minutes = self._partitions.get(partition)
+        return None if minutes is None else minutes.floor
+
+    async def receive(
+        self,
+        partition: int,
+        offset: int,
+        key: bytes,
+        value: bytes,
+        timestamp_s: float,
+        committed: int | None = None,
+    ) -> None:
+        """Take in one message of the events topic.
+
+        Args:
+            partition: Of the message.
+            offset: Of the message.
+            key: Of the message.
+            value: Of the message.
+            timestamp_s: Of the message, Unix seconds.
+            committed: Where the group's reading of this partition had to begin, if known.
+
+        Raises:
+            FatalError: If the client skipped messages, or too many in a row make no sense.
+        """
+        async with self._lock:
+            minutes = await self._aggregator(partition, offset, committed)
+            now_s = self._now_s()
+            try:
+                batch = decode_batch(value)
+            except DecodeError as error:
+                minute_s = int(timestamp_s // 60) * 60
+                part = incident(minute_s, "", "", "undecodable", 1)
+                await self._bury(partition, offset, key, value, timestamp_s, error)
+                minutes.add(offset, [part], now_s)
+            else:
+                self._undecodable_run = 0
+                minutes.add(offset, await self._parts(minutes, batch, now_s), now_s)
+            counter("podwire_streams_batches_total").inc()
+            self._health.progress()
+            await self._emit_due(partition, minutes)
+
+    async def tick(self) -> None:
+        """Close what the clock alone makes due; call it a few times a second."""
+        async with self._lock:
+            for partition, minutes in self._partitions.items():
+                await self._emit_due(partition, minutes)
+                age_s = self._now_s() - (minutes.oldest_minute_s or self._now_s())
+                gauge("podwire_streams_committed_age_seconds").labels(partition).set(age_s)
+            opened = sum(minutes.open_minutes for minutes in self._partitions.values())
+            gauge("podwire_streams_open_minutes").set(opened)
+            self._health.progress()
+
+    async def revoke(self, partitions: Iterable[int]) -> None:
+        """Forget partitions, after an emission under way: the next owner rebuilds their minutes."""
+        async with self._lock:
+            for partition in partitions:
+                self._partitions.pop(partition, None)
+
+    def _now_s(self) -> float:
+        return self._clock.unix_ns() / 1e9
+
+    async def _aggregator(
+        self, partition: int, offset: int, committed: int | None
+    ) -> MinuteAggregator:
+        minutes = self._partitions.get(partition)
+        if minutes is not None and offset < minutes.next_offset:
+            # Read again from the floor: what was not stored is rebuilt.
+            logger.info("partition %d goes back to offset %d", partition, offset)
+            del self._partitions[partition]
+            minutes = None
+        if minutes is None:
+            await self._check_gap(partition, committed, offset)
+            emitted = await self._history.emitted(partition, self._topic, offset)
+            minutes = MinuteAggregator(self._windows, offset, emitted)
+            self._partitions[partition] = minutes
+            logger.info(
+                "partition %d from offset %d, %d minutes stored beyond it",
+                partition,
+                offset,
+                len(emitted),
+            )
+        elif offset > minutes.next_offset:
+            await self._check_gap(partition, minutes.next_offset, offset)
+        return minutes
+
+    async def _check_gap(self, partition: int, expected: int | None, offset: int) -> None:
+        # Offsets may be missing from a topic (retention); a client that skips some must not go on.
+        if expected is None or offset <= expected:
+            return
+        first = await self._history.first_offset(partition, expected)
+        if first < offset:
+            raise FatalError(
+                f"events partition {partition}: message {first} was skipped, got {offset}"
+            )
+        logger.warning(
+            "events partition %d has no offsets %d to %d any more", partition, expected, offset - 1
+        )
+
+    async def _parts(
+        self, minutes: MinuteAggregator, batch: EventBatch, now_s: float
+    ) -> list[Contribution]:
+        header = batch.header
+        reception = minutes.receive(header, now_s)
+        if reception.duplicate:
+            _count_events(batch, None)
+            return [duplicate(batch)]
+        resolution = await self._resolve(batch)
+        parts = contributions(batch, resolution)
+        _count_events(batch, parts)
+        for reason, count in (
+            ("sequence_gap", reception.missing),
+            ("unclean_restart", int(reception.unclean)),
+        ):
+            if count:
+                self._errors.warning("node %s: %s (%d)", header.node, reason, count)
+                _join(parts, header, reason, count)
+        return parts
+
+    async def _resolve(self, batch: EventBatch) -> Resolution:
+        resolution = self._resolver.resolve(batch)
+        missing = resolution.missing - self._waited
+        if not missing:
+            return resolution
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + self._settings.metadata_wait_s
+        generation = self._directory.generation
+        while missing and loop.time() < deadline_s:
+            await asyncio.sleep(_WAIT_STEP_S)
+            if self._directory.generation != generation:
+                generation = self._directory.generation
+                resolution = self._resolver.resolve(batch)
+                missing &= resolution.missing
+        outcome = "missed" if missing else "resolved"
+        counter("podwire_streams_metadata_waits_total").labels(outcome).inc()
+        if len(self._waited) > _WAITED_LIMIT:
+            self._waited.clear()
+        self._waited |= missing  # each is waited for once
+        return resolution
+
+    async def _emit_due(self, partition: int, minutes: MinuteAggregator) -> None:
+        for minute_s in minutes.due(self._now_s()):
+            closed = minutes.close(minute_s)
+            # Entities first: were they sent after the block, a crash between the two would lose
+            # them, because a stored minute is never emitted again.
+            entities = self._sightings.of_minute(minute_s, closed.sums)
+            if entities:
+                await self._output.send_entities([(e.key, encode_entity(e)) for e in entities])
+            blocks = minute_blocks(
+                closed, self._topic, partition, uuid.uuid4().hex, self._settings.rows_per_block
+            )
+            await self._output.send_blocks(partition, [encode_block(block) for block in blocks])
+            minutes.stored(minute_s)
+            outcome = "late" if closed.late else "emitted"
+            counter("podwire_streams_blocks_total").labels(outcome).inc()
+            for block in blocks:
+                for table in block.tables:
+                    counter("podwire_streams_rows_total").labels(table.table).inc(table.rows)
+
+    async def _bury(
+        self,
+        partition: int,
+        offset: int,
+        key: bytes,
+        value: bytes,
+        timestamp_s: float,
+        error: DecodeError,
+    ) -> None:
+        self._undecodable_run += 1
+        self._errors.warning(
+            "events partition %d offset %d is no batch: %s", partition, offset, error
+        )
+        letter = DeadLetter(
+            stage="streams",
+            topic=EVENTS.name,
+            partition=partition,
+            offset=offset,
+            reason=error.reason,
+            key=key,
+            payload=value,
+            time_ms=int(timestamp_s * 1000),
+        )
+        await self._output.send_dead_letter(EVENTS.name.encode(), encode_dead_letter(letter))
+        counter("podwire_dead_letters_total").labels("streams", EVENTS.name).inc()
+        if self._undecodable_run > self._settings.undecodable_limit:
+            raise FatalError(
+                f"{self._undecodable_run} undecodable messages in a row on {EVENTS.name},"
+                f" the last because: {error}"
+            )
+
+
+def _join(parts: list[Contribution], header: BatchHeader, reason: str, count: int) -> None:
+    # Into the contribution of the header's minute, so that a minute has one per message.
+    extra = incident(header_minute(header), header.cluster, header.node, reason, count)  # type: ignore[arg-type]
+    for part in parts:
+        if part.minute_s == extra.minute_s:
+            for key, counts in extra.ledger.items():
+                part.count(key, *counts)
+            return
+    parts.append(extra)
+
+
+def _count_events(batch: EventBatch, parts: Sequence[Contribution] | None) -> None:
+    # The same numbers as the ledger's, for Prometheus.
+    total = counter("podwire_ledger_total")
+    if parts is None:
+        for kind, table in (
+            ("open", batch.opens),
+            ("close", batch.closes),
+            ("transfer", batch.transfers),
+        ):
+            total.labels("streams", kind, "in").inc(table.rows)
+            total.labels("streams", kind, "duplicate").inc(table.rows)
+        return
+    for part in parts:
+        for (_, _, stage, kind, reason), (entered, left, dropped) in part.ledger.items():
+            if stage == "streams":
+                total.labels(stage, kind, "in").inc(entered)
+                total.labels(stage, kind, "out").inc(left)
+                if dropped:
+                    total.labels(stage, kind, reason).inc(dropped)

@@ -1,0 +1,298 @@
+"""From the addresses and containers of a batch to who talks to whom.
+
+Pure and vectorised: the connection rows of a batch are reduced to the distinct local and remote
+ends, each is answered once (from a cache that the directory's generation and the answer's time
+span keep honest), and the answers are spread over the rows again.
+
+Local end: its container's pod, else the pod that holds its address (never a host-network pod), else
+the process on its node. Remote end: the translated address where there is one; then the pod, the
+host-network pod by port, the service by its virtual address, the node port, the node, and at last
+the address itself. A peer on the same host is found through the mirrored connection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from schemas.events import Role
+from streams.hashing import distinct
+from streams.identity import Relation
+from streams.naming import Naming, NamingSettings
+from streams.peers import Peers
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from schemas.events import Connections, EventBatch
+    from streams.directory import Directory, Span
+    from streams.identity import Identity
+
+__all__ = ["Resolution", "Resolver"]
+
+_CACHE_LIMIT = 200_000
+
+
+@dataclass(slots=True)
+class Resolution:
+    """Who the connections of a batch are.
+
+    Attributes:
+        relations: The distinct pairs of the batch.
+        index: Shape (connections,), which of the relations a connection row belongs to.
+        missing: Ends that Kubernetes metadata on its way may still name.
+    """
+
+    relations: list[Relation]
+    index: NDArray[np.intp]
+    missing: set[str | bytes] = field(default_factory=set)
+
+
+class _Cache:
+    # Answers for one cluster and one generation of the directory, with the span they hold for.
+    def __init__(self) -> None:
+        self.generation = -1
+        self.locals: dict[tuple[str, str, str, bytes], tuple[Identity, Span]] = {}
+        self.remotes: dict[tuple[bytes, int], tuple[Identity, Span]] = {}
+        self.relations: dict[tuple[str, int, Identity, Identity], Relation] = {}
+        self.missing: dict[object, str | bytes] = {}
+
+    def refresh(self, generation: int) -> None:
+        size = len(self.locals) + len(self.remotes)
+        if self.generation != generation or size > _CACHE_LIMIT:
+            self.generation = generation
+            self.locals.clear()
+            self.remotes.clear()
+            self.missing.clear()
+        if len(self.relations) > _CACHE_LIMIT:
+            self.relations.clear()
+
+
+class Resolver:
+    """Resolves batch after batch against a directory that changes between them."""
+
+    def __init__(self, directory: Directory, settings: NamingSettings) -> None:
+        self._directory = directory
+        self._naming = Naming(directory, settings)
+        self._peers = Peers()
+        self._caches: dict[str, _Cache] = {}
+
+    def resolve(self, batch: EventBatch) -> Resolution:
+        """Return who is at both ends of every connection row of the batch."""
+        rows = batch.connections
+        if not rows.rows:
+            return Resolution([], np.empty(0, np.intp))
+        header = batch.header
+        cache = self._caches.setdefault(header.cluster, _Cache())
+        cache.refresh(self._directory.generation)
+        times = _first_event_ms(batch)
+        missing: set[str | bytes] = set()
+        local_address = _halves(rows.local_address)
+        remote_address = _halves(_peer_address(rows))
+        remote_port = np.where(
+            rows.translated_port > 0, rows.translated_port, rows.remote_port
+        ).astype(np.uint64)
+        role = _roles(rows)
+        locals_, local_index = self._local_ends(batch, cache, local_address, times, missing)
+        server_port = np.where(role == Role.CLIENT, remote_port, np.uint64(0))
+        remotes, remote_index = self._remote_ends(
+            header.cluster, cache, remote_address, server_port, times, missing
+        )
+        remote_index = self._same_host(
+            header.node, rows, role, local_address, locals_, local_index, remotes, remote_index
+        )
+        pair = (local_index * len(remotes) + remote_index) * 2 + (role - 1)
+        codes, index = np.unique(pair, return_inverse=True)
+        # Several ends may be one identity (a pod's ports, a pod's processes): one relation each.
+        places: dict[Relation, int] = {}
+        order: list[int] = []
+        for code in codes.tolist():
+            ends, side = divmod(code, 2)
+            left, right = divmod(ends, len(remotes))
+            local, remote = locals_[left], remotes[right]
+            key = (header.node, side + 1, local, remote)
+            relation = cache.relations.get(key)
+            if relation is None:
+                internal = _is_pod_internal(local, remote)
+                relation = Relation(header.cluster, header.node, side + 1, local, remote, internal)
+                cache.relations[key] = relation
+            order.append(places.setdefault(relation, len(places)))
+        return Resolution(list(places), np.array(order, np.intp)[index], missing)
+
+    def _local_ends(
+        self,
+        batch: EventBatch,
+        cache: _Cache,
+        address: NDArray[np.uint64],
+        times: NDArray[np.int64],
+        missing: set[str | bytes],
+    ) -> tuple[list[Identity], NDArray[np.intp]]:
+        rows, header = batch.connections, batch.header
+        owner = (rows.container.astype(np.uint64) << np.uint64(32)) | rows.process
+        first, index = distinct(owner, address[:, 0], address[:, 1])
+        lower, upper = int(times.min()), int(times.max())
+        ends: list[Identity] = []
+        moved: list[tuple[int, tuple[str, str, str, bytes]]] = []
+        packed = np.ascontiguousarray(rows.local_address[first]).tobytes()
+        for place, row in enumerate(first.tolist()):
+            key = (
+                header.node,
+                batch.names[rows.container[row]],
+                batch.names[rows.process[row]],
+                packed[place * 16 : place * 16 + 16],
+            )
+            found = cache.locals.get(key)
+            if found is None or lower < found[1][0] or upper >= found[1][1]:
+                found = self._local_end(cache, header.cluster, key, int(times[row]))
+                if lower < found[1][0] or upper >= found[1][1]:
+                    moved.append((place, key))
+            if cache.missing and key in cache.missing:
+                missing.add(cache.missing[key])
+            ends.append(found[0])
+        for place, key in moved:
+            self._spread(
+                place,
+                index,
+                times,
+                ends,
+                lambda at, key=key: self._local_end(cache, header.cluster, key, at),
+            )
+        return ends, index
+
+    def _local_end(
+        self, cache: _Cache, cluster: str, key: tuple[str, str, str, bytes], time_ms: int
+    ) -> tuple[Identity, Span]:
+        identity, span, awaited = self._naming.local(cluster, *key, time_ms)
+        cache.locals[key] = identity, span
+        if awaited:
+            cache.missing[key] = awaited
+        return identity, span
+
+    def _remote_ends(
+        self,
+        cluster: str,
+        cache: _Cache,
+        address: NDArray[np.uint64],
+        port: NDArray[np.uint64],
+        times: NDArray[np.int64],
+        missing: set[str | bytes],
+    ) -> tuple[list[Identity], NDArray[np.intp]]:
+        first, index = distinct(port, address[:, 0], address[:, 1])
+        lower, upper = int(times.min()), int(times.max())
+        ends: list[Identity] = []
+        moved: list[tuple[int, tuple[bytes, int]]] = []
+        packed = np.ascontiguousarray(address[first]).tobytes()
+        ports = port[first].tolist()
+        for place, row in enumerate(first.tolist()):
+            key = (packed[place * 16 : place * 16 + 16], ports[place])
+            found = cache.remotes.get(key)
+            if found is None or lower < found[1][0] or upper >= found[1][1]:
+                found = self._remote_end(cache, cluster, key, int(times[row]))
+                if lower < found[1][0] or upper >= found[1][1]:
+                    moved.append((place, key))
+            if cache.missing and key in cache.missing:
+                missing.add(cache.missing[key])
+            ends.append(found[0])
+        for place, key in moved:
+            self._spread(
+                place,
+                index,
+                times,
+                ends,
+                lambda at, key=key: self._remote_end(cache, cluster, key, at),
+            )
+        return ends, index
+
+    def _remote_end(
+        self, cache: _Cache, cluster: str, key: tuple[bytes, int], time_ms: int
+    ) -> tuple[Identity, Span]:
+        identity, span, awaited = self._naming.remote(cluster, *key, time_ms)
+        cache.remotes[key] = identity, span
+        if awaited:
+            cache.missing[key] = awaited
+        return identity, span
+
+    @staticmethod
+    def _spread(
+        place: int,
+        index: NDArray[np.intp],
+        times: NDArray[np.int64],
+        ends: list[Identity],
+        answer: Any,
+    ) -> None:
+        # The address changed hands within the batch: answer each of its rows at its own time.
+        places: dict[Identity, int] = {}
+        for row in np.flatnonzero(index == place).tolist():
+            identity = answer(int(times[row]))[0]
+            if identity not in places:
+                places[identity] = len(ends)
+                ends.append(identity)
+            index[row] = places[identity]
+
+    def _same_host(
+        self,
+        node: str,
+        rows: Connections,
+        role: NDArray[np.int64],
+        local_address: NDArray[np.uint64],
+        locals_: list[Identity],
+        local_index: NDArray[np.intp],
+        remotes: list[Identity],
+        remote_index: NDArray[np.intp],
+    ) -> NDArray[np.intp]:
+        # Peers that Kubernetes does not name may be processes of this very host.
+        open_ends = np.array([end.kind in ("address", "loopback", "node") for end in remotes])
+        candidates = np.flatnonzero(open_ends[remote_index])
+        if not len(candidates):
+            return remote_index
+        peers = self._peers.find(
+            node, rows, candidates, role[candidates], locals_, local_index[candidates]
+        )
+        found = peers >= 0
+        if not found.any():
+            return remote_index
+        remote_index = remote_index.copy()
+        base = len(remotes)
+        chosen, place = np.unique(peers[found], return_inverse=True)
+        remotes.extend(self._peers.identity(number, locals_) for number in chosen.tolist())
+        remote_index[candidates[found]] = base + place
+        return remote_index
+
+
+def _is_pod_internal(local: Identity, remote: Identity) -> bool:
+    if not local.pod_uid:
+        return False
+    if local.pod_uid == remote.pod_uid:
+        return True
+    return not local.shares_host and remote.kind == "loopback"
+
+
+def _roles(rows: Connections) -> NDArray[np.int64]:
+    # Where nobody saw the handshake, the lower port is the service's: ephemeral ports are high.
+    guessed = np.where(rows.local_port < rows.remote_port, Role.SERVER, Role.CLIENT)
+    known = (rows.role == Role.CLIENT) | (rows.role == Role.SERVER)
+    return np.where(known, rows.role, guessed).astype(np.int64)
+
+
+def _peer_address(rows: Connections) -> NDArray[np.uint8]:
+    translated = np.asarray(rows.translated_address.any(axis=1))
+    if not translated.any():
+        return rows.remote_address
+    return np.where(translated[:, None], rows.translated_address, rows.remote_address)
+
+
+def _halves(address: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    return np.ascontiguousarray(address).view("<u8")
+
+
+def _first_event_ms(batch: EventBatch) -> NDArray[np.int64]:
+    # When each connection was first seen in this batch; numpy keeps the last of several
+    # assignments to one place, so assigning backwards keeps the first event's.
+    header = batch.header
+    fallback = max(header.last_event_ns or header.watermark_ns, 0)
+    times = np.full(batch.connections.rows, fallback, np.uint64)
+    for table in (batch.transfers, batch.closes, batch.opens):
+        times[table.connection[::-1]] = table.end_ns[::-1]
+    return (times // np.uint64(1_000_000)).astype(np.int64)
