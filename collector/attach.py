@@ -20,17 +20,29 @@ if TYPE_CHECKING:
 
     from collector.libbpf import Program
 
-__all__ = ["CORE", "Hook", "attach", "explain"]
+__all__ = [
+    "CAPABILITIES",
+    "CORE",
+    "Hook",
+    "attach",
+    "effective_capabilities",
+    "explain",
+    "missing_capabilities",
+]
 
 CORE: Final[Mapping[str, str]] = {
-    "inet_sock_set_state": "the life of connections",
+    "inet_sock_set_state": "opened and closed connections",
+    "tcp_destroy_sock": "closed connections",
+    "sys_enter": "accepted connections and the duration of calls",
+    "sys_exit": "accepted connections and the duration of calls",
     "sock_send_length": "bytes written",
     "sock_recv_length": "bytes read",
 }
 """Kernel hooks without which no number would be right, and what they tell."""
 
 _TRIAL_RING_BYTES: Final = 65_536
-_CAPABILITIES: Final = {"CAP_BPF": 39, "CAP_PERFMON": 38}
+CAPABILITIES: Final = {"CAP_BPF": 39, "CAP_PERFMON": 38}
+"""What loading needs, by bit; CAP_SYS_ADMIN includes both (capabilities(7))."""
 _CAP_SYS_ADMIN: Final = 21
 _VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
 
@@ -172,9 +184,8 @@ def explain(
         btf: The kernel's own BTF.
         lockdown: The lockdown state.
     """
-    held = (effective or effective_capabilities)()
-    missing = [name for name, bit in _CAPABILITIES.items() if not held >> bit & 1]
-    if missing and not held >> _CAP_SYS_ADMIN & 1:
+    missing = missing_capabilities((effective or effective_capabilities)())
+    if missing:
         cause = f"run as root or with {' and '.join(missing)}"
     elif not btf.exists():
         cause = f"this kernel has no BTF ({btf}); it needs CONFIG_DEBUG_INFO_BTF"
@@ -183,6 +194,13 @@ def explain(
     else:
         cause = _reason(error)
     return BpfError(f"cannot load the eBPF programs: {cause}", error.errno)
+
+
+def missing_capabilities(held: int) -> list[str]:
+    """Return the capabilities that loading needs and a bit mask lacks."""
+    if held >> _CAP_SYS_ADMIN & 1:
+        return []
+    return [name for name, bit in CAPABILITIES.items() if not held >> bit & 1]
 
 
 def effective_capabilities(status: Path = Path("/proc/self/status")) -> int:
