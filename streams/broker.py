@@ -145,14 +145,16 @@ class PartitionLog:
 
     async def read(self, start: int, stop: int) -> list[bytes]:
         """The values of the messages at [start, stop)."""
-        values = []
+        values: list[bytes] = []
         self._consumer.seek(self._place, start)
         async with asyncio.timeout(_READ_TIMEOUT_S):
             while await self._consumer.position(self._place) < stop:
                 records = await self._consumer.getmany(self._place, timeout_ms=500)
-                for record in records.get(self._place, ()):
-                    if record.offset < stop and record.value is not None:
-                        values.append(record.value)
+                values.extend(
+                    record.value
+                    for record in records.get(self._place, ())
+                    if record.offset < stop and record.value is not None
+                )
         return values
 
     async def first_offset(self, offset: int) -> int:

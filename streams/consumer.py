@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["FloorConsumer", "FloorTransport", "IdempotentProducer"]
 
 
-class FloorConsumer(driver.Consumer):  # type: ignore[misc]
+class FloorConsumer(driver.Consumer):
     """Commits the floor of each partition instead of the last acknowledged offset."""
+
+    def committed(self, tp: TP) -> int | None:
+        """Where the group's reading of the partition had to begin; None: never committed."""
+        offset = self._committed_offset.get(tp)
+        return offset if offset is not None and offset >= 0 else None
 
     def _new_offset(self, tp: TP) -> int | None:
         # Faust's own rule goes by runs of acknowledged offsets that begin at the committed one;
@@ -45,14 +50,14 @@ class FloorConsumer(driver.Consumer):  # type: ignore[misc]
         return super()._to_message(tp, record)
 
 
-class IdempotentProducer(driver.Producer):  # type: ignore[misc]
+class IdempotentProducer(driver.Producer):
     """Keeps order and writes once, whatever has to be sent again."""
 
     def _settings_extra(self) -> Mapping[str, Any]:
         return {"acks": "all", "enable_idempotence": True}
 
 
-class FloorTransport(driver.Transport):  # type: ignore[misc]
+class FloorTransport(driver.Transport):
     """The transport to install as ``app.transport``.
 
     Args:

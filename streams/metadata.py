@@ -13,7 +13,7 @@ import threading
 import uuid
 from typing import TYPE_CHECKING
 
-from confluent_kafka import (  # type: ignore[attr-defined]
+from confluent_kafka import (
     OFFSET_BEGINNING,
     Consumer,
     KafkaError,
