@@ -58,6 +58,7 @@ class MetadataTopics:
         }
         self._consumer: Consumer | None = None
         self._suspicions: dict[tuple[str, int], int] = {}
+        self._ends: dict[tuple[str, int], int] = {}
 
     def ensure(self, timeout_s: float) -> None:
         """Create the topics that are missing.
@@ -110,7 +111,7 @@ class MetadataTopics:
             consumer.close()
 
     def is_reset(self, delivered: Mapping[tuple[str, int], int]) -> bool:
-        """Whether a topic ends before what was delivered to it, seen twice in a row.
+        """Whether a topic ends before what was delivered to it or read from it, seen twice.
 
         Twice, because the end steps back for a moment when a partition changes its leader.
 
@@ -119,7 +120,9 @@ class MetadataTopics:
         """
         if self._consumer is None:
             self._consumer = self._reader()
-        for (topic, partition), offset in delivered.items():
+        for place, offset in delivered.items():
+            self._ends[place] = max(offset + 1, self._ends.get(place, 0))
+        for (topic, partition), expected in self._ends.items():
             try:
                 _, end = self._consumer.get_watermark_offsets(
                     TopicPartition(topic, partition), timeout=_WATERMARK_TIMEOUT_S
@@ -133,13 +136,14 @@ class MetadataTopics:
                     _ERRORS.labels("kube", "watermark").inc()
                     return False
                 end = 0
-            if end > offset:
+            if end >= expected:
                 self._suspicions.pop((topic, partition), None)
                 continue
             seen = self._suspicions.get((topic, partition), 0) + 1
             self._suspicions[topic, partition] = seen
             if seen >= _CONFIRMATIONS:
                 self._suspicions.clear()
+                self._ends.clear()
                 self.close()  # what it remembers is of the broker before
                 return True
         return False
@@ -191,7 +195,9 @@ class MetadataTopics:
                     key = (message.key() or b"").decode("utf-8", "replace")
                     yield HeldMessage(message.topic() or "", key, message.value())
                 elif error.code() == KafkaError._PARTITION_EOF:
-                    unfinished.discard((message.topic(), message.partition()))
+                    place = message.topic() or "", message.partition() or 0
+                    unfinished.discard(place)
+                    self._ends[place] = message.offset() or 0
                 elif error.retriable() or error.code() in (
                     KafkaError._TRANSPORT,
                     KafkaError._ALL_BROKERS_DOWN,
