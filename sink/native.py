@@ -1,0 +1,133 @@
+"""ClickHouse's Native format, written straight from arrays.
+
+One block of columns: counts as variable-length integers, then per column its name, its type and
+its values. Names go out as LowCardinality: the dictionary once, then the codes that the rows
+already are, so no row ever becomes a Python object.
+
+Source: ClickHouse src/Formats/NativeWriter.cpp and
+src/DataTypes/Serializations/SerializationLowCardinality.cpp (the layout without a client revision,
+which HTTP and files use).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = ["NativeBlock", "variable_length", "variable_length_strings"]
+
+_SHARED_DICTIONARIES_WITH_ADDITIONAL_KEYS = 1
+_HAS_ADDITIONAL_KEYS = 1 << 9
+
+
+def variable_length(value: int) -> bytes:
+    """Return an unsigned integer as LEB128."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def variable_length_strings(texts: Iterable[str]) -> bytes:
+    """Return strings as the format wants them: length and bytes, one after the other."""
+    parts: list[bytes] = []
+    for text in texts:
+        data = text.encode()
+        parts += (variable_length(len(data)), data)
+    return b"".join(parts)
+
+
+class NativeBlock:
+    """Collects the columns of one block."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self._names: list[str] = []
+        self._parts: list[Any] = []
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """Names of the columns added so far."""
+        return tuple(self._names)
+
+    def add_numbers(self, name: str, kind: str, *values: NDArray[Any]) -> None:
+        """Add a fixed-width column from one or more arrays that together have all the rows.
+
+        Raises:
+            ValueError: If they have not.
+        """
+        if sum(len(part) for part in values) != self.rows:
+            raise ValueError(f"{name}: not {self.rows} rows")
+        self._header(name, kind)
+        self._parts += (np.ascontiguousarray(part).data for part in values if len(part))
+
+    def add_strings(self, name: str, values: Sequence[str], kind: str = "String") -> None:
+        """Add a column of strings, one object per row: for small tables.
+
+        Raises:
+            ValueError: If there is not one per row.
+        """
+        if len(values) != self.rows:
+            raise ValueError(f"{name}: {len(values)} values for {self.rows} rows")
+        self._header(name, kind)
+        self._parts.append(variable_length_strings(values))
+
+    def add_tuples(self, name: str, kind: str, numbers: NDArray[Any], texts: Sequence[str]) -> None:
+        """Add a column of (number, string) pairs."""
+        self._header(name, kind)
+        self._parts += (np.ascontiguousarray(numbers).data, variable_length_strings(texts))
+
+    def add_names(self, name: str, dictionary: Sequence[str], codes: NDArray[Any]) -> None:
+        """Add a LowCardinality(String) column.
+
+        Args:
+            name: Column name.
+            dictionary: Distinct strings; those that no row uses are not sent.
+            codes: Shape (rows,), indices into the dictionary.
+
+        Raises:
+            ValueError: If the number of codes is not the number of rows.
+        """
+        if len(codes) != self.rows:
+            raise ValueError(f"{name}: {len(codes)} codes for {self.rows} rows")
+        self._header(name, "LowCardinality(String)")
+        self._parts.append(struct.pack("<Q", _SHARED_DICTIONARIES_WITH_ADDITIONAL_KEYS))
+        if not self.rows:
+            return
+        used = np.zeros(len(dictionary), bool)
+        used[codes] = True
+        kept = np.flatnonzero(used)
+        width, dtype = _index_type(len(kept))
+        position = np.zeros(len(dictionary), dtype)
+        position[kept] = np.arange(len(kept), dtype=dtype)
+        self._parts += (
+            struct.pack("<QQ", width | _HAS_ADDITIONAL_KEYS, len(kept)),
+            variable_length_strings(dictionary[index] for index in kept.tolist()),
+            struct.pack("<Q", self.rows),
+            position[codes].data,
+        )
+
+    def to_bytes(self) -> bytes:
+        """Return the block as it goes to the server."""
+        head = variable_length(len(self._names)) + variable_length(self.rows)
+        return b"".join((head, *self._parts))
+
+    def _header(self, name: str, kind: str) -> None:
+        self._names.append(name)
+        self._parts.append(variable_length_strings((name, kind)))
+
+
+def _index_type(size: int) -> tuple[int, str]:
+    for width, dtype in ((0, "u1"), (1, "<u2"), (2, "<u4")):
+        if size <= 1 << (8 << width):
+            return width, dtype
+    raise ValueError(f"{size} distinct names in one block")

@@ -1,0 +1,324 @@
+"""Every table and view of the database, declared once.
+
+Two databases: the store (``podwire_store``) holds what is written, the public one (``podwire``)
+holds only views, under the names that analysts use. Statements (`sink.statements`), insert batches
+(`sink.batches`) and the documentation are built from these lists, which are themselves built from
+the figures and scopes of `schemas.catalogue`: a figure added there appears in every place.
+
+A metrics table keeps the rows of every block apart; its views sum them, so that one key and minute
+is one row whatever number of partitions and late blocks it came from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from schemas.catalogue import FIGURES, LEDGER, PROVENANCE, SCOPES, Figure, Scope
+
+__all__ = [
+    "BASE_TABLES",
+    "BLOCKS",
+    "DEAD_LETTERS",
+    "ENTITY_TABLES",
+    "LEDGER_TABLE",
+    "METRICS_TABLES",
+    "ROLLED",
+    "ROLLUPS",
+    "SCHEMA_VERSION",
+    "STORED",
+    "VERSIONS",
+    "Column",
+    "Rollup",
+    "StoredTable",
+    "metrics_columns",
+]
+
+SCHEMA_VERSION = 1
+"""Raised when a stored table changes in a way that older software must not write to."""
+
+COUNTER = "CODEC(T64, ZSTD(1))"
+TIME = "CODEC(DoubleDelta, ZSTD(1))"
+
+KEY_COMMENTS = {
+    "cluster": "Cluster name; empty when none is configured",
+    "role": "Which end of the connection saw it: client or server",
+    "service": "Service: name.namespace, or the address of an unknown peer",
+    "instance": "Pod, or the address of an unknown peer",
+    "endpoint": "Endpoint of the service",
+    "client_service": "Service that opened the connection",
+    "client_instance": "Pod that opened the connection",
+    "server_service": "Service that accepted the connection",
+    "server_instance": "Pod that accepted the connection",
+    "node": "Node that the events come from; empty for stages that are not on a node",
+    "stage": "Stage of the pipeline: kernel, collector, streams or sink",
+    "kind": "What is counted: open, close, transfer, connection, process or block",
+    "reason": "Why it was dropped; empty for what came in and went out",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: name, ClickHouse type, meaning, and how it is compressed."""
+
+    name: str
+    type: str
+    comment: str
+    codec: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTable:
+    """One table of the store.
+
+    Attributes:
+        engine: Of the MergeTree family, without the ``Replicated`` prefix that a cluster adds.
+        shard_by: What decides the shard of a row; whole blocks stay together.
+        time: Column that the retention counts from; empty for tables that keep everything.
+        retention: Name of the setting that says how many days.
+    """
+
+    name: str
+    comment: str
+    columns: tuple[Column, ...]
+    engine: str
+    order_by: str
+    partition_by: str = ""
+    shard_by: str = "rand()"
+    time: str = ""
+    retention: str = ""
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """Names of the columns, in order."""
+        return tuple(column.name for column in self.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollup:
+    """A coarser copy of a metrics table, written once when its hour or day is over.
+
+    A materialised view would do it insert by insert, at twice the cost of the insert itself
+    (measured), and would need a deduplication of its own. Here a run writes rows of a new
+    ``version`` and then a row of `ROLLED`; views read the newest version that holds every block,
+    and compute from the finer rows where there is none.
+    """
+
+    scope: Scope
+    period: str
+    noun: str
+    target: StoredTable
+    start: str
+    """Expression that maps a time to the start of its period."""
+
+
+def _names(keys: tuple[str, ...]) -> tuple[Column, ...]:
+    return tuple(Column(key, "LowCardinality(String)", KEY_COMMENTS[key]) for key in keys)
+
+
+def _unit(figure: Figure) -> str:
+    return {"ns": " (sum, nanoseconds)", "bytes": " (sum, bytes)", "count": ""}[figure.unit]
+
+
+def _figure_columns(figures: tuple[Figure, ...]) -> tuple[Column, ...]:
+    columns = []
+    for figure in figures:
+        columns.append(Column(figure.name, "UInt64", figure.description + _unit(figure), COUNTER))
+        if figure.optional:
+            comment = f"Events that measured {figure.name}; 0: not measured"
+            columns.append(Column(figure.measured_name, "UInt64", comment, COUNTER))
+    return tuple(columns)
+
+
+def metrics_columns(scope: Scope, time_comment: str) -> tuple[Column, ...]:
+    """Columns of a scope's rows: time, keys, figures with their measured counts, provenance."""
+    return (
+        Column("time", "DateTime('UTC')", time_comment, TIME),
+        *_names(scope.keys),
+        *_figure_columns((*FIGURES, *PROVENANCE)),
+    )
+
+
+BLOCK_COLUMN = Column("block", "UInt64", "Which metrics block the row came with", "CODEC(ZSTD(1))")
+
+
+def _metrics_table(scope: Scope) -> StoredTable:
+    names = ", ".join((*scope.name_keys, "cluster", "role"))
+    return StoredTable(
+        name=scope.metrics_table,
+        comment=f"{scope.description}: rows per minute and block",
+        columns=(*metrics_columns(scope, "Start of the minute, UTC"), BLOCK_COLUMN),
+        engine="MergeTree",
+        order_by=f"(toStartOfHour(time), {names}, time)",
+        partition_by="toDate(time)",
+        shard_by="block",
+        time="time",
+        retention="retention_days",
+    )
+
+
+METRICS_TABLES: dict[str, StoredTable] = {scope.name: _metrics_table(scope) for scope in SCOPES}
+
+VERSION_COLUMN = Column("version", "UInt64", "Which run of the roll-up wrote the row", TIME)
+
+_PERIODS = (
+    # period, noun, start of it, part of the sort key before the names, partition
+    ("hourly", "hour", "toStartOfHour({})", "toStartOfDay(time)", "toMonday(time)"),
+    ("daily", "day", "toStartOfDay({})", "toStartOfMonth(time)", "toStartOfMonth(time)"),
+)
+
+
+def _rollups(scope: Scope) -> tuple[Rollup, ...]:
+    names = ", ".join((*scope.name_keys, "cluster", "role"))
+    rollups = []
+    for period, noun, start, bucket, partition in _PERIODS:
+        target = StoredTable(
+            name=f"{scope.metrics_table}_{period}",
+            comment=f"{scope.description}: sums per {noun}",
+            columns=(*metrics_columns(scope, f"Start of the {noun}, UTC"), VERSION_COLUMN),
+            engine="MergeTree",
+            order_by=f"({bucket}, {names}, time)",
+            partition_by=partition,
+            shard_by=f"cityHash64({names})",
+            time="time",
+            retention=f"retention_{period}_days",
+        )
+        rollups.append(Rollup(scope, period, noun, target, start))
+    return tuple(rollups)
+
+
+ROLLUPS: tuple[Rollup, ...] = tuple(rollup for scope in SCOPES for rollup in _rollups(scope))
+
+ROLLED = StoredTable(
+    name="rolled",
+    comment="Roll-ups that are complete; written after all their rows",
+    columns=(
+        Column("period", "LowCardinality(String)", "hourly or daily"),
+        Column("time", "DateTime('UTC')", "Start of the hour or day, UTC"),
+        Column("version", "UInt64", "Version of the rows: Unix milliseconds of the run"),
+        Column("blocks", "UInt64", "Blocks of the hour or day that were stored before the run"),
+    ),
+    engine="MergeTree",
+    order_by="(period, time, version)",
+    shard_by="cityHash64(period, time)",
+    time="time",
+    retention="retention_daily_days",
+)
+
+LEDGER_TABLE = StoredTable(
+    name="ledger",
+    comment="What each stage did with each kind of event, per minute, node and block",
+    columns=(
+        Column("time", "DateTime('UTC')", "Start of the minute, UTC", TIME),
+        *_names(LEDGER.keys),
+        *(Column(f.name, "UInt64", f.description, COUNTER) for f in LEDGER.figures),
+        BLOCK_COLUMN,
+    ),
+    engine="MergeTree",
+    order_by="(toStartOfHour(time), stage, kind, reason, cluster, node, time)",
+    partition_by="toDate(time)",
+    shard_by="block",
+    time="time",
+    retention="retention_days",
+)
+
+BASE_TABLES: dict[str, StoredTable] = {**METRICS_TABLES, "ledger": LEDGER_TABLE}
+"""Tables that blocks are inserted into, by their name inside a block."""
+
+
+def _entity_table(scope: Scope) -> StoredTable:
+    return StoredTable(
+        name=scope.entity_table,
+        comment=f"{scope.description}: first and last sight, and what is known of it",
+        columns=(
+            *_names(("cluster", *scope.name_keys)),
+            Column(
+                "first_seen",
+                "SimpleAggregateFunction(min, DateTime64(3, 'UTC'))",
+                "When it was first seen",
+            ),
+            Column(
+                "last_seen",
+                "SimpleAggregateFunction(max, DateTime64(3, 'UTC'))",
+                "When it was last seen",
+            ),
+            Column(
+                "known",
+                "SimpleAggregateFunction(max, Tuple(seen_ms Int64, attributes String))",
+                "Attributes as JSON, with the time they were seen: the newest win",
+                "CODEC(ZSTD(1))",
+            ),
+        ),
+        engine="AggregatingMergeTree",
+        order_by=f"(cluster, {', '.join(scope.name_keys)})",
+        shard_by=f"cityHash64({', '.join(scope.name_keys)})",
+    )
+
+
+ENTITY_TABLES: dict[str, StoredTable] = {scope.name: _entity_table(scope) for scope in SCOPES}
+
+BLOCKS = StoredTable(
+    name="blocks",
+    comment="Metrics blocks that are stored in full; written after all their rows",
+    columns=(
+        Column("epoch", "String", "Identity of the metrics topic: offsets mean nothing beyond it"),
+        Column("topic", "LowCardinality(String)", "Events topic that the block was made from"),
+        Column("partition", "UInt32", "Partition of the events and of the metrics topic"),
+        Column("minute", "DateTime('UTC')", "Start of the minute, UTC"),
+        Column("base_offset", "Int64", "First events offset that contributed"),
+        Column("end_offset", "Int64", "Events offset after the last that contributed"),
+        Column("attempt", "String", "Attempt of the stream worker that wrote the block"),
+        Column("offset", "Int64", "Metrics offset of the block's first part"),
+        Column("rows", "UInt64", "Rows of the block in all tables"),
+        Column("inserted_at", "DateTime64(3, 'UTC')", "When the insert was complete"),
+    ),
+    engine="ReplacingMergeTree(inserted_at)",
+    order_by="(epoch, topic, partition, minute, base_offset)",
+    partition_by="toDate(minute)",
+    shard_by="partition",
+    time="minute",
+    retention="retention_days",
+)
+
+DEAD_LETTERS = StoredTable(
+    name="dead_letters",
+    comment="Messages that a stage could not decode",
+    columns=(
+        Column("time", "DateTime64(3, 'UTC')", "When the message was given up"),
+        Column("stage", "LowCardinality(String)", "Stage that gave it up"),
+        Column("topic", "LowCardinality(String)", "Topic of the message"),
+        Column("partition", "UInt32", "Partition of the message"),
+        Column("offset", "Int64", "Offset of the message"),
+        Column("reason", "String", "What was wrong with it"),
+        Column("size", "UInt64", "Bytes of the message"),
+    ),
+    engine="ReplacingMergeTree(time)",
+    order_by="(topic, partition, offset, stage, time)",
+    partition_by="toDate(time)",
+    shard_by="cityHash64(topic, partition, offset)",
+    time="time",
+    retention="retention_days",
+)
+
+VERSIONS = StoredTable(
+    name="schema_versions",
+    comment="Which declaration of the schema was applied, and when",
+    columns=(
+        Column("version", "UInt32", "Version of the schema"),
+        Column("fingerprint", "String", "Hash of every statement of the schema"),
+        Column("applied_at", "DateTime64(3, 'UTC')", "When it was applied"),
+    ),
+    engine="MergeTree",
+    order_by="applied_at",
+)
+
+STORED: tuple[StoredTable, ...] = (
+    *METRICS_TABLES.values(),
+    *(rollup.target for rollup in ROLLUPS),
+    LEDGER_TABLE,
+    *ENTITY_TABLES.values(),
+    BLOCKS,
+    ROLLED,
+    DEAD_LETTERS,
+    VERSIONS,
+)
+"""Every table of the store."""
