@@ -49,6 +49,8 @@ _STOP_TIMEOUT_S = 4.0
 
 
 class _App(faust.App):
+    logger = logging.getLogger("faust.app")
+
     def _create_directories(self) -> None:
         # No tables, so no data directory in the current directory either.
         pass

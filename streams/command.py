@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
 from schemas.config import KafkaConfig, load_file
@@ -32,6 +33,9 @@ def run(arguments: argparse.Namespace) -> int:
     file = load_file(arguments.config) if arguments.config else None
     settings = StreamsConfig.load(file, options=vars(arguments))
     kafka = KafkaConfig.load(file, options=vars(arguments))
+    if logging.getLogger().level > logging.DEBUG:
+        for library in ("aiokafka", "faust", "mode"):  # a page of text at every rebalance
+            logging.getLogger(library).setLevel(logging.WARNING)
     asyncio.run(_run(kafka, settings))
     return 0
 

@@ -24,6 +24,8 @@ __all__ = ["FloorConsumer", "FloorTransport", "IdempotentProducer"]
 class FloorConsumer(driver.Consumer):
     """Commits the floor of each partition instead of the last acknowledged offset."""
 
+    logger = driver.logger
+
     def committed(self, tp: TP) -> int | None:
         """Where the group's reading of the partition had to begin; None: never committed."""
         offset = self._committed_offset.get(tp)
@@ -52,6 +54,8 @@ class FloorConsumer(driver.Consumer):
 
 class IdempotentProducer(driver.Producer):
     """Keeps order and writes once, whatever has to be sent again."""
+
+    logger = driver.logger
 
     def _settings_extra(self) -> Mapping[str, Any]:
         return {"acks": "all", "enable_idempotence": True}
