@@ -85,12 +85,15 @@ class _Events:
 
     def halves(self) -> tuple[_Events, _Events]:
         pieces: list[list[Any]] = [[], []]
+        first = second = 0
         for slots, table in (
             (self.open_slots, self.opens),
             (self.close_slots, self.closes),
             (self.transfer_slots, self.transfers),
         ):
-            middle = (len(slots) + 1) // 2
+            # An odd row goes to the smaller piece, so that two events always part.
+            middle = (len(slots) + (first <= second)) // 2
+            first, second = first + middle, second + len(slots) - middle
             for piece, rows in zip(pieces, (slice(middle), slice(middle, None)), strict=True):
                 piece.extend((slots[rows], table.take(rows)))
         return _Events(*pieces[0]), _Events(*pieces[1])

@@ -40,7 +40,7 @@ class CollectorConfig(Config):
         131_072, "Events per batch; more are sent in several", minimum=1, maximum=10_000_000
     )
     max_connections: int = setting(
-        1 << 20, "Connections known at most; 112 bytes each", minimum=1024, maximum=1 << 26
+        1 << 20, "Connections known at most; 140 to 280 bytes each", minimum=1024, maximum=1 << 26
     )
     transfer_ring_bytes: int = setting(
         32 << 20, "Ring for reads and writes, 64 bytes each", minimum=65_536, maximum=1 << 30

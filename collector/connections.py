@@ -40,7 +40,7 @@ ROW: Final = np.dtype(
         ("comm", "S16"),
     ]
 )
-"""What is kept of a connection, 96 bytes. ``container`` and ``process`` are name numbers."""
+"""What is kept of a connection, 88 bytes. ``container`` and ``process`` are name numbers."""
 
 _FREE: Final = np.uint64(0)
 _DELETED: Final = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
