@@ -201,10 +201,9 @@ static __always_inline bool read_state(struct sock *sk, struct socket_state *to)
 	for (int i = 0; i < 8 && node; i++) {
 		elem = (void *)node - bpf_core_field_offset(elem->snode);
 		if (BPF_CORE_READ(elem, sdata.smap, map.id) == map_id)
-			return !bpf_probe_read_kernel(
-				to, sizeof(*to),
-				(void *)elem + bpf_core_field_offset(elem->sdata) +
-					bpf_core_field_offset(elem->sdata.data));
+			return !bpf_probe_read_kernel(to, sizeof(*to),
+						      (void *)elem +
+							      bpf_core_field_offset(elem->sdata.data));
 		node = BPF_CORE_READ(node, next);
 	}
 	return false;

@@ -1,4 +1,4 @@
-"""One set of attached programs for all tests of the kernel half; each test asks for its own port."""
+"""One set of attached programs for all tests of the kernel half; each asks for its own port."""
 
 from __future__ import annotations
 

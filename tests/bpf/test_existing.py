@@ -1,0 +1,138 @@
+"""Sockets older than the programs, and the life of processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from collector.abi import ConnectionEvent, ConnectionFlag, Direction, Kind, ProcessEvent, Role
+from tests.bpf.harness import UNMEASURED, Watch
+from tests.bpf.test_connections import life, listening, pair, port_of, settle
+
+pytestmark = pytest.mark.bpf
+
+ANNOUNCED = ConnectionEvent.ANNOUNCED
+
+
+@pytest.mark.parametrize("iterate", [True, False])
+def test_older_connections(iterate: bool) -> None:
+    with listening() as server, listening("::1") as server6:
+        pairs = [pair(server), pair(server), pair(server6)]
+        half_closed, peer = pair(server)
+        half_closed.shutdown(socket.SHUT_WR)
+        settle(0.05)
+        watch = Watch(iterate=iterate)
+        try:
+            port = port_of(server)
+            watch.drain()
+            told = watch.connections(port, ANNOUNCED)
+            if iterate:
+                assert len(told) == 6
+                assert (told["role"] == Role.SERVER).sum() == 3
+                assert (told["flags"] == ConnectionFlag.PREEXISTING).all()
+                assert set(told["pid"]) == {os.getpid()}
+                assert set(told["cgroup_id"]) == {_own_cgroup()}
+                assert len(watch.connections(port_of(server6), ANNOUNCED)) == 2
+            else:
+                assert not len(told)
+            pairs[0][0].sendall(b"x" * 100)
+            pairs[0][1].recv(100)
+            for left, right in pairs:
+                left.close()
+                right.close()
+            half_closed.close()
+            peer.close()
+            settle()
+            connects, accepts, *closes = life(watch, port)
+            assert (connects, accepts) == (0, 0)
+            # Even a socket that did nothing else is seen when it closes: tcp_close_state() sets
+            # the state of a half-closed one anew.
+            assert sum(closes) == 6
+            if iterate:  # nothing else tells which ports were listened on
+                assert closes == [3, 3]
+                assert watch.moved(port, Role.CLIENT, Direction.WRITE) == 100
+                assert watch.moved(port, Role.SERVER, Direction.READ) == 100
+                once = np.unique(watch.connections(port, ANNOUNCED)["connection_id"])
+                assert len(once) == len(watch.connections(port, ANNOUNCED)) == 6
+            moved = watch.records("transfers")
+            assert moved[moved["pid"] == os.getpid()]["size"].sum() == 200
+        finally:
+            watch.close()
+
+
+def _own_cgroup() -> int:
+    with open("/proc/self/cgroup") as lines:
+        inside = next(line.split("::", 1)[1].strip() for line in lines if line.startswith("0::"))
+    with open("/proc/self/mounts") as lines:
+        root = next(line.split()[1] for line in lines if line.split()[2] == "cgroup2")
+    return os.stat(root + inside).st_ino
+
+
+def test_connect_under_way() -> None:
+    """A handshake that began before the programs is decided, without a duration."""
+    with listening(backlog=0) as server, contextlib.ExitStack() as held:
+        late = None
+        for _ in range(5):  # until the queue is full and a SYN is dropped
+            client = held.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(server.getsockname())
+            settle(0.02)
+            if client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == 2:  # SYN_SENT
+                late = client
+                break
+        assert late is not None
+        port = late.getsockname()[1]
+        second = Watch(iterate=True)
+        held.callback(second.close)
+        server.settimeout(1)
+        deadline = time.monotonic() + 8
+        while select.select([], [late], [], 0)[1] == [] and time.monotonic() < deadline:
+            with contextlib.suppress(TimeoutError):
+                held.enter_context(server.accept()[0])
+        second.drain()
+        found = second.connections(port, ConnectionEvent.CONNECTED)
+        assert [(each["error"], each["duration_ns"]) for each in found] == [(0, UNMEASURED)]
+
+
+def test_own_process_is_left_out() -> None:
+    watch = Watch(constants={"podwire_own_pid": os.getpid()})
+    try:
+        with listening() as server:
+            port = port_of(server)
+            client, accepted = pair(server)
+            client.sendall(b"x")
+            accepted.recv(1)
+            client.close()
+            accepted.close()
+            settle()
+            assert socket.create_connection(server.getsockname()).close() is None
+        with socket.socket() as refused:
+            refused.connect_ex(("127.0.0.1", port))
+        settle()
+        watch.drain()
+        assert not len(watch.connections(port))
+        assert not (watch.records("transfers")["pid"] == os.getpid()).any()
+        assert watch.map_entries("accept_queue") == 0
+    finally:
+        watch.close()
+
+
+def test_processes(watch: Watch) -> None:
+    children = [subprocess.Popen(["sleep", "0"]) for _ in range(5)]
+    for child in children:
+        child.wait()
+    watch.drain()
+    found = watch.records("processes")
+    for child in children:
+        mine = found[found["pid"] == child.pid]
+        assert list(mine["event"]) == [ProcessEvent.EXEC, ProcessEvent.EXIT]
+        assert {bytes(each).rstrip(b"\0") for each in mine["comm"]} == {b"sleep"}
+        assert set(mine["cgroup_id"]) == {_own_cgroup()}
+    assert watch.counts(Kind.PROCESS)["ring_full"] == 0
