@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from collector.abi import ConnectionEvent, ProcessEvent
+from collector.batches import Run
+from collector.config import CollectorConfig
+from collector.containers import ContainerResolver
+from collector.pipeline import Pipeline
+from collector.recording import Recorder, read_recording
+from schemas.clock import ManualClock
+from schemas.ledger import Ledger
+from schemas.telemetry import Health
+from tests.collector.fakes import FakeSender, FakeSource
+from tests.collector.records import connection, drained, transfer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+E = ConnectionEvent
+ID = "ab" * 32
+
+
+@pytest.fixture
+def source() -> FakeSource:
+    return FakeSource()
+
+
+@pytest.fixture
+def sender() -> FakeSender:
+    return FakeSender()
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+def _pipeline(
+    tmp_path: Path,
+    source: FakeSource,
+    sender: FakeSender,
+    clock: ManualClock,
+    recorder: Recorder | None = None,
+    **settings: Any,
+) -> Pipeline:
+    config = CollectorConfig(drain_interval_s=0.001, **settings)
+    resolver = ContainerResolver(tmp_path, None, clock)
+    run = Run("node-1", "boot", "run-1")
+    return Pipeline(config, run, source, sender, resolver, clock, Health(), recorder)
+
+
+def _process(proc: Path, pid: int, name: str) -> None:
+    (proc / str(pid)).mkdir()
+    (proc / str(pid) / "comm").write_text(f"{name}\n")
+    (proc / str(pid) / "cgroup").write_text(f"0::/docker/{ID}\n")
+
+
+def _ledger(sender: FakeSender) -> Ledger:
+    ledger = Ledger()
+    for batch in sender.batches:
+        ledger.add(batch.header.ledger)
+    return ledger
+
+
+def test_events_go_from_the_rings_to_a_batch(
+    tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
+) -> None:
+    _process(tmp_path, 7, "nginx")
+    source.drains = [
+        drained([connection(1, E.ANNOUNCED, pid=7)], [transfer(1, size=5)]),
+        drained([connection(1, E.CLOSED, pid=7)], [transfer(1, size=6)]),
+    ]
+    pipeline = _pipeline(tmp_path, source, sender, clock)
+    pipeline.drain()
+    pipeline.drain()
+    pipeline.publish()
+    (batch,) = sender.batches
+    assert batch.transfers.size.tolist() == [5, 6]
+    assert batch.closes.rows == 1
+    assert batch.names[batch.connections.container[0]] == ID
+    assert batch.names[batch.connections.process[0]] == "nginx"
+    assert batch.header.sequence == 0
+    assert batch.header.anchor_unix_ns == clock.unix_ns()
+    assert _ledger(sender).open_counts() == {}
+
+
+def test_an_empty_interval_still_sends_its_watermark(
+    tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
+) -> None:
+    pipeline = _pipeline(tmp_path, source, sender, clock, watermark_margin_s=0.25)
+    for _ in range(2):
+        pipeline.drain()
+        pipeline.publish()
+        clock.advance(1)
+    first, second = (batch.header for batch in sender.batches)
+    assert second.watermark_ns - first.watermark_ns == 10**9
+    assert second.watermark_ns == clock.unix_ns() - 10**9 - 250_000_000
+    assert [first.sequence, second.sequence] == [0, 1]
+
+
+def test_a_full_queue_costs_events_and_says_so_later(
+    tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
+) -> None:
+    source.drains = [drained([connection(1, E.ANNOUNCED)], [transfer(1), transfer(1)])]
+    source.ring_full = 5
+    pipeline = _pipeline(tmp_path, source, sender, clock)
+    sender.full = True
+    pipeline.drain()
+    pipeline.publish()
+    sender.full = False
+    pipeline.drain()
+    pipeline.publish()
+    (batch,) = sender.batches
+    assert batch.header.sequence == 0
+    found = {
+        (entry.stage, entry.kind, entry.reason): (entry.in_count, entry.dropped_count)
+        for entry in batch.header.ledger
+    }
+    assert found["collector", "transfer", ""] == (2, 0)
+    assert found["collector", "transfer", "undelivered"] == (0, 2)
+    assert found["kernel", "transfer", "ring_full"] == (0, 5)
+    assert _ledger(sender).open_counts() == {}
+
+
+def test_a_batch_that_is_lost_on_the_way_is_told_later(
+    tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
+) -> None:
+    source.drains = [drained([connection(1, E.ANNOUNCED)], [transfer(1)]), drained()]
+    pipeline = _pipeline(tmp_path, source, sender, clock)
+    sender.losing = {0}
+    for _ in range(2):
+        pipeline.drain()
+        pipeline.publish()
+    (batch,) = sender.batches
+    assert batch.header.sequence == 1
+    assert any(entry.reason == "undelivered" for entry in batch.header.ledger)
+
+
+def test_the_last_batch_of_a_stop_is_final_and_the_books_are_closed(
+    tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
+) -> None:
+    source.drains = [
+        drained([connection(1, E.ANNOUNCED)], [transfer(1)]),
+        drained([], [transfer(1), transfer(99)]),
+    ]
+    stop = threading.Event()
+    stop.set()
+    _pipeline(tmp_path, source, sender, clock).run(stop)
+    assert source.detached
+    assert [batch.header.final for batch in sender.batches] == [False, True]
+    assert sum(batch.transfers.rows for batch in sender.batches) == 2
+    ledger = _ledger(sender)
+    assert ledger.open_counts() == {}
+    entries = {(entry.stage, entry.kind, entry.reason): entry for entry in ledger.drain()}
+    assert entries["kernel", "transfer", ""].out_count == 3
+    assert entries["collector", "transfer", ""].in_count == 3
+    assert entries["collector", "transfer", "unknown_connection"].dropped_count == 1
+
+
+def test_a_stop_without_kafka_ends_and_the_final_batch_tells_of_the_loss(
+    tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
+) -> None:
+    source.drains = [drained([connection(1, E.ANNOUNCED)], [transfer(1)])]
+    sender.unreachable = True
+    pipeline = _pipeline(tmp_path, source, sender, clock, stop_timeout_s=0.0)
+    pipeline.drain()
+    pipeline.publish()
+    pipeline.finish()
+    assert sender.undelivered == 3
+    lost = [entry for entry in sender.take_failed() if entry.reason == "undelivered"]
+    assert [(entry.kind, entry.dropped_count) for entry in lost] == [("transfer", 1)]
+
+
+def test_ended_connections_leave_the_table(
+    tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
+) -> None:
+    source.drains = [
+        drained([connection(1, E.ANNOUNCED), connection(1, E.CLOSED)]),
+        drained([], [transfer(1)]),  # written before the close, drained after it
+    ]
+    pipeline = _pipeline(tmp_path, source, sender, clock)
+    for expected in (1, 0):
+        pipeline.drain()
+        pipeline.publish()
+        assert len(pipeline.table) == expected
+    assert sum(batch.transfers.rows for batch in sender.batches) == 1
+
+
+def test_a_connection_without_owner_belongs_to_who_uses_it(
+    tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
+) -> None:
+    _process(tmp_path, 9, "redis")
+    source.drains = [
+        drained([connection(1, E.ANNOUNCED, pid=0, cgroup_id=0)]),
+        drained([], [transfer(1, pid=9)]),
+    ]
+    pipeline = _pipeline(tmp_path, source, sender, clock)
+    for _ in range(2):
+        pipeline.drain()
+    pipeline.publish()
+    (batch,) = sender.batches
+    assert batch.connections.pid.tolist() == [9]
+    assert batch.names[batch.connections.process[0]] == "redis"
+    assert batch.names[batch.connections.container[0]] == ID
+
+
+def test_an_exec_makes_the_next_connection_of_the_process_look_again(
+    tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
+) -> None:
+    _process(tmp_path, 7, "sh")
+    source.drains = [drained([connection(1, E.ANNOUNCED, pid=7)], [transfer(1)])]
+    pipeline = _pipeline(tmp_path, source, sender, clock)
+    pipeline.drain()
+    (tmp_path / "7" / "comm").write_text("curl\n")
+    source.drains = [
+        drained(
+            [connection(2, E.ANNOUNCED, pid=7)],
+            [transfer(2)],
+            [{"pid": 7, "event": ProcessEvent.EXEC}],
+        )
+    ]
+    pipeline.drain()
+    pipeline.publish()
+    (batch,) = sender.batches
+    names = {
+        int(row): batch.names[number]
+        for row, number in zip(batch.connections.id, batch.connections.process, strict=True)
+    }
+    assert names == {1: "sh", 2: "curl"}
+    assert _ledger(sender).open_counts() == {}
+
+
+def test_much_is_published_before_its_time(
+    tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
+) -> None:
+    pipeline = _pipeline(tmp_path, source, sender, clock, batch_max_events=4)
+    stop = threading.Event()
+    source.drains = [drained([connection(1, E.ANNOUNCED)], [transfer(1)] * 5)]
+
+    def stop_when_sent() -> None:
+        if sender.batches:
+            stop.set()
+
+    sender.poll = stop_when_sent  # type: ignore[method-assign]
+    pipeline.run(stop)
+    # The manual clock stood still: the interval of a second had not passed.
+    assert sender.batches[0].transfers.rows + sender.batches[1].transfers.rows == 5
+
+
+def test_a_set_clock_moves_later_events_but_not_the_watermark_back(
+    tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
+) -> None:
+    pipeline = _pipeline(tmp_path, source, sender, clock)
+    pipeline.drain()
+    pipeline.publish()
+    clock.now_unix_ns -= 3600 * 10**9
+    pipeline.read_clocks()
+    source.drains = [drained([connection(1, E.CONNECTED, end_ns=clock.monotonic_ns())])]
+    pipeline.drain()
+    pipeline.publish()
+    first, second = sender.batches
+    assert second.opens.end_ns.tolist() == [clock.unix_ns()]
+    assert second.header.watermark_ns == first.header.watermark_ns
+
+
+def test_what_is_sent_is_recorded(
+    tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
+) -> None:
+    recorder = Recorder(tmp_path / "file")
+    source.drains = [drained([connection(1, E.ANNOUNCED)], [transfer(1)])]
+    pipeline = _pipeline(tmp_path, source, sender, clock, recorder)
+    pipeline.drain()
+    pipeline.finish()
+    recorder.close()
+    assert list(read_recording(tmp_path / "file")) == sender.messages
+    assert len(sender.messages) == 2
