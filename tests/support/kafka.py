@@ -247,6 +247,11 @@ class KafkaBroker:
         finally:
             consumer.close()
 
+    def topics(self) -> dict[str, int]:
+        """Number of partitions of each topic, without Kafka's own topics."""
+        found = self._admin().list_topics(timeout=10).topics
+        return {n: len(t.partitions) for n, t in found.items() if not n.startswith("__")}
+
     def end_offsets(self, topic: str) -> dict[int, int]:
         """Offset of the next message of each partition."""
         consumer = self._consumer()
