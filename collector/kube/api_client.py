@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import socket
 import threading
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ApiClient", "ApiError", "WatchStream"]
 
+_log = logging.getLogger(__name__)
 _CONNECT_TIMEOUT_S: Final = 10.0
 _LIST_TIMEOUT_S: Final = 60.0
 _WATCH_SLACK_S: Final = 30.0
@@ -162,7 +164,10 @@ class ApiClient:
                 context = self._credentials.ssl_context()
                 if context is not None:
                     options["ssl_context"] = context
-                    if not context.check_hostname:
+                    if self._credentials.is_insecure:
+                        _log.warning("the certificate of %s is not checked", self.server)
+                        # Said once, above; urllib3 would say it with every request.
+                        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
                         options["assert_hostname"] = False
                     if self._credentials.server_name:
                         options["server_hostname"] = self._credentials.server_name

@@ -205,7 +205,9 @@ class Reflector(threading.Thread):
         self.is_watching = True
         progress = False
         try:
-            for event in stream.events():
+            # `stop` may have come before there was a stream to interrupt.
+            events = iter(()) if self._stopping.is_set() else stream.events()
+            for event in events:
                 self._take(event)
                 progress = True
                 self._stalled = 0

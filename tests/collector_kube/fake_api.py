@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, urlparse
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _PATH: Final = re.compile(
     r"/apis?/(?:[a-z0-9.]+/)?v1/(?:namespaces/(?P<namespace>[^/]+)/)?(?P<kind>[a-z]+)"
@@ -44,6 +44,7 @@ class Request:
     namespace: str
     query: dict[str, str]
     headers: dict[str, str]
+    at_s: float = field(default_factory=time.monotonic)
 
     @property
     def is_watch(self) -> bool:
@@ -77,9 +78,9 @@ class FakeApi:
     def __init__(self, token: str = "", tls: ssl.SSLContext | None = None) -> None:
         self.token = token
         self.expire_in_stream = True
-        self.bookmarks = True
         self.requests: list[Request] = []
         self._tls = tls
+        self._expiring_tokens = 0
         self._faults: list[Fault] = []
         self._changed = threading.Condition()
         self._version = 1000
@@ -183,6 +184,25 @@ class FakeApi:
                     stream.is_cut = True
             self._changed.notify_all()
 
+    def fail_tokens(self, times: int) -> None:
+        """Let the next page tokens expire before they are used."""
+        with self._changed:
+            self._expiring_tokens = times
+
+    @contextlib.contextmanager
+    def unreachable_watches(self, kind: str) -> Iterator[None]:
+        """Break the watches of a kind and answer 503 until the end of the block."""
+        fault = Fault(503, times=10**9, kind=kind, watch=True)
+        with self._changed:
+            self._faults.append(fault)
+        self.cut(kind)
+        self.wait_for(lambda: fault.times < 10**9)
+        try:
+            yield
+        finally:
+            with self._changed:
+                fault.times = 0
+
     def fail(self, status: int, **options: Any) -> None:
         """Inject a `Fault`."""
         with self._changed:
@@ -226,6 +246,7 @@ class FakeApi:
     def _handler(api) -> type[BaseHTTPRequestHandler]:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
 
             def do_GET(self) -> None:
                 with contextlib.suppress(OSError):  # the client went away
@@ -272,6 +293,9 @@ class FakeApi:
         with self._changed:
             token = request.query.get("continue", "")
             if token:
+                if self._expiring_tokens:
+                    self._expiring_tokens -= 1
+                    self._tokens.clear()
                 if token not in self._tokens:
                     return _status(handler, 410, "The provided continue parameter is too old")
                 version, items = self._tokens[token]
