@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from collector.attach import (
+    CORE,
+    attach,
+    effective_capabilities,
+    explain,
+    missing_capabilities,
+)
+from collector.config import CollectorConfig, object_path
+from schemas.errors import BpfError, ConfigError
+
+RINGS = {"connections": 1 << 16, "transfers": 1 << 16, "processes": 1 << 16}
+EVERYTHING = (1 << 41) - 1
+
+
+def test_capabilities_that_suffice() -> None:
+    assert missing_capabilities(1 << 21) == []  # CAP_SYS_ADMIN alone
+    assert missing_capabilities(1 << 39 | 1 << 38) == []
+    assert missing_capabilities(1 << 39) == ["CAP_PERFMON"]
+    assert missing_capabilities(0) == ["CAP_BPF", "CAP_PERFMON"]
+
+
+def test_effective_capabilities_are_read_from_the_status(tmp_path: Path) -> None:
+    status = tmp_path / "status"
+    status.write_text("Name:\tx\nCapPrm:\t0\nCapEff:\t0000000000200000\n")
+    assert effective_capabilities(status) == 1 << 21
+
+
+@pytest.mark.parametrize(
+    ("held", "has_btf", "lockdown", "expected"),
+    [
+        (0, True, "[none]", "run as root or with CAP_BPF and CAP_PERFMON"),
+        (EVERYTHING, False, "[none]", "CONFIG_DEBUG_INFO_BTF"),
+        (EVERYTHING, True, "none integrity [confidentiality]", "lockdown"),
+        (EVERYTHING, True, "[none]", "prog 'x': failed to load"),
+    ],
+)
+def test_an_error_says_what_to_do(
+    tmp_path: Path, held: int, has_btf: bool, lockdown: str, expected: str
+) -> None:
+    btf, state = tmp_path / "vmlinux", tmp_path / "lockdown"
+    if has_btf:
+        btf.touch()
+    state.write_text(lockdown)
+    error = BpfError("load", errno.EPERM, "0: verifier\nlibbpf: prog 'x': failed to load: -1")
+    told = explain(error, lambda: held, btf, state)
+    assert expected in str(told)
+    assert "\n" not in str(told)
+    assert told.errno == errno.EPERM
+
+
+@pytest.mark.bpf
+def test_everything_attaches_here() -> None:
+    opened, hooks = attach(object_path(CollectorConfig()), {}, RINGS)
+    try:
+        assert [hook for hook in hooks if not hook.attached] == []
+        assert set(CORE) <= {hook.target for hook in hooks}
+        assert opened.max_entries("transfers") == 1 << 16
+    finally:
+        opened.close()
+
+
+@pytest.mark.bpf
+def test_a_program_that_the_kernel_refuses_takes_only_itself_away(tmp_path: Path) -> None:
+    path = _with_refused(tmp_path, "sched_process_exec")
+    opened, hooks = attach(path, {}, RINGS)
+    opened.close()
+    missing = {hook.program: hook.reason for hook in hooks if not hook.attached}
+    # The program's own name shares the string.
+    assert list(missing) == ["sched_process_exex"]
+    assert "sched_process_exex" in missing["sched_process_exex"]
+    assert "errno" in missing["sched_process_exex"]
+
+
+@pytest.mark.bpf
+def test_a_core_hook_that_is_refused_is_fatal_and_named(tmp_path: Path) -> None:
+    path = _with_refused(tmp_path, "sock_recv_length")
+    with pytest.raises(BpfError, match=r"sock_recv_length \(bytes read\) cannot") as caught:
+        attach(path, {}, RINGS)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.bpf
+def test_a_constant_that_the_object_lacks_is_named() -> None:
+    with pytest.raises(ConfigError, match="podwire_unknown"):
+        attach(object_path(CollectorConfig()), {"podwire_unknown": 1}, RINGS)
+
+
+def _with_refused(tmp_path: Path, target: str) -> Path:
+    """An object whose section asks for a tracepoint that no kernel has."""
+    content = object_path(CollectorConfig()).read_bytes()
+    section = f"tp_btf/{target}\0".encode()
+    assert section in content
+    wrong = target[:-1] + ("x" if target[-1] != "x" else "y")
+    path = tmp_path / "refused.bpf.o"
+    # The last letter changes, in the section names and in the BTF that refers to them.
+    path.write_bytes(content.replace(section, f"tp_btf/{wrong}\0".encode()))
+    return path

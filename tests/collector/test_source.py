@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from collector.abi import ConnectionEvent, Direction, Kind
+from collector.config import CollectorConfig
+from collector.source import KernelSource, ring_sizes
+from schemas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CONNECTIONS = 200
+E = ConnectionEvent
+
+
+def test_rings_are_powers_of_two() -> None:
+    assert ring_sizes(CollectorConfig())["transfers"] == 32 << 20
+    with pytest.raises(ConfigError, match="process_ring_bytes"):
+        ring_sizes(CollectorConfig(process_ring_bytes=100_000))
+
+
+@pytest.fixture(params=["mapped", "libbpf"])
+def source(request: pytest.FixtureRequest) -> Iterator[KernelSource]:
+    source = KernelSource(CollectorConfig(own_traffic=True, ring_reader=request.param))
+    yield source
+    source.close()
+
+
+@pytest.mark.bpf
+def test_both_readers_see_what_the_sockets_did(source: KernelSource) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        for size in range(1, CONNECTIONS + 1):
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                server, _ = listener.accept()
+                with server:
+                    client.sendall(b"x" * size)
+                    assert len(server.recv(4096)) == size
+    source.detach()
+    drained = source.drain()
+    told = drained.connections
+    mine = told[(told["local_port"] == port) | (told["remote_port"] == port)]
+    assert np.count_nonzero(mine["event"] == E.CONNECTED) == CONNECTIONS
+    assert np.count_nonzero(mine["event"] == E.ACCEPTED) == CONNECTIONS
+    assert np.count_nonzero(mine["event"] == E.CLOSED) == 2 * CONNECTIONS
+    moved = drained.transfers[np.isin(drained.transfers["connection_id"], mine["connection_id"])]
+    for direction in Direction:
+        sizes = moved["size"][moved["direction"] == direction]
+        assert sorted(sizes.tolist()) == list(range(1, CONNECTIONS + 1))
+    counts = source.counts()
+    assert counts[Kind.TRANSFER, 0] == len(drained.transfers)
+    assert counts[:, 1:].sum() == 0
+    assert {name: item.missing for name, item in source.sequences.items()} == dict.fromkeys(
+        ("connections", "transfers", "processes"), 0
+    )
+    assert source.counts().sum() == 0
+
+
+@pytest.mark.bpf
+def test_a_busy_ring_is_drained_while_it_fills() -> None:
+    """The producer laps the ring many times; nothing may be lost, doubled or torn."""
+    source = KernelSource(CollectorConfig(own_traffic=True, transfer_ring_bytes=1 << 18))
+    calls = 30_000
+    try:
+        left, right = _pair()
+        with left, right:
+            sender = threading.Thread(target=_send, args=(left, right, calls))
+            sender.start()
+            parts = []
+            while sender.is_alive():
+                parts.append(source.drain().transfers)
+            sender.join()
+            source.detach()
+            parts.append(source.drain().transfers)
+        transfers = np.concatenate(parts)
+        counts = source.counts()[Kind.TRANSFER]
+        assert counts[0] == len(transfers)
+        assert counts[1] + counts[0] >= 2 * calls
+        for cpu in np.unique(transfers["cpu"]):
+            numbers = transfers["sequence"][transfers["cpu"] == cpu]
+            assert (np.sort(numbers) == np.arange(len(numbers))).all()
+    finally:
+        source.close()
+
+
+@pytest.mark.bpf
+def test_connections_older_than_the_collector_are_announced() -> None:
+    left, right = _pair()
+    with left, right:
+        port = right.getsockname()[1]
+        source = KernelSource(CollectorConfig(own_traffic=True))
+        try:
+            told = source.drain().connections
+        finally:
+            source.close()
+    mine = told[(told["local_port"] == port) | (told["remote_port"] == port)]
+    assert mine["event"].tolist() == [E.ANNOUNCED] * 2
+    assert (mine["flags"] & 1).all()
+
+
+@pytest.mark.bpf
+def test_the_collectors_own_traffic_is_left_out() -> None:
+    source = KernelSource(CollectorConfig())
+    try:
+        left, right = _pair()
+        with left, right:
+            port = right.getsockname()[1]
+            left.sendall(b"x")
+            right.recv(1)
+        told = source.drain().connections
+        assert not ((told["local_port"] == port) | (told["remote_port"] == port)).any()
+    finally:
+        source.close()
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        left = socket.create_connection(listener.getsockname())
+        right, _ = listener.accept()
+    return left, right
+
+
+def _send(left: socket.socket, right: socket.socket, calls: int) -> None:
+    for _ in range(calls):
+        left.send(b"0123456789")
+        right.recv(10)
