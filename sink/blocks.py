@@ -21,7 +21,10 @@ PATIENCE: Final = 256
 """Messages of the partition after which an attempt without news is given up."""
 
 KEPT_S: Final = 80 * 3600
-"""How far back stored blocks are remembered: longer than the metrics topic keeps messages."""
+"""How long stored blocks are remembered: longer than the metrics topic keeps messages."""
+
+KEPT: Final = 20_000
+"""Minutes remembered per partition: as long, and more, with room for late blocks."""
 
 
 @dataclass(slots=True)
@@ -62,6 +65,10 @@ class Assembler:
         del self._open[identity]
         return attempt
 
+    def is_open(self, identity: BlockIdentity) -> bool:
+        """Whether other parts of the same attempt have arrived."""
+        return replace(identity, part=0) in self._open
+
     def give_up(self, stored: BlockIdentity | None = None) -> list[Attempt]:
         """Return and forget the attempts that will not become whole.
 
@@ -96,7 +103,6 @@ class StoredBlocks:
 
     def __init__(self) -> None:
         self._ranges: dict[tuple[str, int], list[tuple[int, int, int]]] = {}
-        self._newest_s = 0
 
     def add(self, topic: str, minute_s: int, base: int, end: int, offset: int) -> None:
         """Remember a block that is stored.
@@ -109,11 +115,8 @@ class StoredBlocks:
             offset: Metrics offset of its first part.
         """
         self._ranges.setdefault((topic, minute_s), []).append((base, end, offset))
-        if minute_s > self._newest_s:
-            self._newest_s = minute_s
-            oldest = minute_s - KEPT_S
-            for key in [key for key in self._ranges if key[1] < oldest]:
-                del self._ranges[key]
+        if len(self._ranges) > KEPT:
+            del self._ranges[next(iter(self._ranges))]
 
     def judge(self, identity: BlockIdentity, offset: int) -> Verdict:
         """Say whether a block may be stored.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -91,6 +92,10 @@ class Store:
         arguments: dict[str, Any]
         if config.embedded:
             path = unquote(config.url.removeprefix("chdb://"))
+            try:
+                Path(path).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError("sink.url", f"{path}: {error.strerror}") from error
             arguments = {"interface": "chdb", "path": path}
         else:
             url = urlsplit(config.url)

@@ -98,19 +98,18 @@ def _finer(rollup: Rollup) -> tuple[str, str]:
     return f"{{public}}.{rollup.scope.metrics_table}_hourly", values
 
 
-def rollup_insert(rollup: Rollup) -> str:
+def rollup_insert(rollup: Rollup, store: str, public: str) -> str:
     """Return the statement of one run; parameters: ``start``, ``end``, ``version``."""
     names = [c.name for c in metrics_columns(rollup.scope, "") if c.name != "time"]
     keys = ", ".join(f"f.{key}" for key in rollup.scope.keys)
-    sums = ", ".join(f"sum(f.{n})" for n in names if n not in rollup.scope.keys)
-    finer, _ = _finer(rollup)
-    if rollup.period == "daily":
-        sums = sums.replace("sum(", "sumOrDefault(")
+    sums = ", ".join(f"sum(f.{name})" for name in names if name not in rollup.scope.keys)
+    finer, values = _finer(rollup)
     return (
-        f"INSERT INTO {{store}}.{rollup.target.name} (time, version, {', '.join(names)}) "
-        f"SELECT toDateTime({{start:UInt32}}, 'UTC') AS start, {{version:UInt64}}, {keys}, {sums} "
-        f"FROM {finer} AS f WHERE f.time >= toDateTime({{start:UInt32}}, 'UTC') "
-        f"AND f.time < toDateTime({{end:UInt32}}, 'UTC') GROUP BY {keys}"
+        f"INSERT INTO {store}.{rollup.target.name} (time, version, {', '.join(names)}) "
+        f"SELECT toDateTime({{start:UInt32}}, 'UTC'), {{version:UInt64}}, {keys}, {sums} "
+        f"FROM (SELECT {values} FROM {finer.format(store=store, public=public)} AS f "
+        "WHERE f.time >= toDateTime({start:UInt32}, 'UTC') "
+        f"AND f.time < toDateTime({{end:UInt32}}, 'UTC')) AS f GROUP BY {keys}"
     )
 
 

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from schemas.clock import Clock
+    from schemas.metrics import BlockIdentity
     from sink.batches import Insert
-    from sink.blocks import Attempt
+    from sink.blocks import Assembler, Attempt
     from sink.store import Store
 
 __all__ = ["BlockWriter", "Retry"]
@@ -119,6 +120,12 @@ class BlockWriter:
         counter("podwire_sink_blocks_total").labels(verdict_name).inc()
         return verdict_name
 
+    def is_leftover(self, identity: BlockIdentity, assembler: Assembler, offset: int) -> bool:
+        """Whether this part belongs to an attempt that was given up for a stored block."""
+        if identity.part == 0 or assembler.is_open(identity):
+            return False
+        return self._stored[identity.partition].judge(identity, offset) != "new"
+
     def drop(self, partition: int, offset: int, reason: str, minute_s: int) -> None:
         """Say in the ledger that the block whose first message is at this offset was dropped."""
         row = LedgerRow(minute_s, "", reason, 1, 0, 1)
@@ -126,17 +133,17 @@ class BlockWriter:
         self._insert(insert, minute_s, unsure=True)
 
     def _load(self, partition: int) -> None:
-        newest_s = self._clock.unix_ns() // 1_000_000_000
+        now_ms = self._clock.unix_ns() // 1_000_000
         stored = StoredBlocks()
         for topic, minute_s, base, end, offset in self._store.rows(
             "SELECT topic, toUnixTimestamp(minute), base_offset, end_offset, offset "  # noqa: S608
             f"FROM {self._store.layout.written(BLOCKS)} FINAL "
             "WHERE epoch = {epoch:String} AND partition = {partition:UInt32} "
-            "AND minute >= toDateTime({oldest:UInt32}, 'UTC') ORDER BY minute",
+            "AND inserted_at >= fromUnixTimestamp64Milli({oldest:Int64}) ORDER BY inserted_at",
             {
                 "epoch": self._epoch,
                 "partition": partition,
-                "oldest": max(newest_s - KEPT_S, 0),
+                "oldest": max(now_ms - KEPT_S * 1000, 0),
             },
         ):
             stored.add(topic, minute_s, base, end, offset)
@@ -144,25 +151,31 @@ class BlockWriter:
         self._unsure.add(partition)
 
     def _insert(self, insert: Insert, minute_s: int, *, unsure: bool) -> None:
-        if unsure and self._present(insert, minute_s):
-            return
-        self._retry(lambda: self._store.insert(insert))
-        if unsure and not self._present(insert, minute_s):
-            # A process killed between writing the token and the rows leaves a token without rows.
+        tries = 1 if unsure else 0
+
+        def action() -> None:
+            nonlocal tries
+            if tries and self._present(insert, minute_s):
+                return
+            tries += 1
+            self._store.insert(insert)
+
+        self._retry(action)
+        if tries > 1 and not self._is_present(insert, minute_s):
+            # A server killed between writing the token and the rows leaves a token without rows.
             log.warning("%s: rows of a killed insert are missing: again", insert.table.name)
             again = replace(insert, token=f"{insert.token}/again")
             self._retry(lambda: self._store.insert(again))
 
+    def _is_present(self, insert: Insert, minute_s: int) -> bool:
+        found: list[bool] = []
+        self._retry(lambda: found.append(self._present(insert, minute_s)))
+        return found[-1]
+
     def _present(self, insert: Insert, minute_s: int) -> bool:
-        found: list[int] = []
-
-        def look() -> None:
-            rows = self._store.rows(
-                f"SELECT count() FROM {self._store.layout.written(insert.table)} "  # noqa: S608
-                "WHERE time = toDateTime({minute:UInt32}, 'UTC') AND block = {mark:UInt64}",
-                {"minute": minute_s, "mark": insert.mark},
-            )
-            found.append(int(rows[0][0]))
-
-        self._retry(look)
-        return found[-1] > 0
+        rows = self._store.rows(
+            f"SELECT count() FROM {self._store.layout.written(insert.table)} "  # noqa: S608
+            "WHERE time = toDateTime({minute:UInt32}, 'UTC') AND block = {mark:UInt64}",
+            {"minute": minute_s, "mark": insert.mark},
+        )
+        return int(rows[0][0]) > 0
