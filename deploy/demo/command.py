@@ -174,7 +174,7 @@ def _machine(console: Console, options: LocalOptions) -> Iterator[Machine]:
     try:
         with console.status("starting broker, kube publisher, collector, stream worker, sink"):
             machine.start()
-            while not machine.is_done and not machine.is_watching:
+            while not machine.is_done and not machine.is_watching():
                 machine.check()
                 if time.monotonic() - started > WATCH_TIMEOUT_S:
                     raise UnsupportedFeature("demo", "the collector did not come up in time")

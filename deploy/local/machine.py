@@ -102,7 +102,6 @@ class Machine:
         """Whether a replay has been sent completely."""
         return self.supervisor.parts["collector"].state == "done"
 
-    @property
     def is_watching(self) -> bool:
         """Whether the collector has published its first batch."""
         return self.figures.batches > 0

@@ -7,10 +7,12 @@ them too should the supervisor itself be killed.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -98,7 +100,8 @@ class Part:
             spec.log_file.parent.mkdir(parents=True, exist_ok=True)
             with spec.log_file.open("ab") as log:
                 self._log_start = log.tell()
-                self._process = subprocess.Popen(
+                future = _spawner().submit(
+                    subprocess.Popen,
                     _tied_to_us(spec.argv, spec.stop_signal),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -106,6 +109,7 @@ class Part:
                     env=dict(spec.environment),
                     start_new_session=True,
                 )
+                self._process = future.result()
         except OSError as error:
             raise ConfigError(spec.name, f"cannot be started: {error}") from error
         self._started_ns = self._clock.monotonic_ns()
@@ -215,6 +219,13 @@ def last_lines(path: Path, count: int, start: int = 0) -> list[str]:
     except OSError:
         return []
     return [line.strip() for line in text.splitlines() if line.strip()][-count:]
+
+
+@functools.cache
+def _spawner() -> ThreadPoolExecutor:
+    # The kernel ties a child to the thread that started it, so that must be one which lives as
+    # long as the process (prctl(2), PR_SET_PDEATHSIG).
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="spawn")
 
 
 def _tied_to_us(argv: Sequence[str], stop_signal: signal.Signals) -> list[str]:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,12 @@ def ready(log: Path, word: str = "ready") -> None:
         check=True,
         timeout=10,
     )
+
+
+def wait_gone(pid: int) -> None:
+    """Wait until a process that is not our child runs no more."""
+    script = 'until ! grep -qs "^State:.[DRS]" /proc/$0/status; do sleep 0.01; done'
+    subprocess.run(["sh", "-c", script, str(pid)], check=True, timeout=5)
 
 
 @pytest.fixture
@@ -145,8 +152,7 @@ def test_a_part_that_does_not_stop_is_killed_with_its_children(log: Path) -> Non
     child = int(log.read_text().split()[1])
     part.terminate()
     assert not part.join()
-    state = Path(f"/proc/{child}/stat")
-    assert not state.exists() or state.read_text().split()[2] == "Z"
+    wait_gone(child)
 
 
 def test_ctrl_c_does_not_reach_a_part(log: Path) -> None:
@@ -174,8 +180,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     child = int(answer.stdout)
-    gone = 'until ! grep -qs "^State:.[SR]" /proc/$0/status; do sleep 0.01; done'
-    subprocess.run(["sh", "-c", gone, str(child)], check=True, timeout=5)
+    wait_gone(child)
 
 
 def test_a_command_that_does_not_exist_is_a_clear_error(
@@ -192,3 +197,14 @@ def test_last_lines_of_a_log(tmp_path: Path) -> None:
     path.write_bytes(b"one\n\n two \n\xff three\n")
     assert last_lines(path, 2) == ["two", "� three"]
     assert last_lines(tmp_path / "none", 2) == []
+
+
+def test_a_part_outlives_the_thread_that_started_it(log: Path) -> None:
+    part = Part(shell("echo ready; exec sleep 600", log), ManualClock())
+    thread = threading.Thread(target=part.start)
+    thread.start()
+    thread.join()
+    ready(log)
+    assert part.pid is not None
+    assert os.waitid(os.P_PID, part.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None
+    part.kill()
