@@ -219,7 +219,9 @@ def test_every_record_leaves_once(steps: list[Any], limit: int) -> None:
         "transfer": moved,
     }
     rows = sum(batch.transfers.rows for batch in batches)
-    assert rows == sum(out for (kind, _), (_, out, _) in _sums(batches).items() if kind == "transfer")
+    assert rows == sum(
+        out for (kind, _), (_, out, _) in _sums(batches).items() if kind == "transfer"
+    )
 
 
 def test_connections_end_by_a_close_or_a_failed_connect() -> None:

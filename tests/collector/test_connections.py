@@ -121,7 +121,9 @@ _ID = st.integers(1, 40) | st.sampled_from([2**63, 2**64 - 2, 0x9E3779B97F4A7C15
 
 
 @settings(max_examples=150)
-@given(st.lists(st.tuples(st.sampled_from(["apply", "retire", "sweep"]), st.lists(_ID)), max_size=30))
+@given(
+    st.lists(st.tuples(st.sampled_from(["apply", "retire", "sweep"]), st.lists(_ID)), max_size=30)
+)
 def test_the_table_behaves_like_a_dictionary(steps: list[tuple[str, list[int]]]) -> None:
     table = ConnectionTable()
     table._allocate(3)  # so small that it collides, deletes and grows all the time
