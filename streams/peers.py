@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from schemas.columns import U64
     from schemas.events import Connections
     from streams.identity import Identity
 
@@ -68,25 +69,45 @@ class Peers:
         matched = own[partner] == mirrored
         peers = np.where(matched, local_index[partner], -1).astype(np.int64)
         self._learn(own, local, role, locals_, local_index)
-        listening = mix(remote, np.full(len(remote), _LISTENING, np.uint64))
-        numbers: dict[Identity, int] = {}
-        for row in np.flatnonzero(~matched).tolist():
-            known = self._recall(int(mirrored[row]))
-            if known is None and role[row] == Role.CLIENT:
-                known = self._recall(int(listening[row]))
-            if known is not None:
-                peers[row] = numbers.setdefault(known, self._locals + len(numbers))
-        self._learned = list(numbers)
+        unmatched = np.flatnonzero(~matched)
+        if len(unmatched):
+            self._learned = self._find_learned(
+                peers, unmatched, mirrored[unmatched], remote[unmatched], role[unmatched]
+            )
         return peers
 
     def identity(self, number: int, locals_: Sequence[Identity]) -> Identity:
         """Return the identity that `find` numbered."""
         return locals_[number] if number < self._locals else self._learned[number - self._locals]
 
+    def _find_learned(
+        self,
+        peers: NDArray[np.int64],
+        rows: NDArray[np.intp],
+        mirrored: U64,
+        remote: U64,
+        role: NDArray[np.int64],
+    ) -> list[Identity]:
+        # Looks rows without a partner up among earlier batches; numbers go into `peers`.
+        listening = mix(remote, np.full(len(remote), _LISTENING, np.uint64))
+        is_client = (role == int(Role.CLIENT)).tolist()
+        recall = self._recall
+        numbers: dict[Identity, int] = {}
+        found_rows, found_numbers = [], []
+        for row, key, server_key, client in zip(
+            rows.tolist(), mirrored.tolist(), listening.tolist(), is_client, strict=True
+        ):
+            known = recall(key) or (recall(server_key) if client else None)
+            if known is not None:
+                found_rows.append(row)
+                found_numbers.append(numbers.setdefault(known, self._locals + len(numbers)))
+        peers[found_rows] = found_numbers
+        return list(numbers)
+
     def _learn(
         self,
-        own: NDArray[np.uint64],
-        local: NDArray[np.uint64],
+        own: U64,
+        local: U64,
         role: NDArray[np.int64],
         locals_: Sequence[Identity],
         local_index: NDArray[np.intp],
@@ -95,7 +116,7 @@ class Peers:
             self._older, self._recent = self._recent, {}
         owners = [locals_[number] for number in local_index.tolist()]
         self._recent.update(zip(own.tolist(), owners, strict=True))
-        servers = np.flatnonzero(role == Role.SERVER)
+        servers = np.flatnonzero(role == int(Role.SERVER))
         _, first = np.unique(local[servers], return_index=True)
         rows = servers[first]
         listening = mix(local[rows], np.full(len(rows), _LISTENING, np.uint64))
@@ -112,7 +133,7 @@ def _endpoint(
     candidates: NDArray[np.intp],
     address: NDArray[np.uint8],
     port: NDArray[np.uint32],
-) -> NDArray[np.uint64]:
+) -> U64:
     halves = np.ascontiguousarray(address[candidates]).view("<u8")
     place = (rows.netns[candidates].astype(np.uint64) << np.uint64(32)) | port[candidates]
     start = np.full(len(candidates), hash(node) & 0xFFFF_FFFF_FFFF_FFFF, np.uint64)

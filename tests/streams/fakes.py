@@ -14,7 +14,7 @@ from streams.pipeline import Pipeline
 from streams.recovery import read_emitted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from schemas.clock import ManualClock
 
@@ -33,9 +33,11 @@ class Topics:
         self.letters: list[bytes] = []
         self.committed = 0
         self.fuse: int | None = None  # so many metrics messages until the next crash
+        self.while_sending: Callable[[], None] = lambda: None  # what else the process does then
 
     async def send_blocks(self, partition: int, messages: Sequence[bytes]) -> None:
         for message in messages:
+            self.while_sending()
             if self.fuse == 0:
                 self.fuse = None
                 raise Crash

@@ -95,13 +95,18 @@ def counted_by_hand(batches: list[EventBatch]) -> Counter[tuple[Any, ...]]:
 async def run_worker(topics: Topics, clock: ManualClock, chance: random.Random, until: int) -> None:
     """One life of a worker: from the committed offset, with ticks and commits in between."""
     pipeline = make_pipeline(topics, clock, rows_per_block=3, close_after_s=30.0)
+
+    def commit() -> None:
+        if chance.random() < 0.3:
+            topics.committed = pipeline.floor(0) or topics.committed
+
+    topics.while_sending = commit
     for offset in range(topics.committed, until):
         await pipeline.receive(0, offset, b"", topics.events[offset], clock.unix_ns() / 1e9)
         if chance.random() < 0.3:
             clock.advance(chance.choice((0.1, 3, 40)))
             await pipeline.tick()
-        if chance.random() < 0.3:
-            topics.committed = pipeline.floor(0) or topics.committed
+        commit()
     if until == len(topics.events):
         for _ in range(3):
             clock.advance(600)
