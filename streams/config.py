@@ -71,6 +71,11 @@ class StreamsConfig(Config):
         minimum=1,
         maximum=39,
     )
+    idempotent_producer: bool = setting(
+        True,
+        "Whether the broker has to recognise what is sent again; off for one that cannot, as the"
+        " sink drops blocks that come twice",
+    )
     instance_id: str = setting(
         "",
         "Fixed name of this worker in its consumer group: a restart keeps its partitions without"

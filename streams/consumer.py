@@ -53,12 +53,13 @@ class FloorConsumer(driver.Consumer):
 
 
 class IdempotentProducer(driver.Producer):
-    """Keeps order and writes once, whatever has to be sent again."""
+    """Keeps order and writes once, whatever has to be sent again, if the broker can do that."""
 
     logger = driver.logger
 
     def _settings_extra(self) -> Mapping[str, Any]:
-        return {"acks": "all", "enable_idempotence": True}
+        idempotent = cast("FloorTransport", self.transport).idempotent
+        return {"acks": "all", "enable_idempotence": idempotent}
 
 
 class FloorTransport(driver.Transport):
@@ -66,13 +67,21 @@ class FloorTransport(driver.Transport):
 
     Args:
         floor: Topic and partition to the offset that may be committed; None: leave it alone.
+        idempotent: Whether the broker recognises what is sent again.
     """
 
     Consumer = FloorConsumer
     Producer = IdempotentProducer
 
     def __init__(
-        self, url: Any, app: AppT, floor: Callable[[str, int], int | None], **options: Any
+        self,
+        url: Any,
+        app: AppT,
+        floor: Callable[[str, int], int | None],
+        *,
+        idempotent: bool = True,
+        **options: Any,
     ) -> None:
         super().__init__(url, app, **options)
         self.floor = floor
+        self.idempotent = idempotent

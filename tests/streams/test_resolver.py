@@ -1,0 +1,279 @@
+"""Who talks to whom, scenario by scenario."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from schemas.errors import ConfigError
+from schemas.events import Role
+from schemas.kubernetes import Container
+from streams.directory import Directory
+from streams.naming import Naming, NamingSettings
+from streams.resolver import Resolver
+from tests.streams.build import (
+    MINUTE_NS,
+    MINUTE_S,
+    SECOND_NS,
+    BatchBuilder,
+    endpoint_slice,
+    node,
+    pod,
+    service,
+)
+
+if TYPE_CHECKING:
+    from streams.identity import Identity, Relation
+
+NOW_MS = MINUTE_S * 1000
+
+
+def cluster(**settings: object) -> tuple[Directory, Resolver]:
+    directory = Directory()
+    web = [pod("web-1", "10.0.0.1", "fd00::1"), pod("web-2", "10.0.0.2")]
+    api = pod("api-1", "10.0.0.3")
+    job = pod("job-x", "10.0.0.4", workload_name="report")
+    agent = pod(
+        "agent-1",
+        "192.168.0.1",
+        host_network=True,
+        host_ips=["192.168.0.1"],
+        containers=[Container("main", "c-agent", ports=[9100])],
+    )
+    records = (
+        *web,
+        api,
+        job,
+        agent,
+        service("web", "10.96.0.1", "fd96::1"),
+        service("api", "10.96.0.2", node_port=30080),
+        service("agent", "None"),
+        endpoint_slice("web", *web),
+        endpoint_slice("api", api),
+        endpoint_slice("agent", agent),
+        node("node-a", "192.168.0.1", pod_cidrs=["10.0.0.0/24"]),
+        node("node-b", "192.168.0.2"),
+    )
+    for record in records:
+        directory.apply(record)
+    return directory, Resolver(directory, NamingSettings(**settings))  # type: ignore[arg-type]
+
+
+def one(resolver: Resolver, builder: BatchBuilder, row: int = 0) -> Relation:
+    resolution = resolver.resolve(builder.batch())
+    return resolution.relations[resolution.index[row]]
+
+
+def names(end: Identity) -> tuple[str, str]:
+    return end.service, end.instance
+
+
+def remote_of(remote: str, role: Role = Role.CLIENT, **options: object) -> tuple[str, str]:
+    _, resolver = cluster()
+    builder = BatchBuilder()
+    row = builder.connection("10.0.0.3:40000", remote, role, **options)  # type: ignore[arg-type]
+    builder.open(row)
+    return names(one(resolver, builder).remote)
+
+
+def test_pod_to_pod() -> None:
+    _, resolver = cluster()
+    builder = BatchBuilder()
+    row = builder.connection("10.0.0.3:40000", "10.0.0.1:80", container="c-api-1")
+    builder.open(row)
+    relation = one(resolver, builder)
+    assert relation.role == 1
+    assert names(relation.local) == ("api.shop", "api-1")
+    assert names(relation.remote) == ("web.shop", "web-1")
+    assert relation.local.layer == "KUBERNETES"
+
+
+@pytest.mark.parametrize(
+    ("remote", "expected"),
+    [
+        ("10.0.0.2:80", ("web.shop", "web-2")),
+        ("[fd00::1]:80", ("web.shop", "web-1")),
+        ("10.96.0.1:80", ("web.shop", "")),
+        ("[fd96::1]:80", ("web.shop", "")),
+        ("192.168.0.2:30080", ("api.shop", "")),
+        ("192.168.0.1:9100", ("agent.shop", "agent-1")),
+        ("192.168.0.1:22", ("node-a", "node-a")),
+        ("10.0.0.4:80", ("report.shop", "job-x")),
+        ("203.0.113.7:443", ("203.0.113.7", "203.0.113.7")),
+        ("[2001:db8::7]:443", ("2001:db8::7", "2001:db8::7")),
+    ],
+)
+def test_remote_ends_of_clients(remote: str, expected: tuple[str, str]) -> None:
+    assert remote_of(remote) == expected
+
+
+@pytest.mark.parametrize(
+    ("remote", "expected"),
+    [
+        ("10.0.0.2:45678", ("web.shop", "web-2")),
+        # The ports of clients are accidental: neither a host-network pod nor a node port.
+        ("192.168.0.1:9100", ("node-a", "node-a")),
+        ("192.168.0.2:30080", ("node-b", "node-b")),
+    ],
+)
+def test_remote_ends_of_servers(remote: str, expected: tuple[str, str]) -> None:
+    assert remote_of(remote, Role.SERVER) == expected
+
+
+def test_translation_beats_the_virtual_address() -> None:
+    assert remote_of("10.96.0.1:80", translated="10.0.0.2:8080") == ("web.shop", "web-2")
+    assert remote_of("192.168.0.2:80", translated="192.168.0.1:9100") == ("agent.shop", "agent-1")
+
+
+def test_host_network_pods_resolve_by_container_only() -> None:
+    _, resolver = cluster()
+    builder = BatchBuilder()
+    known = builder.connection(
+        "192.168.0.1:9100", "10.0.0.1:40000", Role.SERVER, container="c-agent"
+    )
+    unknown = builder.connection("192.168.0.1:22", "10.0.0.1:40001", Role.SERVER, process="sshd")
+    builder.open(known, accept=True).open(unknown, accept=True)
+    assert names(one(resolver, builder, known).local) == ("agent.shop", "agent-1")
+    assert names(one(resolver, builder, unknown).local) == ("node-a", "sshd")
+
+
+def test_local_pod_by_address_when_no_container_is_known() -> None:
+    _, resolver = cluster()
+    builder = BatchBuilder()
+    builder.open(builder.connection("10.0.0.2:80", "10.0.0.3:40000", Role.SERVER), accept=True)
+    assert names(one(resolver, builder).local) == ("web.shop", "web-2")
+
+
+def test_cluster_name_goes_in_front() -> None:
+    _, resolver = cluster()
+    builder = BatchBuilder(cluster="prod")
+    builder.open(builder.connection("10.0.0.3:40000", "10.96.0.1:80"))
+    relation = one(resolver, builder)
+    assert relation.local.service == "prod::api.shop"
+    assert relation.remote.service == "prod::web.shop"
+
+
+def test_a_reused_address_means_the_pod_of_its_time_within_one_batch() -> None:
+    directory = Directory(tolerance_ms=0)
+    directory.apply(pod("old-1", "10.0.0.9", created_ms=1, deleted_ms=NOW_MS + 500))
+    directory.apply(pod("new-1", "10.0.0.9", created_ms=NOW_MS + 500))
+    resolver = Resolver(directory, NamingSettings())
+    for _ in range(2):  # the second time from the cache
+        builder = BatchBuilder()
+        before = builder.connection("10.0.0.3:40000", "10.0.0.9:80")
+        after = builder.connection("10.0.0.3:40001", "10.0.0.9:80")
+        builder.open(after, at=MINUTE_NS + SECOND_NS * 6 // 10)
+        builder.open(before, at=MINUTE_NS + SECOND_NS * 4 // 10)
+        assert one(resolver, builder, before).remote.instance == "old-1"
+        assert one(resolver, builder, after).remote.instance == "new-1"
+
+
+def test_changes_of_the_directory_are_seen() -> None:
+    directory, resolver = cluster()
+    builder = BatchBuilder()
+    builder.open(builder.connection("10.0.0.88:40000", "10.0.0.77:80", container="c-late"))
+    resolution = resolver.resolve(builder.batch())
+    assert len(resolution.missing) == 2  # an unknown container and an unknown pod address
+    directory.apply(pod("late-1", "10.0.0.77", containers=[Container("main", "c-late")]))
+    resolution = resolver.resolve(builder.batch())
+    assert not resolution.missing
+    assert resolution.relations[0].remote.instance == "late-1"
+    assert resolution.relations[0].internal
+
+
+def test_one_pod_behind_several_ports_and_processes_is_one_relation() -> None:
+    _, resolver = cluster()
+    builder = BatchBuilder()
+    for port in (80, 8080):
+        for process in ("worker", "main"):
+            builder.open(
+                builder.connection(
+                    "10.0.0.3:40000", f"10.0.0.1:{port}", container="c-api-1", process=process
+                )
+            )
+    resolution = resolver.resolve(builder.batch())
+    assert len(resolution.relations) == 1
+    assert resolution.index.tolist() == [0, 0, 0, 0]
+
+
+def test_inside_one_pod() -> None:
+    _, resolver = cluster()
+    builder = BatchBuilder()
+    own_address = builder.connection("10.0.0.1:40000", "10.0.0.1:80", container="c-web-1")
+    loopback = builder.connection("127.0.0.1:40000", "127.0.0.1:80", container="c-web-1")
+    other = builder.connection("10.0.0.1:40000", "10.0.0.2:80", container="c-web-1")
+    for row in (own_address, loopback, other):
+        builder.open(row)
+    resolution = resolver.resolve(builder.batch())
+    internal = [resolution.relations[place].internal for place in resolution.index]
+    assert internal == [True, True, False]
+
+
+def test_processes_of_one_host_find_each_other() -> None:
+    resolver = Resolver(Directory(), NamingSettings(process_services=True))
+    builder = BatchBuilder()
+    client = builder.connection("127.0.0.1:40000", "127.0.0.1:80", process="curl", netns=7)
+    server = builder.connection(
+        "127.0.0.1:80", "127.0.0.1:40000", Role.SERVER, process="nginx", netns=7
+    )
+    stranger = builder.connection("127.0.0.1:41000", "127.0.0.1:80", process="curl", netns=8)
+    for row in (client, server, stranger):
+        builder.open(row)
+    assert names(one(resolver, builder, client).remote) == ("nginx", "node-a")
+    assert names(one(resolver, builder, server).remote) == ("curl", "node-a")
+    assert names(one(resolver, builder, stranger).remote) == ("127.0.0.1", "127.0.0.1")
+    # Later batches: the server's listening end, and the client of a known connection.
+    later = BatchBuilder(sequence=1)
+    new = later.connection("127.0.0.1:40001", "127.0.0.1:80", process="wget", netns=7)
+    old = later.connection("127.0.0.1:80", "127.0.0.1:40000", Role.SERVER, process="nginx", netns=7)
+    later.open(new).transfer(old, 5)
+    assert names(one(resolver, later, new).remote) == ("nginx", "node-a")
+    assert names(one(resolver, later, old).remote) == ("curl", "node-a")
+    # The same numbers on another node are other processes.
+    elsewhere = BatchBuilder(node="node-b")
+    row = elsewhere.connection("127.0.0.1:40001", "127.0.0.1:80", process="wget", netns=7)
+    elsewhere.open(row)
+    assert names(one(resolver, elsewhere, row).remote) == ("127.0.0.1", "127.0.0.1")
+
+
+def test_node_mode_names_the_node() -> None:
+    resolver = Resolver(Directory(), NamingSettings())
+    builder = BatchBuilder()
+    with_name = builder.connection("192.168.0.1:40000", "203.0.113.1:80", process="curl")
+    nameless = builder.connection("192.168.0.1:40001", "203.0.113.1:80")
+    builder.open(with_name).open(nameless)
+    assert names(one(resolver, builder, with_name).local) == ("node-a", "curl")
+    assert names(one(resolver, builder, nameless).local) == ("node-a", "node-a")
+
+
+def test_unknown_role_goes_by_the_lower_port() -> None:
+    _, resolver = cluster()
+    builder = BatchBuilder()
+    server = builder.connection("10.0.0.1:80", "10.0.0.3:40000", Role.UNKNOWN)
+    client = builder.connection("10.0.0.3:40000", "10.0.0.1:80", Role.UNKNOWN)
+    builder.transfer(server, 1).transfer(client, 1)
+    assert one(resolver, builder, server).role == 2
+    assert one(resolver, builder, client).role == 1
+
+
+def test_outside_addresses_are_capped_per_hour_and_ranges_named() -> None:
+    _, resolver = cluster(external_names=2, cidr_names={"198.51.100.0/24": "partner"})
+    builder = BatchBuilder()
+    remotes = ["203.0.113.1", "203.0.113.2", "203.0.113.3", "198.51.100.9", "203.0.113.1"]
+    for place, remote in enumerate(remotes):
+        builder.open(builder.connection(f"10.0.0.3:{40_000 + place}", f"{remote}:443"))
+    resolution = resolver.resolve(builder.batch())
+    found = [names(resolution.relations[place].remote) for place in resolution.index]
+    assert sum(name == "other-external" for name, _ in found) == 1
+    assert found[3][0] == "partner"
+    assert found[0] == found[4] == ("203.0.113.1", "203.0.113.1")
+    later = BatchBuilder()
+    row = later.connection("10.0.0.3:40000", "203.0.113.99:443")
+    later.open(row, at=MINUTE_NS + 3600 * SECOND_NS)
+    assert names(one(resolver, later).remote) == ("203.0.113.99", "203.0.113.99")
+
+
+def test_a_range_that_is_none_names_the_setting() -> None:
+    with pytest.raises(ConfigError, match="cidr_names"):
+        Naming(Directory(), NamingSettings(cidr_names={"nonsense": "x"}))
