@@ -174,6 +174,41 @@ static __noinline int exit_accept(struct call_state *call, __u32 fd)
 	return 0;
 }
 
+/* Before sys_enter in this file, hence attached before it and detached after it: every call that is
+ * seen to begin is seen to end. One is useless without the other. */
+SEC("tp_btf/sys_exit")
+int BPF_PROG(sys_exit, struct pt_regs *regs, long result)
+{
+	__u8 kind = call_of_number(CALL_NUMBER(regs));
+	struct call_state *call;
+	__u64 now;
+
+	if (!kind)
+		return 0;
+	call = current_call();
+	if (!call || !call->is_active)
+		return 0;
+	call->is_active = 0;
+	if (kind < CALL_CONNECT) {
+		if (call->size)
+			flush_transfer(call, bpf_ktime_get_ns());
+		else if (kind == PODWIRE_CALL_SPLICE)
+			exit_splice(call, result, bpf_ktime_get_ns());
+		return 0;
+	}
+	now = bpf_ktime_get_ns();
+	if (kind == CALL_CONNECT)
+		exit_connect(call, result, now);
+	else if (kind == CALL_ACCEPT && result >= 0)
+		exit_accept(call, result);
+	else if (kind == CALL_CLOSE && call->held_kind) {
+		release_held(call, now);
+		call->kind = 0; /* it has closed: no delayed fput() of its own will follow */
+	}
+	call->left_ns = now;
+	return 0;
+}
+
 SEC("tp_btf/sys_enter")
 int BPF_PROG(sys_enter, struct pt_regs *regs, long number)
 {
@@ -201,36 +236,5 @@ int BPF_PROG(sys_enter, struct pt_regs *regs, long number)
 	} else if (kind == PODWIRE_CALL_SPLICE) {
 		enter_splice(call, CALL_ARGUMENT_1(regs));
 	}
-	return 0;
-}
-
-SEC("tp_btf/sys_exit")
-int BPF_PROG(sys_exit, struct pt_regs *regs, long result)
-{
-	__u8 kind = call_of_number(CALL_NUMBER(regs));
-	struct call_state *call;
-	__u64 now;
-
-	if (!kind)
-		return 0;
-	call = current_call();
-	if (!call || !call->is_active)
-		return 0;
-	call->is_active = 0;
-	if (kind < CALL_CONNECT) {
-		if (call->size)
-			flush_transfer(call, bpf_ktime_get_ns());
-		else if (kind == PODWIRE_CALL_SPLICE)
-			exit_splice(call, result, bpf_ktime_get_ns());
-		return 0;
-	}
-	now = bpf_ktime_get_ns();
-	if (kind == CALL_CONNECT)
-		exit_connect(call, result, now);
-	else if (kind == CALL_ACCEPT && result >= 0)
-		exit_accept(call, result);
-	else if (kind == CALL_CLOSE)
-		release_held(call, now);
-	call->left_ns = now;
 	return 0;
 }

@@ -16,6 +16,14 @@ static __always_inline bool is_in_call(struct call_state *call, __u8 kind)
 	return call && call->is_active && call->kind == kind;
 }
 
+/* Of two twins that find no memory for a socket only the first counts its event. */
+static __always_inline int without_memory(__u32 kind, bool is_twin)
+{
+	if (!is_twin)
+		count(kind, map_full);
+	return 0;
+}
+
 static __always_inline void hold(struct call_state *call, struct sock *sk, struct socket_state *st,
 				 __u8 event, __u8 tcp_state)
 {
@@ -51,7 +59,7 @@ static __noinline int closed(struct sock *sk, struct socket_state *st, __u8 tcp_
 	return 0;
 }
 
-static __noinline int begin_connect(struct sock *sk)
+static __noinline int begin_connect(struct sock *sk, bool is_twin)
 {
 	struct call_state *call = current_call();
 	bool is_called = is_in_call(call, CALL_CONNECT) && call->sock == (__u64)sk;
@@ -62,10 +70,8 @@ static __noinline int begin_connect(struct sock *sk)
 	if (is_called)
 		call->has_sent_syn = 1;
 	st = create_state(sk);
-	if (!st) {
-		count(PODWIRE_KIND_OPEN, map_full);
-		return 0;
-	}
+	if (!st)
+		return without_memory(PODWIRE_KIND_OPEN, is_twin);
 	if (st->stage == STAGE_CONNECTING)
 		return 0; /* the twin has seen it */
 	closed(sk, st, TCP_CLOSE); /* a reset connection that is connected anew */
@@ -116,7 +122,7 @@ static __noinline int connect_failed(struct sock *sk, struct socket_state *st)
 }
 
 /* The three-way handshake of a client is complete; an application may accept it now. */
-static __noinline int queued(struct sock *sk)
+static __noinline int queued(struct sock *sk, bool is_twin)
 {
 	struct waiting waiting = {};
 	__u64 key = (__u64)sk;
@@ -125,10 +131,8 @@ static __noinline int queued(struct sock *sk)
 	if (is_subflow(sk))
 		return 0;
 	st = create_state(sk);
-	if (!st) {
-		count(PODWIRE_KIND_OPEN, map_full);
-		return 0;
-	}
+	if (!st)
+		return without_memory(PODWIRE_KIND_OPEN, is_twin);
 	start_state(st, STAGE_OPEN, PODWIRE_ROLE_SERVER);
 	st->is_waiting = 1;
 	waiting.connection_id = st->connection_id;
@@ -145,34 +149,34 @@ static __always_inline bool is_disconnecting(struct sock *sk)
 	return is_in_call(call, CALL_CONNECT) && call->sock == (__u64)sk && is_owned(sk);
 }
 
-static __noinline int established(struct sock *sk, struct socket_state *st, int before)
+static __noinline int established(struct sock *sk, struct socket_state *st, int before,
+				  bool is_twin)
 {
 	if (!st && before == TCP_SYN_RECV)
-		return queued(sk);
+		return queued(sk, is_twin);
 	if (!st && before == TCP_SYN_SENT && !is_subflow(sk)) {
 		/* It was under way when we came: no start, no owner yet. */
 		st = create_state(sk);
 		if (!st)
-			count(PODWIRE_KIND_OPEN, map_full);
-		else
-			start_state(st, STAGE_CONNECTING, PODWIRE_ROLE_CLIENT);
+			return without_memory(PODWIRE_KIND_OPEN, is_twin);
+		start_state(st, STAGE_CONNECTING, PODWIRE_ROLE_CLIENT);
 	}
 	return st && st->stage == STAGE_CONNECTING ? connected(sk, st) : 0;
 }
 
-static __always_inline int state_changed(struct sock *sk, int before, int after)
+static __always_inline int state_changed(struct sock *sk, int before, int after, bool is_twin)
 {
 	struct socket_state *st;
 
 	if (!is_tcp(sk))
 		return 0;
 	if (after == TCP_SYN_SENT)
-		return begin_connect(sk);
+		return begin_connect(sk, is_twin);
 	if (after == TCP_SYN_RECV || after == TCP_LISTEN || before == TCP_LISTEN)
 		return 0;
 	st = find_state(sk);
 	if (after == TCP_ESTABLISHED)
-		return established(sk, st, before);
+		return established(sk, st, before, is_twin);
 	if (st && st->stage == STAGE_CONNECTING)
 		return after == TCP_CLOSE ? connect_failed(sk, st) : 0;
 	if (st && st->stage == STAGE_CLOSED)
@@ -182,7 +186,7 @@ static __always_inline int state_changed(struct sock *sk, int before, int after)
 			return 0;
 		st = touch(sk); /* closed without any transfer counts as well */
 		if (!st)
-			count(PODWIRE_KIND_CLOSE, map_full);
+			return without_memory(PODWIRE_KIND_CLOSE, is_twin);
 		return closed(sk, st, after);
 	}
 	if (after == TCP_CLOSE && is_disconnecting(sk))
@@ -214,13 +218,13 @@ static __always_inline int destroyed(struct sock *sk)
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(inet_sock_set_state, struct sock *sk, int before, int after)
 {
-	return state_changed(sk, before, after);
+	return state_changed(sk, before, after, false);
 }
 
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(inet_sock_set_state_twin, struct sock *sk, int before, int after)
 {
-	return state_changed(sk, before, after);
+	return state_changed(sk, before, after, true);
 }
 
 SEC("tp_btf/tcp_destroy_sock")

@@ -65,7 +65,7 @@ int find_sockets(struct bpf_iter__task_file *ctx)
 			start_preexisting(st, sk);
 		st->is_own = podwire_own_pid && (__u32)task->tgid == podwire_own_pid;
 	}
-	if (!(st->flags & PODWIRE_PREEXISTING) || st->is_own)
+	if (st->is_own)
 		return 0;
 	if (!st->owner.pid) {
 		st->owner.cgroup_id = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
@@ -73,7 +73,7 @@ int find_sockets(struct bpf_iter__task_file *ctx)
 		st->owner.tid = task->pid;
 		bpf_core_read(st->owner.comm, sizeof(st->owner.comm), &task->comm);
 	}
-	announce(sk, st);
-	st->is_ready = st->announcement == ANNOUNCED && st->stage == STAGE_OPEN;
+	if (st->flags & PODWIRE_PREEXISTING)
+		announce(sk, st);
 	return 0;
 }

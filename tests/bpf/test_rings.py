@@ -176,26 +176,25 @@ def test_every_event_is_counted_when_rings_are_full(load: Path) -> None:
 def test_an_announcement_is_repeated_until_it_fits() -> None:
     watch = Watch(rings={"connections": 4096})
     try:
-        with listening() as server:
-            with contextlib.ExitStack() as held:
-                for _ in range(40):  # fills the ring
-                    for each in pair(server):
-                        held.enter_context(each)
-                client, accepted = pair(server)
-                client.send(b"lost")
-                counted = watch.counts(Kind.TRANSFER)
-                assert counted["unannounced"] >= 1
-                watch.drain()
-                client.send(b"told")
-                watch.drain()
-                mine = client.getsockname()[1]
-                told = watch.connections(mine, ConnectionEvent.ANNOUNCED)
-                assert len(told) >= 1
-                assert set(told["pid"]) == {os.getpid()}
-                sizes = watch.records("transfers")
-                ids = watch.connections(mine)["connection_id"]
-                assert list(sizes[np.isin(sizes["connection_id"], ids)]["size"]) == [4]
-                client.close()
-                accepted.close()
+        with listening() as server, contextlib.ExitStack() as held:
+            for _ in range(40):  # fills the ring
+                for each in pair(server):
+                    held.enter_context(each)
+            client, accepted = pair(server)
+            client.send(b"lost")
+            counted = watch.counts(Kind.TRANSFER)
+            assert counted["unannounced"] >= 1
+            watch.drain()
+            client.send(b"told")
+            watch.drain()
+            mine = client.getsockname()[1]
+            told = watch.connections(mine, ConnectionEvent.ANNOUNCED)
+            assert len(told) >= 1
+            assert set(told["pid"]) == {os.getpid()}
+            sizes = watch.records("transfers")
+            ids = watch.connections(mine)["connection_id"]
+            assert list(sizes[np.isin(sizes["connection_id"], ids)]["size"]) == [4]
+            client.close()
+            accepted.close()
     finally:
         watch.close()
