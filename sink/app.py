@@ -67,7 +67,7 @@ def _move(
     stop: threading.Event,
     stack: ExitStack,
 ) -> None:
-    source = Source(kafka, config.group, stop)
+    source = Source(kafka, config.group, stop, alone=config.embedded)
     stack.callback(source.close)
     source.start()
     epoch = topic_epoch(kafka, stop.wait)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from confluent_kafka import (
+    OFFSET_STORED,
     Consumer,
     KafkaError,
     KafkaException,
@@ -68,9 +69,14 @@ class Source:
         kafka: How to reach the brokers.
         group: Consumer group.
         stop: Set when the process shall end.
+        alone: Take every partition without asking the group, which still keeps the offsets. For
+            the embedded engine, which one process can have: no waiting for members that died.
     """
 
-    def __init__(self, kafka: KafkaConfig, group: str, stop: threading.Event) -> None:
+    def __init__(
+        self, kafka: KafkaConfig, group: str, stop: threading.Event, *, alone: bool
+    ) -> None:
+        self._alone = alone
         self._kafka = kafka
         self._stop = stop
         self._owned: set[tuple[str, int]] = set()
@@ -116,12 +122,30 @@ class Source:
                     raise TransportError(
                         f"kafka at {self._kafka.bootstrap_servers}: {error.args[0].str()}"
                     ) from error
-        self._consumer.subscribe(
-            list(TOPICS),
-            on_assign=self._on_assign,
-            on_revoke=self._on_revoke,
-            on_lost=self._on_revoke,
-        )
+        if self._alone:
+            self._assign_all()
+        else:
+            self._consumer.subscribe(
+                list(TOPICS),
+                on_assign=self._on_assign,
+                on_revoke=self._on_revoke,
+                on_lost=self._on_revoke,
+            )
+
+    def _assign_all(self) -> None:
+        while not self._stop.is_set():
+            found = self._consumer.list_topics(timeout=_START_TIMEOUT_S).topics
+            missing = [name for name in TOPICS if name not in found]
+            if not missing:
+                partitions = [
+                    TopicPartition(name, partition, OFFSET_STORED)
+                    for name in TOPICS
+                    for partition in found[name].partitions
+                ]
+                self._on_assign(self._consumer, partitions)
+                return
+            _limited.warning("kafka: no topic %s", ", ".join(missing))
+            self._stop.wait(_IDLE_S)
 
     def changes(self) -> tuple[list[TopicPartition], list[TopicPartition]]:
         """Return the partitions that came and went since the last call."""
