@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from collector.kube.api_client import ApiClient
 from collector.kube.config import KubeConfig
@@ -35,6 +35,7 @@ __all__ = ["HELP", "add_arguments", "create_source", "run"]
 HELP = "publish pods, services, EndpointSlices and nodes to the metadata topics"
 
 _log = logging.getLogger(__name__)
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,9 +62,12 @@ def run(arguments: argparse.Namespace) -> int:
         def stop(number: int, frame: Any) -> None:
             pipeline.stop()
 
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, stop)
-        pipeline.run()
+        before = {number: signal.signal(number, stop) for number in _SIGNALS}
+        try:
+            pipeline.run()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
     finally:
         if telemetry is not None:
             telemetry.stop()

@@ -34,6 +34,7 @@ class FakeBroker:
         self.is_down = False
         self.is_lost = False
         self.renewals = 0
+        self.polls = 0
         self._failed: dict[tuple[str, str], None] = {}
         self._changed = threading.Condition()
 
@@ -51,6 +52,7 @@ class FakeBroker:
 
     def poll(self) -> None:
         with self._changed:
+            self.polls += 1
             self._changed.notify_all()
 
     def flush(self, timeout_s: float) -> int:
@@ -131,6 +133,12 @@ class Running:
         self.pipeline = pipeline
         self.broker = broker
         self.clock = clock
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock and let the pipeline see it."""
+        self.clock.advance(seconds)
+        seen = self.broker.polls
+        self.broker.wait_for(lambda: self.broker.polls >= seen + 2)
 
     def wait_published(self) -> None:
         self.broker.wait_for(lambda: self.pipeline.is_published)
