@@ -42,7 +42,9 @@ def run() -> list[Row]:
     message = encode_batch(batch)
     rows = [
         measure("drain: ring memory to array", RECORDS, ring.drain, prepare=ring.refill),
-        measure("find: connection of each record", RECORDS, lambda: table.find(drained["connection_id"])),  # fmt: skip  # noqa: E501
+        measure(
+            "find: connection of each record", RECORDS, lambda: table.find(drained["connection_id"])
+        ),
         measure("build: batch, find included", RECORDS, build),
         measure("encode: protobuf", RECORDS, lambda: encode_batch(batch)),
     ]

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import errno
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,6 +14,9 @@ from collector.attach import (
 )
 from collector.config import CollectorConfig, object_path
 from schemas.errors import BpfError, ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 RINGS = {"connections": 1 << 16, "transfers": 1 << 16, "processes": 1 << 16}
 EVERYTHING = (1 << 41) - 1

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import platform
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from collector.config import CollectorConfig, object_path
 from schemas.errors import ConfigError, UnsupportedFeature
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_the_defaults_are_valid() -> None:
