@@ -92,7 +92,7 @@ class Struct:
     fields: tuple[Field, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that costs three times as much, and vmlinux has 130,000
 class _Type:
     name: int  # offset into the strings
     kind: int
@@ -190,11 +190,11 @@ class Btf:
         if bits % 8:
             raise DecodeError(f"{where}: {name} does not start at a byte")
         each, count, is_array = self._resolve(target), 1, False
-        while each.kind == Kind.ARRAY and count <= owner.size_or_type:
+        for _ in range(_DEEPEST):
+            if each.kind != Kind.ARRAY:
+                break
             element, _, length = struct.unpack_from("<III", self._bytes, each.tail)
             each, count, is_array = self._resolve(element), count * length, True
-            if not count:
-                break
         if each.kind == Kind.PTR:
             size, is_signed = 8, False
         elif each.kind == Kind.INT:
