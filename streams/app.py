@@ -211,6 +211,7 @@ class Worker:
             urls,
             app,
             lambda topic, number: pipeline.floor(number) if topic == EVENTS.name else None,
+            idempotent=self._settings.idempotent_producer,
         )
         events = app.topic(EVENTS.name, value_type=bytes, key_type=bytes, partitions=partitions)
 

@@ -31,7 +31,8 @@ examples:
   podwire local                                     until Ctrl-C
   podwire local --kube cluster.json --duration 300  with names of pods and services
   podwire local --replay demo.recording             recorded events instead of the kernel
-  curl 'http://127.0.0.1:8123/?query=SHOW+TABLES'   SQL while it runs
+  curl 'http://127.0.0.1:8123/?database=podwire&query=SHOW+TABLES'
+                                                    SQL while it runs
   podwire sql --data podwire.data "SHOW TABLES"     SQL at any time
 
 cluster.json is what `kubectl get pods,services,endpointslices,nodes -A -o json` prints."""
@@ -105,7 +106,9 @@ def run(arguments: argparse.Namespace) -> int:
     stop = StopSignal()
     layout = machine.layout
     console.print(f"[bold]podwire local[/]  data in {layout.data}, logs in {layout.data}/logs")
-    console.print(f"  SQL  curl 'http://127.0.0.1:{layout.http_port}/?query=SHOW+TABLES'")
+    console.print(
+        f"  SQL  curl 'http://127.0.0.1:{layout.http_port}/?database=podwire&query=SHOW+TABLES'"
+    )
     try:
         machine.start()
         with StatusLine(console, machine.figures, machine.supervisor.parts) as line:

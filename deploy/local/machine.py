@@ -27,6 +27,7 @@ from schemas.clock import SystemClock
 from schemas.config import KafkaConfig
 from schemas.errors import ConfigError, TransportError
 from schemas.topics import EVENTS, METRICS
+from sink.config import SinkConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Machine", "podwire_command"]
 
+STREAMS_GROUP: Final = "podwire-streams"
+"""`streams.app.APP_ID`; written again because importing Faust takes a second."""
 BROKER_START_S: Final = 10.0
 DRAIN_TIMEOUT_S: Final = 45.0
 DRAIN_INTERVAL_S: Final = 0.2
@@ -133,6 +136,7 @@ class Machine:
         write_config(self.layout, content)
         self._environment = part_environment(content)
         self._kafka = KafkaConfig.load(content, environment=self._environment)
+        self._sink_group = SinkConfig.load(content, environment=self._environment).group
 
     def _parts(self) -> list[Part]:
         options, layout = self.options, self.layout
@@ -186,8 +190,8 @@ class Machine:
 
     def _drain(self, progress: Callable[[str], None]) -> bool:
         readers = (
-            Reader("streams", self._group("streams"), EVENTS.name),
-            Reader("sink", self._group("sink"), METRICS.name),
+            Reader("streams", STREAMS_GROUP, EVENTS.name),
+            Reader("sink", self._sink_group, METRICS.name),
         )
         deadline = time.monotonic() + DRAIN_TIMEOUT_S
         for reader in readers:
@@ -205,9 +209,6 @@ class Machine:
                     return False
                 time.sleep(DRAIN_INTERVAL_S)
         return True
-
-    def _group(self, part: str) -> str:
-        raise KeyError(part)
 
 
 def _lock(path: Path) -> IO[Any]:

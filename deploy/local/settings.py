@@ -132,6 +132,8 @@ def sections(options: LocalOptions, layout: Layout, broker_epoch: str) -> dict[s
         "sink": {"url": f"chdb://{layout.database}", "sql_port": layout.http_port},
     }
     if not options.broker:
+        # Tansu answers the producer handshake of librdkafka (version 4), not aiokafka's (0).
+        ours["streams"]["idempotent_producer"] = False
         ours["kafka"] |= {
             "partitions": 1,
             "replication_factor": 1,

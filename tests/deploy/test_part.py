@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,6 +20,9 @@ from deploy.local.part import (
 )
 from schemas.clock import ManualClock
 from schemas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def shell(
@@ -168,7 +171,7 @@ def test_ctrl_c_does_not_reach_a_part(log: Path) -> None:
 def test_a_killed_supervisor_leaves_nothing_behind(log: Path) -> None:
     code = f"""
 import os, signal
-from pathlib import Path
+from typing import TYPE_CHECKING
 from deploy.local.part import Part, PartSpec
 from schemas.clock import SystemClock
 part = Part(PartSpec("part", ["sleep", "600"], Path({str(log)!r})), SystemClock())
