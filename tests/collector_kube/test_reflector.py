@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -312,6 +313,43 @@ def test_namespaces_are_listed_one_by_one() -> None:
                 api.delete("pods", "p2")
                 api.compact()
             run.broker.wait_for(lambda: set(run.broker.alive("pods")) == {"p1"})
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nothing_is_lost_in_a_storm_of_changes_and_faults(seed: int) -> None:
+    generator = random.Random(seed)
+    with FakeApi() as api, following(api, page_size=7) as run:
+        alive: dict[str, str] = {}
+        for step in range(400):
+            if alive and generator.random() < 0.45:
+                uid = generator.choice(sorted(alive))
+                if generator.random() < 0.5:
+                    api.delete("pods", uid)
+                    del alive[uid]
+                else:
+                    alive[uid] = f"10.1.{step // 250}.{step % 250}"
+                    api.put(objects.pod(uid, alive[uid]))
+            else:
+                alive[f"p{step}"] = f"10.0.{step // 250}.{step % 250}"
+                api.put(objects.pod(f"p{step}", alive[f"p{step}"]))
+            if generator.random() < 0.06:
+                fault = generator.choice(
+                    [
+                        api.cut,
+                        api.compact,
+                        api.bookmark,
+                        lambda: (api.compact(), api.cut("pods")),
+                        lambda: api.fail(generator.choice([401, 429, 500, 503]), kind="pods"),
+                        lambda: api.inject(b'{"type": "ADDED", "obj'),
+                        lambda: (api.stop(), api.start()),
+                    ]
+                )
+                fault()
+        api.expire_in_stream = generator.random() < 0.5
+        run.broker.wait_for(
+            lambda: {uid: pod.pod_ips[0] for uid, pod in run.broker.alive("pods").items()} == alive,
+            timeout_s=30,
+        )
 
 
 def test_the_token_is_sent() -> None:
