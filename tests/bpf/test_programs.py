@@ -1,0 +1,45 @@
+"""Programs stand alone, so that a missing tracepoint costs only what it measures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from collector.btf import parse_btf
+from collector.libbpf import BpfObject
+from tests.bpf.harness import OBJECT, Watch
+
+pytestmark = pytest.mark.bpf
+
+
+def test_each_program_loads_without_the_others() -> None:
+    opened = BpfObject(OBJECT)
+    programs = opened.programs
+    opened.close()
+    assert len(programs) == 12
+    for program in programs:
+        alone = BpfObject(OBJECT)
+        try:
+            for other in programs:
+                alone.set_autoload(other.name, other == program)
+            alone.set_max_entries("transfers", 65536)
+            alone.load()
+        finally:
+            alone.close()
+
+
+def test_all_hooks_are_there(watch: Watch) -> None:
+    kernel = parse_btf(Path("/sys/kernel/btf/vmlinux").read_bytes())
+    for hook in watch.hooks:
+        expected = hook.section.startswith("iter/") or kernel.has_tracepoint(hook.target)
+        assert hook.attached is expected, hook
+
+
+def test_a_call_is_left_before_it_is_entered() -> None:
+    """The order of the object is the order of attaching; see programs/calls.h."""
+    opened = BpfObject(OBJECT)
+    names = [program.name for program in opened.programs]
+    opened.close()
+    assert names.index("sys_exit") < names.index("sys_enter")
+    assert names.index("find_listeners") < names.index("find_sockets")
