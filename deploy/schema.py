@@ -7,6 +7,7 @@ workers in the middle of a minute.
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,9 +15,11 @@ from schemas.catalogue import FIGURES, LEDGER, PROVENANCE, SCOPES
 from schemas.config import KafkaConfig, load_file
 from schemas.errors import ConfigError, TransportError
 from schemas.topics import TOPICS, Topic
+from sink.config import SinkConfig
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
 
 __all__ = ["HELP", "add_arguments", "apply_topics", "run"]
 
@@ -36,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     apply = actions.add_parser("apply", help="Create topics, and tables if a ClickHouse is given")
     apply.set_defaults(action="apply")
     KafkaConfig.add_arguments(apply)
+    SinkConfig.add_arguments(apply)
     show = actions.add_parser("show", help="Print topics, tables or figures")
     show.set_defaults(action="show")
     show.add_argument("what", choices=("topics", "figures", "tables"))
@@ -49,7 +53,28 @@ def run(arguments: argparse.Namespace) -> int:
     kafka = KafkaConfig.load(file, options=vars(arguments))
     created = apply_topics(kafka)
     print(f"topics: {len(created)} created, {len(TOPICS) - len(created)} were there")
+    if _names_clickhouse(file, arguments):
+        _apply_tables(SinkConfig.load(file, options=vars(arguments)))
     return 0
+
+
+def _names_clickhouse(file: Mapping[str, Any] | None, arguments: argparse.Namespace) -> bool:
+    # The default address is a guess; nobody wants tables on a server that was never named.
+    section = (file or {}).get(SinkConfig.SECTION) or {}
+    return bool(arguments.url or "PODWIRE_SINK_URL" in os.environ or "url" in section)
+
+
+def _apply_tables(config: SinkConfig) -> None:
+    from sink.ddl import apply_schema
+    from sink.store import Store
+
+    config.check()
+    store = Store.connect(config)
+    try:
+        done = apply_schema(store)
+    finally:
+        store.close()
+    print(f"tables in {config.database}: {'created or upgraded' if done else 'were up to date'}")
 
 
 def apply_topics(kafka: KafkaConfig, timeout_s: float = TIMEOUT_S) -> list[str]:

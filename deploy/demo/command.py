@@ -17,14 +17,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from deploy.demo.cluster import Cluster
+from deploy.demo.recording import reduce_recording
 from deploy.demo.shop import WORKLOADS, AccessLog, Shop
 from deploy.demo.view import (
-    Served,
     load_relations,
     load_served,
     relation_table,
     served_table,
     topology,
+    truth_table,
 )
 from deploy.local.machine import Machine
 from deploy.local.part import PartFailed
@@ -130,7 +131,7 @@ def _live(console: Console, arguments: argparse.Namespace) -> int:
             f"a cluster of {len(cluster.pods)} pods and {len(cluster.services)} services, "
             "made of network namespaces and cgroups",
         )
-        recording = record / RECORDING if record else None
+        recording = data / "whole.recording.gz" if record else None
         options = LocalOptions(data, kube=kube, http_port=0, node=NODE, record=recording)
         shop = Shop(cluster, data / "shop", arguments.seconds)
         with _machine(console, options) as machine:
@@ -142,7 +143,10 @@ def _live(console: Console, arguments: argparse.Namespace) -> int:
         for failure in shop.failures():
             console.print(f"[red]{failure}[/]")
         truth = shop.access_log()
-    if record is not None:
+    if record is not None and recording is not None:
+        containers = {pod.container_id for pod in cluster.pods}
+        reduce_recording(recording, record / RECORDING, containers)
+        recording.unlink()
         shutil.copy(kube, record / KUBE_FILE)
         (record / TRUTH_FILE).write_text(json.dumps(asdict(truth)) + "\n")
     return _show(console, data, truth)
@@ -157,7 +161,9 @@ def _replayed(console: Console, arguments: argparse.Namespace) -> int:
         as_file(folder.joinpath(RECORDING)) as recording,
         as_file(folder.joinpath(KUBE_FILE)) as kube,
     ):
-        options = LocalOptions(data, kube=kube, http_port=0, node=NODE, replay=recording)
+        options = LocalOptions(
+            data, kube=kube, http_port=0, node=NODE, replay=recording, replay_pace="fast"
+        )
         with _machine(console, options) as machine, console.status("replaying"):
             while not machine.is_done:
                 machine.check()
@@ -227,7 +233,7 @@ def _stop(console: Console, machine: Machine) -> None:
     lost = sum(machine.figures.losses.values())
     _done(
         console,
-        f"{count(machine.figures.events)} kernel events in SQL, {count(lost)} lost "
+        f"{count(machine.figures.counted)} kernel events in SQL, {count(lost)} lost "
         f"({seconds:.1f} s)\n",
     )
 
@@ -239,31 +245,15 @@ def _show(console: Console, data: Path, truth: AccessLog) -> int:
         served = load_served(database, services)
     console.print(topology(relations))
     console.print()
-    console.print(relation_table(relations))
+    console.print(relation_table(relations, console.width))
     console.print(served_table(served))
-    is_exact = _compare(console, truth, served)
-    console.print("\n[bold]Go on with SQL[/]")
+    frontend = next((each for each in served if each.service == "frontend.shop"), None)
+    table, is_exact = truth_table(truth, frontend)
+    console.print(table)
+    console.print("[bold]Go on with SQL[/]")
     console.print(f"  podwire sql --data {data}", soft_wrap=True, style="green")
     console.print(f"  podwire sql --data {data} {EXAMPLE!r}", soft_wrap=True, style="green")
     return 0 if is_exact else 1
-
-
-def _compare(console: Console, truth: AccessLog, served: list[Served]) -> bool:
-    ours = next((each for each in served if each.service == "frontend.shop"), None)
-    console.print("[bold]Is it true?[/] [dim](frontend.shop, against nginx's own access log)[/]")
-    console.print(
-        f"  nginx counted    {plural(truth.connections, 'connection')} with "
-        f"{count(truth.requests)} requests, {count(truth.bytes_received)} bytes in, "
-        f"{count(truth.bytes_sent)} bytes out"
-    )
-    if ours is None:
-        console.print("  podwire counted  nothing", style="bold red")
-        return False
-    console.print(
-        f"  podwire counted  {plural(ours.accepted, 'connection')}, "
-        f"{count(ours.received)} bytes in, {count(ours.sent)} bytes out"
-    )
-    return ours.accepted == truth.connections
 
 
 def _fresh(data: Path) -> Path:

@@ -16,6 +16,7 @@ from deploy.local.status import count, size
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from deploy.demo.shop import AccessLog
     from deploy.sql import Database
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "relation_table",
     "served_table",
     "topology",
+    "truth_table",
 ]
 
 RELATIONS: Final = """\
@@ -49,7 +51,8 @@ WHERE role = 'server'
 GROUP BY service
 ORDER BY received + sent DESC"""
 
-BAR: Final = 12
+BAR: Final = 16
+WIDE: Final = 96
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,17 +120,24 @@ def load_served(database: Database, services: Iterable[str]) -> list[Served]:
     ]
 
 
-def relation_table(relations: Sequence[Relation]) -> Table:
-    """Return who called whom, how often, with what success, and how much."""
+def relation_table(relations: Sequence[Relation], width: int) -> Table:
+    """Return who called whom, how often, with what success, and how much.
+
+    Args:
+        relations: Most bytes first.
+        width: Columns of the terminal; a wide one gets bars.
+    """
     table = _table("Who calls whom", "seen by the clients' sockets")
     table.add_column("client", style="cyan", no_wrap=True)
     table.add_column("")
     table.add_column("server", style="magenta", no_wrap=True)
-    for name in ("connections", "success", "connect", "sent", "received"):
+    for name in ("tries", "success", "connect", "sent", "received"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("share", no_wrap=True)
+    if width >= WIDE:
+        table.add_column("", no_wrap=True)
     most = max((each.sent + each.received for each in relations), default=0) or 1
     for each in relations:
+        bar = "█" * max(round(BAR * (each.sent + each.received) / most), 1)
         table.add_row(
             each.client,
             "→",
@@ -137,7 +147,7 @@ def relation_table(relations: Sequence[Relation]) -> Table:
             _duration(each.connect_ns),
             size(each.sent),
             size(each.received),
-            Text("█" * max(round(BAR * (each.sent + each.received) / most), 1), style="blue"),
+            *((Text(bar, style="blue"),) if width >= WIDE else ()),
         )
     return table
 
@@ -146,7 +156,7 @@ def served_table(served: Sequence[Served]) -> Table:
     """Return what each service was asked, seen from its own pods."""
     table = _table("Who is called", "seen by the servers' sockets")
     table.add_column("service", style="magenta", no_wrap=True)
-    for name in ("accepted", "closed", "received", "sent", "read call", "write call"):
+    for name in ("accepted", "closed", "received", "sent", "read", "write"):
         table.add_column(name, justify="right", no_wrap=True)
     for each in served:
         table.add_row(
@@ -159,6 +169,29 @@ def served_table(served: Sequence[Served]) -> Table:
             _duration(each.write_ns),
         )
     return table
+
+
+def truth_table(truth: AccessLog, ours: Served | None) -> tuple[Table, bool]:
+    """Compare nginx's own access log with what was counted in the kernel.
+
+    Returns:
+        The table, and whether every number that both have is the same.
+    """
+    theirs = (truth.connections, truth.bytes_received, truth.bytes_sent)
+    counted = (ours.accepted, ours.received, ours.sent) if ours else (0, 0, 0)
+    table = _table("Is it true?", "frontend.shop, against nginx's own log")
+    table.add_column("counted by", no_wrap=True)
+    for name in ("connections", "requests", "bytes in", "bytes out"):
+        table.add_column(name, justify="right", no_wrap=True)
+    in_all = (count(theirs[0]), count(truth.requests), *(count(each) for each in theirs[1:]))
+    table.add_row("nginx", *in_all)
+    table.add_row("podwire", count(counted[0]), "", *(count(each) for each in counted[1:]))
+    same = [
+        Text("equal", "green") if one == other else Text(f"{other - one:+,}", "bold red")
+        for one, other in zip(theirs, counted, strict=True)
+    ]
+    table.add_row("", same[0], "", *same[1:])
+    return table, theirs == counted
 
 
 def topology(relations: Sequence[Relation]) -> Tree:
@@ -182,14 +215,14 @@ def _unfold(
 ) -> None:
     unfolded.add(client)
     for each in by_client.get(client, ()):
-        line = Text("──▶ ", style="dim")
+        line = Text().append("──▶ ", style="dim")
         line.append(each.server, style="bold magenta")
-        line.append(f"  {count(each.tried)} connections, ", style="default")
+        line.append(f"  {count(each.tried)}× ", style="default")  # noqa: RUF001
         line.append_text(_success(each))
         line.append(f"  ↑ {size(each.sent)}  ↓ {size(each.received)}", style="default")
         again = each.server in unfolded and each.server in by_client
         if again:
-            line.append("  (see above)", style="dim")
+            line.append("  (above)", style="dim")
         below = branch.add(line)
         if not again:
             _unfold(below, each.server, by_client, unfolded)
@@ -197,10 +230,12 @@ def _unfold(
 
 def _table(title: str, caption: str) -> Table:
     return Table(
-        title=f"[bold]{title}[/] [dim]({caption})[/]",
+        title=f"[bold]{title}[/]  [dim]{caption}[/]",
         title_justify="left",
+        title_style="none",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from deploy.local.machine import Machine
 from deploy.local.settings import DEFAULT_HTTP_PORT, LocalOptions
-from deploy.local.status import StatusLine, count
+from deploy.local.status import StatusLine, count, plural
 from schemas.config import load_file
 from schemas.errors import ConfigError, PodwireError
 
@@ -61,6 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--replay", type=Path, metavar="FILE", help="events of this file instead of the kernel's"
     )
     parser.add_argument(
+        "--replay-pace", choices=("recorded", "fast"), default="recorded",
+        help="as quickly as it was, or as quickly as possible [recorded]",
+    )  # fmt: skip
+    parser.add_argument(
         "--http-port", type=_port, default=DEFAULT_HTTP_PORT, metavar="P",
         help="port of the SQL endpoint on loopback, 0 for any [8123]",
     )  # fmt: skip
@@ -98,6 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
             duration_s=arguments.duration,
             record=arguments.record,
             replay=arguments.replay,
+            replay_pace=arguments.replay_pace,
             http_port=arguments.http_port,
             broker=arguments.broker,
             base=load_file(arguments.config) if arguments.config else None,
@@ -134,8 +139,8 @@ def _watch(machine: Machine, line: StatusLine, stop: StopSignal, duration: float
 def _report(console: Console, machine: Machine, problems: list[str]) -> int:
     figures, data = machine.figures, machine.layout.data
     console.print(
-        f"{count(figures.events)} events seen, {count(figures.minutes)} blocks of minutes stored, "
-        f"{count(sum(figures.losses.values()))} events lost"
+        f"{count(figures.counted)} events in {plural(figures.minutes, 'block')} of minutes "
+        f"stored, {count(sum(figures.losses.values()))} lost"
     )
     for reason, number in sorted(figures.losses.items()):
         console.print(f"  {count(number)} lost: {reason}", style="red")

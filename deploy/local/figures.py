@@ -163,6 +163,15 @@ class Figures:
             )
 
     @property
+    def counted(self) -> int:
+        """Events that reached the workers, each once."""
+        with self._lock:
+            outcomes = self._readings["streams"].by_label(
+                "podwire_ledger_total", "outcome", stage="streams"
+            )
+        return outcomes.get("in", 0) - outcomes.get("duplicate", 0)
+
+    @property
     def unstored(self) -> int:
         """About how many events are in minutes that have not reached SQL yet."""
         return self.events - self._marks.get(self._unstored_from, 0)

@@ -151,6 +151,7 @@ class Machine:
             more += ["--record", str(options.record.resolve())]
         if options.replay is not None:
             more += ["--replay", str(options.replay.resolve())]
+            more += ["--replay-pace", options.replay_pace]
         specs.append(self._spec("collector", *more, finishes=options.replay is not None))
         return [Part(spec, self._clock) for spec in specs]
 
@@ -208,6 +209,7 @@ class Machine:
                 if time.monotonic() > deadline:
                     return False
                 time.sleep(DRAIN_INTERVAL_S)
+        self.figures.refresh()
         return True
 
 

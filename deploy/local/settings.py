@@ -52,6 +52,7 @@ class LocalOptions:
     duration_s: float | None = None
     record: Path | None = None
     replay: Path | None = None
+    replay_pace: str = "recorded"
     http_port: int = DEFAULT_HTTP_PORT
     broker: str | None = None
     node: str = platform.node()
