@@ -107,12 +107,9 @@ class Watch:
         each = np.frombuffer(self.object.read_percpu("counts", kind), COUNTS)
         return {name: int(each[name].sum()) for name in COUNTS.names or ()}
 
-    def map_entries(self, name: str) -> int:
-        """Entries of a hash map, by walking its keys."""
-        keys, count = map_keys(self.object.map_fd(name)), 0
-        for _ in keys:
-            count += 1
-        return count
+    def keys(self, name: str) -> set[bytes]:
+        """Keys of a hash map."""
+        return set(map_keys(self.object.map_fd(name)))
 
     def close(self) -> None:
         """Detach and unmap."""
@@ -145,7 +142,7 @@ def map_keys(fd: int, key_size: int = 8) -> list[bytes]:
 
 def program_figures(watch: Watch) -> dict[str, dict[str, int]]:
     """Per program: verified instructions, missed recursions, runs and nanoseconds."""
-    library, figures = load_library(), {}
+    figures = {}
     functions = ctypes.CDLL("libbpf.so.1")
     functions.bpf_program__fd.restype = ctypes.c_int
     functions.bpf_program__fd.argtypes = (ctypes.c_void_p,)
@@ -166,5 +163,4 @@ def program_figures(watch: Watch) -> dict[str, dict[str, int]]:
             "ns": run_time,
             "jited": struct.unpack_from("<I", info, 16)[0],
         }
-    assert library is not None
     return figures

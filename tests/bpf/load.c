@@ -30,6 +30,7 @@ int main(int count, char **arguments)
 	listen(listener, 64);
 	getsockname(listener, (void *)&address, &length);
 	printf("%d\n", ntohs(address.sin_port));
+	fflush(stdout);
 	for (long i = 0; i < connections; i++) {
 		client = socket(AF_INET, SOCK_STREAM, 0);
 		/* No TIME_WAIT: the ports must last. */

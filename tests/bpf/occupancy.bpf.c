@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Prints a line per socket that has an entry in the map it is pinned with. */
+/* Writes local port and remote port of each socket with an entry in the map it is pinned with. */
 #include "bpf/include/vmlinux.h"
 
 #include <bpf/bpf_helpers.h>
+#include <bpf/bpf_endian.h>
 #include <bpf/bpf_tracing.h>
 
 struct seq_file;
@@ -21,10 +22,14 @@ struct bpf_iter__bpf_sk_storage_map {
 SEC("iter/bpf_sk_storage_map")
 int count_entries(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
-	static const char line[] = "socket\n";
+	struct sock *sk = ctx->sk;
+	__u16 ports[2];
 
-	if (ctx->sk)
-		bpf_seq_write(ctx->meta->seq, line, sizeof(line) - 1);
+	if (!sk)
+		return 0;
+	ports[0] = sk->__sk_common.skc_num;
+	ports[1] = bpf_ntohs(sk->__sk_common.skc_dport);
+	bpf_seq_write(ctx->meta->seq, ports, sizeof(ports));
 	return 0;
 }
 

@@ -160,20 +160,21 @@ def test_accept_out_of_a_queue(watch: Watch) -> None:
 
 
 def test_never_accepted(watch: Watch) -> None:
-    before = watch.map_entries("accept_queue")
+    before = watch.keys("accept_queue")
     with listening() as server:
         port = port_of(server)
         clients = [socket.create_connection(server.getsockname()) for _ in range(20)]
         for client in clients[:10]:
             client.send(b"not read by anybody")
-        assert watch.map_entries("accept_queue") == before + 20
+        waiting = watch.keys("accept_queue") - before
+        assert len(waiting) >= 20
         for client in clients[:5]:
             client.close()
     for client in clients[5:]:
         client.close()
     settle()
     assert life(watch, port) == (20, 0, 20, 0)
-    assert watch.map_entries("accept_queue") == before
+    assert len(waiting & watch.keys("accept_queue")) <= len(waiting) - 20
 
 
 def test_accept_queue_overflow(watch: Watch) -> None:
