@@ -8,6 +8,7 @@ pass writes a new version. So a run may be repeated, interrupted or done twice a
 from __future__ import annotations
 
 import logging
+import random
 from typing import TYPE_CHECKING, Final
 
 from schemas.errors import PodwireError
@@ -103,7 +104,7 @@ class Roller:
 
     def _roll(self, period: str, start_s: int, blocks: int) -> None:
         layout = self._store.layout
-        version = self._clock.unix_ns() // 1_000_000
+        version = self._next_version(period, start_s)
         parameters = {"start": start_s, "end": start_s + _LENGTH_S[period], "version": version}
         for rollup in ROLLUPS:
             if rollup.period == period:
@@ -117,3 +118,14 @@ class Roller:
             _SETTINGS,
         )
         log.info("rolled up %s %d with %d blocks", period, start_s, blocks)
+
+    def _next_version(self, period: str, start_s: int) -> int:
+        # Above every earlier one even when the clock was set back, and unlike that of a second
+        # process which believes that this is its work.
+        rows = self._store.rows(
+            f"SELECT max(version) FROM {self._store.layout.written(ROLLED)} "  # noqa: S608
+            "WHERE period = {period:String} AND time = toDateTime({start:UInt32}, 'UTC')",
+            {"period": period, "start": start_s},
+        )
+        now = self._clock.unix_ns() // 1_000_000
+        return max(now, int(rows[0][0]) // 1000 + 1) * 1000 + random.randrange(1000)

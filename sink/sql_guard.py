@@ -112,7 +112,8 @@ def _tokens(query: str) -> tuple[list[tuple[str, str]], str]:
     position = 0
     while position < len(query):
         match = _TOKEN.match(query, position)
-        if match is None:
+        if match is None or (query.startswith("/*", match.end() - 1) and match.group() == "/"):
+            # Something unknown, or a comment without an end.
             shown = query[position : position + 20]
             raise Refused(f"Cannot understand the query at {shown!r}", 62, "SYNTAX_ERROR")
         position = match.end()

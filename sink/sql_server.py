@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["SqlServer"]
 
 MAX_BODY: Final = 1024 * 1024
+_DISCARDED: Final = 16 * MAX_BODY
 _IDLE_S: Final = 30.0
 
 _NOT_SETTINGS: Final = frozenset(
@@ -189,6 +190,10 @@ class _Exchange(BaseHTTPRequestHandler):
         text = self.headers.get("Content-Length", "0")
         length = int(text) if text.isdecimal() else -1
         if not 0 <= length <= MAX_BODY:
+            # A client that is still sending would see a broken pipe instead of the answer.
+            left = min(length, _DISCARDED)
+            while left > 0 and (piece := self.rfile.read(min(left, 65536))):
+                left -= len(piece)
             self.close_connection = True
             self._send(413, b"The query is too large\n", {})
             return None

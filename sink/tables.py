@@ -194,7 +194,7 @@ ROLLED = StoredTable(
     columns=(
         Column("period", "LowCardinality(String)", "hourly or daily"),
         Column("time", "DateTime('UTC')", "Start of the hour or day, UTC"),
-        Column("version", "UInt64", "Version of the rows: Unix milliseconds of the run"),
+        Column("version", "UInt64", "Version of the rows; grows with every run"),
         Column("blocks", "UInt64", "Blocks of the hour or day that were stored before the run"),
     ),
     engine="MergeTree",

@@ -43,8 +43,7 @@ def instance_table(names: list[str]) -> MetricsTable:
     first = len(names)
     names += ["test", "server", "api.shop", "api-1"]
     keys = {
-        key: np.array([first + i], "<u4")
-        for i, key in enumerate(SCOPE_BY_NAME["instance"].keys)
+        key: np.array([first + i], "<u4") for i, key in enumerate(SCOPE_BY_NAME["instance"].keys)
     }
     return MetricsTable("instance", 1, keys, {"read_count": np.array([7], "<u8")})
 

@@ -1,0 +1,162 @@
+"""Blocks become inserts whose bytes ClickHouse reads as the same rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from schemas.entities import DeadLetter, Entity
+from schemas.errors import DecodeError
+from schemas.metrics import decode_block, encode_block
+from sink.batches import (
+    block_hash,
+    block_inserts,
+    check_block,
+    dead_letter_insert,
+    entity_inserts,
+)
+from sink.native import NativeBlock, variable_length
+from tests.sink.blocks import block
+
+
+def test_one_insert_per_table_with_rows():
+    inserts = block_inserts([block(3)], "epoch")
+    assert [insert.table.name for insert in inserts] == [
+        "instance_metrics",
+        "service_relation_metrics",
+        "ledger",
+    ]
+    assert [insert.rows for insert in inserts] == [1, 10, 2]
+    assert len({insert.token for insert in inserts}) == 3
+
+
+def test_tokens_do_not_depend_on_the_attempt_or_its_cut():
+    one = block_inserts([block(3, attempt="a")], "epoch")
+    other = block_inserts(
+        [block(3, attempt="b", part=i, parts=2, rows=5) for i in range(2)], "epoch"
+    )
+    assert [insert.token for insert in one] == [insert.token for insert in other]
+    assert [insert.mark for insert in one] == [insert.mark for insert in other]
+    assert block_hash("epoch", block(3).identity) != block_hash("later", block(3).identity)
+
+
+def test_the_same_block_makes_the_same_bytes():
+    assert block_inserts([block(3)], "e") == block_inserts([block(3)], "e")
+
+
+def test_unmeasured_figures_are_not_sent():
+    (insert,) = [i for i in block_inserts([block(3)], "e") if i.table.name == "instance_metrics"]
+    assert "read_count" in insert.columns
+    assert "read_duration" not in insert.columns
+    assert "read_duration_measured_count" not in insert.columns
+
+
+def test_an_optional_figure_without_counts_is_refused():
+    bad = block(1)
+    for table in bad.tables:
+        table.measured.clear()
+    with pytest.raises(DecodeError, match="connect_duration: no measured counts"):
+        check_block(decode_block(encode_block(bad)))
+
+
+@pytest.mark.parametrize("change", [{"minute_s": -60}, {"minute_s": 60 << 32}, {"end": 0}])
+def test_impossible_identities_are_refused(change):
+    with pytest.raises(DecodeError):
+        check_block(block(5, **change))
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(st.data())
+def test_damaged_bytes_are_refused_or_whole(data):
+    good = encode_block(block(3, rows=4))
+    kind = data.draw(st.sampled_from(["flip", "cut", "random", "insert"]))
+    if kind == "random":
+        damaged = data.draw(st.binary(max_size=400))
+    else:
+        at = data.draw(st.integers(0, len(good) - 1))
+        noise = data.draw(st.binary(min_size=1, max_size=8))
+        damaged = {
+            "flip": good[:at] + noise + good[at + len(noise) :],
+            "cut": good[:at],
+            "insert": good[:at] + noise + good[at:],
+        }[kind]
+    try:
+        found = decode_block(damaged)
+        check_block(found)
+    except DecodeError:
+        return
+    if found.identity.parts == 1:
+        for insert in block_inserts([found], "epoch"):
+            assert insert.rows > 0
+
+
+def test_columns_must_have_all_rows():
+    native = NativeBlock(2)
+    with pytest.raises(ValueError, match="not 2 rows"):
+        native.add_numbers("a", "UInt64", np.zeros(3, "<u8"))
+    with pytest.raises(ValueError, match="codes"):
+        native.add_names("a", ["x"], np.zeros(1, "<u4"))
+    with pytest.raises(ValueError, match="values"):
+        native.add_strings("a", ["x"])
+
+
+def test_variable_length_numbers():
+    assert variable_length(0) == b"\x00"
+    assert variable_length(127) == b"\x7f"
+    assert variable_length(300) == b"\xac\x02"
+
+
+@pytest.mark.clickhouse
+@pytest.mark.parametrize("names", [1, 255, 256, 257, 70_000])
+def test_the_engine_reads_names_back(store, names):
+    dictionary = [f"näme-{i}" for i in range(names)] + ["unused"]
+    codes = np.arange(names, dtype="<u4")[::-1]
+    native = NativeBlock(names)
+    native.add_names("name", dictionary, codes)
+    store.command("CREATE TABLE t (name LowCardinality(String)) ENGINE = Memory")
+    store._client.raw_insert("t", ["name"], native.to_bytes(), fmt="Native")
+    rows = store.rows("SELECT name FROM t")
+    assert [row[0] for row in rows] == [dictionary[code] for code in codes]
+
+
+@pytest.mark.clickhouse
+def test_entities_merge_in_any_order(store):
+    seen = [
+        Entity("service", "c", {"service": "a.x"}, {"namespace": "x", "workload": w}, first, last)
+        for w, first, last in (("old", 1000, 2000), ("new", 1500, 9000), ("middle", 500, 5000))
+    ]
+    for entities in ([seen[1]], [seen[0], seen[2]], seen):
+        for insert in entity_inserts(entities):
+            store.insert(insert)
+    rows = store.rows(
+        "SELECT name, short_name, service_id, `group`, layer, namespace, workload, "
+        "toUnixTimestamp64Milli(first_seen), toUnixTimestamp64Milli(last_seen) "
+        "FROM podwire.service_traffic"
+    )
+    assert rows == [("a.x", "a.x", "YS54.1", "", "KUBERNETES", "x", "new", 500, 9000)]
+
+
+@pytest.mark.clickhouse
+def test_every_kind_of_entity_has_its_view(store):
+    from schemas.catalogue import SCOPES
+
+    for scope in SCOPES:
+        names = {key: f"{key}'s \\ name" for key in scope.name_keys}
+        for insert in entity_inserts([Entity(scope.name, "c", names, {}, 1, 2)]):
+            store.insert(insert)
+        assert len(store.rows(f"SELECT * FROM podwire.{scope.entity_table}")) == 1
+    (row,) = store.rows("SELECT last_ping, properties FROM podwire.instance_traffic")
+    assert row == (2, "{}")
+
+
+@pytest.mark.clickhouse
+def test_dead_letters_are_listed_once(store):
+    letter = DeadLetter("streams", "t", 1, 5, "broken", payload=b"abc", time_ms=1_893_456_000_000)
+    store.insert(dead_letter_insert([letter, letter]))
+    store.insert(dead_letter_insert([letter]))
+    rows = store.rows(
+        "SELECT stage, topic, partition, offset, reason, size FROM podwire.dead_letters"
+    )
+    assert rows == [("streams", "t", 1, 5, "broken", 3)]
