@@ -146,6 +146,7 @@ class Reflector(threading.Thread):
                     # For example a server restored from a backup, which never reaches the
                     # version that we ask for.
                     self._relist("stalled")
+                    self._stalled = 0
         self._stopping.wait(wait_s)
 
     def _relist(self, reason: str) -> None:

@@ -366,6 +366,8 @@ class FakeApi:
                 self._changed.wait(min(0.5, max(0.0, deadline - time.monotonic())))
             injected, stream.inject = stream.inject, []
             is_cut = stream.is_cut
+            if is_cut:
+                pending = []
         for version, change, document in pending:
             stream.position = version
             _chunk(handler, _line({"type": change, "object": _shown(document, request)}))

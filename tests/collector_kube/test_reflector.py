@@ -236,6 +236,8 @@ def test_a_watch_that_never_gets_anywhere_is_replaced_by_a_list() -> None:
             api.cut("pods")
             api.put(objects.pod("p2"))
             run.broker.wait_for(lambda: "p2" in run.broker.alive("pods"))
+            api.put(objects.pod("p3"))
+            run.broker.wait_for(lambda: "p3" in run.broker.alive("pods"))
             assert relists("pods", "stalled") == before + 1
 
 
