@@ -64,7 +64,7 @@ class Run:
 class Limits:
     """How large one batch may become."""
 
-    events: int = 131_072
+    events: int = 65_536
     message_bytes: int = MAX_MESSAGE_BYTES - 256 * 1024
 
 

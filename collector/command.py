@@ -15,6 +15,7 @@ from uuid import uuid4
 from collector.batches import Run
 from collector.config import CollectorConfig
 from collector.containers import ContainerResolver, find_cgroup2_mount
+from collector.heap import bound_heap
 from collector.pipeline import Pipeline
 from collector.publisher import Publisher
 from collector.recording import Recorder
@@ -59,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     file = load_file(arguments.config) if arguments.config else None
     config = CollectorConfig.load(file, options=vars(arguments))
     kafka = KafkaConfig.load(file, options=vars(arguments))
+    bound_heap()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -90,7 +92,8 @@ def _collect(
     proc = Path(config.proc_path)
     try:
         boot_id = (proc / _BOOT_ID).read_text().strip()
-        mount = find_cgroup2_mount((proc / "self" / "mounts").read_text())
+        # Paths must hold in our own mount namespace, whichever /proc the node's processes are in.
+        mount = find_cgroup2_mount(Path("/proc/self/mounts").read_text())
     except OSError as error:
         raise ConfigError("collector.proc_path", f"{error.filename}: {error.strerror}") from error
     if config.cgroup_path:

@@ -37,7 +37,7 @@ class CollectorConfig(Config):
         0.1, "How long an event may take from its end to its ring", minimum=0, maximum=60
     )
     batch_max_events: int = setting(
-        131_072, "Events per batch; more are sent in several", minimum=1, maximum=10_000_000
+        65_536, "Events per batch; more are sent in several", minimum=1, maximum=10_000_000
     )
     max_connections: int = setting(
         1 << 20, "Connections known at most; 140 to 280 bytes each", minimum=1024, maximum=1 << 26
@@ -57,7 +57,7 @@ class CollectorConfig(Config):
     )  # fmt: skip
     own_traffic: bool = setting(False, "Whether to record the collector's own connections")
     object_file: str = setting("", "eBPF object to load [default: the one for this machine]")
-    proc_path: str = setting("/proc", "Where the node's /proc is")
+    proc_path: str = setting("/proc", "Where the /proc of the node's own processes is")
     cgroup_path: str = setting("", "Where the node's cgroup v2 is [default: as mounted]")
     compression: str = setting(
         "lz4", "Compression of batches in Kafka", choices=("none", "lz4", "zstd")

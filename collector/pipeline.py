@@ -20,7 +20,7 @@ from collector.connections import ConnectionTable
 from collector.names import NameTable
 from schemas.clock import ClockAnchor
 from schemas.events import encode_batch
-from schemas.ledger import Ledger
+from schemas.ledger import Entry, Ledger
 from schemas.telemetry import counter, gauge
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from collector.containers import ContainerResolver
     from collector.recording import Recorder
     from schemas.clock import Clock
-    from schemas.ledger import Entry
     from schemas.telemetry import Health
 
 __all__ = ["Drained", "Pipeline", "Sender", "Source"]
@@ -134,6 +133,7 @@ class Pipeline:
         self._pending = 0
         self._bare = np.empty(0, np.uint64)
         self._watermark_ns = 0
+        self._told: list[Entry] = []
 
     def run(self, stop: threading.Event) -> None:
         """Drain and publish until told to stop, then finish."""
@@ -210,7 +210,7 @@ class Pipeline:
         self._pending = 0
         self._adopt(transfers)
         self.ledger.add(kernel_entries(self._source.counts()))
-        self.ledger.add(as_undelivered(self._sender.take_failed()))
+        self._tell_again(self._sender.take_failed())
         batches = self._builder.build(
             connections, transfers, self._anchor, self._watermark_ns, self.ledger, final
         )
@@ -223,7 +223,7 @@ class Pipeline:
                 self.ledger.add(as_undelivered(header.ledger))
                 continue
             self.sequence += 1
-            self._export(header.ledger)
+            self._export(header.ledger, is_last=batch is batches[-1])
             if self._recorder is not None:
                 self._recorder.write(message)
         self.table.retire(connections["connection_id"][finished(connections)])
@@ -253,15 +253,36 @@ class Pipeline:
             kept = self._names.keep(rows["container"][live], rows["process"][live])
             rows["container"][live], rows["process"][live] = kept
 
-    def _export(self, entries: Sequence[Entry]) -> None:
+    def _tell_again(self, failed: Sequence[Entry]) -> None:
+        again = as_undelivered(failed)
+        self.ledger.add(again)
+        # /metrics has counted all of it before, but for the loss.
+        self._told.extend(entry for entry in again if entry.reason != "undelivered")
+
+    def _export(self, entries: Sequence[Entry], is_last: bool) -> None:
+        fresh = Ledger()
+        fresh.add(entries)
+        if is_last:  # the last batch of a publish carries what is told again
+            told, self._told = self._told, []
+            fresh.add(
+                Entry(
+                    entry.stage,
+                    entry.kind,
+                    entry.reason,
+                    -entry.in_count,
+                    -entry.out_count,
+                    -entry.dropped_count,
+                )
+                for entry in told
+            )
         total = counter("podwire_ledger_total")
-        for entry in entries:
+        for entry in fresh.drain():
             for outcome, count in (
                 ("in", entry.in_count),
                 ("out", entry.out_count),
                 (entry.reason, entry.dropped_count),
             ):
-                if count:
+                if count > 0:
                     total.labels(entry.stage, entry.kind, outcome).inc(count)
 
     def read_clocks(self) -> None:

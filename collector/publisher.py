@@ -62,6 +62,8 @@ class Publisher:
         }
         self._failed: list[Entry] = []
         self._is_broken = False
+        self.queued = 0
+        """Messages that the broker has not acknowledged; librdkafka's count adds its events."""
         self.queued_bytes = 0
         self.delivered = 0
         self.undelivered = 0
@@ -86,6 +88,7 @@ class Publisher:
 
         def on_delivery(error: KafkaError | None, _: object) -> None:
             # Exceptions from here would surface in an unrelated poll, so failures are noted.
+            self.queued -= 1
             self.queued_bytes -= len(message)
             if error is None:
                 self.delivered += 1
@@ -108,6 +111,7 @@ class Publisher:
         except KafkaException as error:
             self._refused("kafka client refused a batch: %s", error.args[0].str())
             return False
+        self.queued += 1
         self.queued_bytes += len(message)
         counter("podwire_collector_batches_total").labels("sent").inc()
         counter("podwire_collector_batch_bytes_total").inc(len(message))
@@ -127,14 +131,10 @@ class Publisher:
         failed, self._failed = self._failed, []
         return failed
 
-    @property
-    def queued(self) -> int:
-        """Messages that the broker has not acknowledged."""
-        return len(self._producer)
-
     def flush(self, timeout_s: float) -> int:
         """Wait for the broker to take everything; returns how many messages are left."""
-        return int(self._producer.flush(timeout_s))
+        self._producer.flush(timeout_s)
+        return self.queued
 
     def abandon(self) -> None:
         """Give up what is queued: every message is reported as failed."""

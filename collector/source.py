@@ -10,19 +10,23 @@ import numpy as np
 
 from collector import abi
 from collector.attach import attach
+from collector.btf import parse_object
+from collector.build import hash_layout
 from collector.config import object_path
 from collector.pipeline import Drained
 from collector.ringbuf import Ring, SequenceTracker, create_ring
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, DecodeError, LayoutMismatch
 from schemas.telemetry import gauge
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     from collector.attach import Hook
     from collector.config import CollectorConfig
 
-__all__ = ["ITERATORS", "KernelSource", "ring_sizes"]
+__all__ = ["ITERATORS", "KernelSource", "require_layout", "ring_sizes"]
 
 ITERATORS: Final = ("find_listeners", "find_sockets")
 """Programs that find what is older than the collector, in the order to run them."""
@@ -50,10 +54,25 @@ def ring_sizes(config: CollectorConfig) -> dict[str, int]:
     return sizes
 
 
+def require_layout(path: Path) -> None:
+    """Check that an object writes the records that `collector.abi` reads.
+
+    Raises:
+        LayoutMismatch: If it does not, or is no object of podwire at all.
+    """
+    try:
+        found = hash_layout(parse_object(path.read_bytes()))
+    except DecodeError as error:
+        raise LayoutMismatch(str(path), "an object of podwire", error.reason) from error
+    if found != abi.LAYOUT_HASH:
+        raise LayoutMismatch(f"record layout of {path}", abi.LAYOUT_HASH, found)
+
+
 class KernelSource:
     """Records of the live kernel.
 
     Raises:
+        LayoutMismatch: If the object writes other records than this package reads.
         BpfError: If the programs cannot be loaded or a core hook is missing.
         UnsupportedFeature: If the machine lacks libbpf or an object.
     """
@@ -65,7 +84,9 @@ class KernelSource:
             "podwire_id_base": time.clock_gettime_ns(time.CLOCK_MONOTONIC),
         }
         self._rings: dict[str, Ring] = {}
-        self._object, self.hooks = attach(object_path(config), constants, sizes)
+        path = object_path(config)
+        require_layout(path)
+        self._object, self.hooks = attach(path, constants, sizes)
         self._counted = np.zeros((_KINDS, _OUTCOMES), np.uint64)
         self.sequences = {name: SequenceTracker() for name in sizes}
         layouts = {

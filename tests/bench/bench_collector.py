@@ -21,7 +21,7 @@ from schemas.events import EventBatch, encode_batch
 from schemas.ledger import Ledger
 from tests.bench.measure import Row, measure
 
-RECORDS = 131_072
+RECORDS = 65_536
 CONNECTIONS = 5_000
 ANCHOR = ClockAnchor(monotonic_ns=10**12, unix_ns=1_700_000_000 * 10**9)
 

@@ -13,7 +13,7 @@ from collector.pipeline import Pipeline
 from collector.recording import Recorder, read_recording
 from schemas.clock import ManualClock
 from schemas.ledger import Ledger
-from schemas.telemetry import Health
+from schemas.telemetry import REGISTRY, Health
 from tests.collector.fakes import FakeSender, FakeSource
 from tests.collector.records import connection, drained, transfer
 
@@ -278,3 +278,24 @@ def test_what_is_sent_is_recorded(
     recorder.close()
     assert list(read_recording(tmp_path / "file")) == sender.messages
     assert len(sender.messages) == 2
+
+
+def _exported(stage: str, kind: str, outcome: str) -> float:
+    labels = {"stage": stage, "kind": kind, "outcome": outcome}
+    return REGISTRY.get_sample_value("podwire_ledger_total", labels) or 0.0
+
+
+def test_what_is_told_again_is_counted_once_in_the_metrics(
+    tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
+) -> None:
+    outcomes = ("in", "out", "undelivered")
+    before = [_exported("collector", "transfer", outcome) for outcome in outcomes]
+    source.drains = [drained([connection(1, E.ANNOUNCED)], [transfer(1)] * 3), drained()]
+    pipeline = _pipeline(tmp_path, source, sender, clock)
+    sender.losing = {0}
+    for _ in range(3):
+        pipeline.drain()
+        pipeline.publish()
+    after = [_exported("collector", "transfer", outcome) for outcome in outcomes]
+    # out: handed to Kafka; undelivered: and then lost
+    assert [new - old for new, old in zip(after, before, strict=True)] == [3, 3, 3]

@@ -4,6 +4,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from confluent_kafka import KafkaError
 
 from collector.config import CollectorConfig
 from collector.publisher import Publisher
@@ -65,6 +66,16 @@ def test_a_setting_that_librdkafka_refuses_is_a_configuration_error() -> None:
     kafka = KafkaConfig(security_protocol="SSL", ssl_ca_file="/does/not/exist")
     with pytest.raises(ConfigError, match="kafka: "):
         Publisher(CollectorConfig(), kafka, "test")
+
+
+def test_after_a_fatal_error_a_new_producer_takes_over() -> None:
+    publisher = _publisher()
+    publisher.offer("node", b"x", LEDGER)
+    publisher._on_error(KafkaError(KafkaError._FATAL, "lost its place"))
+    assert publisher.offer("node", b"y", [])
+    assert publisher.take_failed() == LEDGER
+    assert publisher.queued == 1
+    publisher.abandon()
 
 
 @pytest.mark.slow

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from collector.abi import ConnectionEvent, Direction, Kind
-from collector.config import CollectorConfig
-from collector.source import KernelSource, ring_sizes
-from schemas.errors import ConfigError
+from collector.config import CollectorConfig, object_path
+from collector.source import KernelSource, require_layout, ring_sizes
+from schemas.errors import ConfigError, LayoutMismatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 CONNECTIONS = 200
 E = ConnectionEvent
@@ -23,6 +24,19 @@ def test_rings_are_powers_of_two() -> None:
     assert ring_sizes(CollectorConfig())["transfers"] == 32 << 20
     with pytest.raises(ConfigError, match="process_ring_bytes"):
         ring_sizes(CollectorConfig(process_ring_bytes=100_000))
+
+
+def test_an_object_with_other_records_is_refused(tmp_path: Path) -> None:
+    content = object_path(CollectorConfig()).read_bytes()
+    path = tmp_path / "x.bpf.o"
+    path.write_bytes(content)
+    require_layout(path)
+    path.write_bytes(content.replace(b"\0duration_ns\0", b"\0duration_us\0"))
+    with pytest.raises(LayoutMismatch, match="record layout"):
+        require_layout(path)
+    path.write_bytes(b"something else")
+    with pytest.raises(LayoutMismatch, match="an object of podwire"):
+        require_layout(path)
 
 
 @pytest.fixture(params=["mapped", "libbpf"])
