@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,8 +17,8 @@ from collector.build import hash_layout
 from collector.config import object_path
 from collector.pipeline import Drained
 from collector.ringbuf import Ring, SequenceTracker, create_ring
-from schemas.errors import ConfigError, DecodeError, LayoutMismatch
-from schemas.telemetry import gauge
+from schemas.errors import BpfError, ConfigError, DecodeError, LayoutMismatch
+from schemas.telemetry import counter, gauge
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +33,7 @@ __all__ = ["ITERATORS", "KernelSource", "require_layout", "ring_sizes"]
 ITERATORS: Final = ("find_listeners", "find_sockets")
 """Programs that find what is older than the collector, in the order to run them."""
 
+_LOG: Final = logging.getLogger("podwire.collector")
 _CROWDED: Final = 0.25
 _KINDS: Final = len(abi.Kind)
 _OUTCOMES: Final = len(abi.COUNTS.names or ())
@@ -84,6 +87,7 @@ class KernelSource:
             "podwire_id_base": time.clock_gettime_ns(time.CLOCK_MONOTONIC),
         }
         self._rings: dict[str, Ring] = {}
+        self._finder: threading.Thread | None = None
         path = object_path(config)
         require_layout(path)
         self._object, self.hooks = attach(path, constants, sizes)
@@ -104,16 +108,28 @@ class KernelSource:
                     self._object.library,
                     mapped=config.ring_reader == "mapped",
                 )
-            attached = {hook.program for hook in self.hooks if hook.attached}
-            for program in ITERATORS:
-                if program in attached:
-                    self._object.run_iterator(program)
         except BaseException:
             self.close()
             raise
+        # Beside the drain, which makes room for what the iterators announce: a node may have more
+        # open sockets than the ring holds.
+        self._finder = threading.Thread(target=self._find_older, name="older-sockets", daemon=True)
+        self._finder.start()
         states = [hook.attached for hook in self.hooks]
         gauge("podwire_collector_hooks").labels("attached").set(sum(states))
         gauge("podwire_collector_hooks").labels("missing").set(len(states) - sum(states))
+
+    def _find_older(self) -> None:
+        attached = {hook.program for hook in self.hooks if hook.attached}
+        for program in ITERATORS:
+            if program not in attached:
+                continue
+            try:
+                self._object.run_iterator(program)
+            except BpfError as error:
+                # Such sockets are then recognised at their first use.
+                counter("podwire_errors_total").labels("collector", program).inc()
+                _LOG.warning("older connections were not looked up: %s", error)
 
     @property
     def missing_hooks(self) -> list[Hook]:
@@ -158,10 +174,14 @@ class KernelSource:
 
     def detach(self) -> None:
         """Detach every program; the rings can still be drained."""
+        if self._finder is not None:
+            self._finder.join()
         self._object.detach()
 
     def close(self) -> None:
         """Give everything back to the kernel; safe to repeat."""
+        if self._finder is not None:
+            self._finder.join()
         for ring in self._rings.values():
             ring.close()
         self._rings.clear()

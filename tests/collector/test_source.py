@@ -110,6 +110,7 @@ def test_connections_older_than_the_collector_are_announced() -> None:
         port = right.getsockname()[1]
         source = KernelSource(CollectorConfig(own_traffic=True))
         try:
+            source.detach()  # waits for the look at older sockets
             told = source.drain().connections
         finally:
             source.close()
