@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import MISSING, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Self, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, get_type_hints
 
 import yaml
 
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["Config", "KafkaConfig", "load_file", "setting"]
+__all__ = ["SECTIONS", "Config", "KafkaConfig", "load_file", "setting"]
+
+SECTIONS: Final = ("collector", "kafka", "kube", "sink", "streams")
+"""Sections of a configuration file; one file serves all parts."""
 
 
 def setting(
@@ -130,7 +133,7 @@ def load_file(path: Path) -> dict[str, Any]:
     """Read a YAML configuration file.
 
     Raises:
-        ConfigError: If the file cannot be read or is not a mapping.
+        ConfigError: If the file cannot be read, is not a mapping, or has an unknown section.
     """
     try:
         content = yaml.safe_load(path.read_text())
@@ -141,6 +144,9 @@ def load_file(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(str(path), "must be a mapping of sections")
+    for section in content:
+        if section not in SECTIONS:
+            raise ConfigError(f"{path}: {section}", f"is none of {', '.join(SECTIONS)}")
     return content
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from collector.config import CollectorConfig
 from deploy.cli import create_parser
-from schemas.config import KafkaConfig
+from schemas.config import SECTIONS, KafkaConfig
 from schemas.topics import EVENTS, TOPICS
 from tests.deploy.deployment import (
     USES,
@@ -38,6 +38,10 @@ every_part = pytest.mark.parametrize("part", PARTS, ids=str)
 def parts_running(*commands: str) -> pytest.MarkDecorator:
     chosen = [part for part in PARTS if command_of(part) in commands]
     return pytest.mark.parametrize("part", chosen, ids=str)
+
+
+def test_a_file_may_have_a_section_for_every_part() -> None:
+    assert {kind.SECTION for kinds in USES.values() for kind in kinds} == set(SECTIONS)
 
 
 @every_part

@@ -155,8 +155,8 @@ def test_options_arrive_as_typed() -> None:
 
 def test_file_is_read_as_sections(tmp_path: Path) -> None:
     path = tmp_path / "podwire.yaml"
-    path.write_text("probe:\n  rows: 5\nkafka:\n  bootstrap_servers: a:1,b:2\n")
-    assert ProbeConfig.load(load_file(path), {}).rows == 5
+    path.write_text("sink:\n  url: x\nkafka:\n  bootstrap_servers: a:1,b:2\n")
+    assert load_file(path)["sink"] == {"url": "x"}
     assert KafkaConfig.load(load_file(path), {}).bootstrap_servers == "a:1,b:2"
     path.write_text("")
     assert load_file(path) == {}
@@ -170,6 +170,13 @@ def test_a_file_that_is_none_names_its_path(tmp_path: Path, content: bytes) -> N
         load_file(path)
     assert caught.value.key == str(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_misspelt_section_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "podwire.yaml"
+    path.write_text("colector:\n  node: a\n")
+    with pytest.raises(ConfigError, match=r"podwire.yaml: colector: is none of collector, kafka"):
+        load_file(path)
 
 
 def test_an_absent_file_names_its_path(tmp_path: Path) -> None:
