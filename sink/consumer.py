@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from confluent_kafka import (
-    OFFSET_STORED,
+    OFFSET_BEGINNING,
     Consumer,
     KafkaError,
     KafkaException,
@@ -37,6 +37,7 @@ _START_TIMEOUT_S: Final = 30.0
 _SESSION_MS: Final = 30_000
 _POLL_MS: Final = 300_000
 _IDLE_S: Final = 0.2
+_ANSWER_S: Final = 10.0
 
 log = logging.getLogger(__name__)
 _limited = RateLimited(log)
@@ -134,17 +135,29 @@ class Source:
 
     def _assign_all(self) -> None:
         while not self._stop.is_set():
-            found = self._consumer.list_topics(timeout=_START_TIMEOUT_S).topics
-            missing = [name for name in TOPICS if name not in found]
-            if not missing:
-                partitions = [
-                    TopicPartition(name, partition, OFFSET_STORED)
-                    for name in TOPICS
-                    for partition in found[name].partitions
-                ]
-                self._on_assign(self._consumer, partitions)
-                return
-            _limited.warning("kafka: no topic %s", ", ".join(missing))
+            try:
+                found = self._consumer.list_topics(timeout=_ANSWER_S).topics
+                missing = [name for name in TOPICS if name not in found]
+                if not missing:
+                    partitions = [
+                        TopicPartition(name, partition)
+                        for name in TOPICS
+                        for partition in found[name].partitions
+                    ]
+                    # Asked for by hand: a coordinator that is just starting answers with an
+                    # error, after which an assignment to "the stored offset" would stay silent.
+                    for one in self._consumer.committed(partitions, timeout=_ANSWER_S):
+                        if one.error is not None:
+                            raise KafkaException(one.error)
+                        if one.offset < 0:
+                            one.offset = OFFSET_BEGINNING
+                        partitions[partitions.index(one)].offset = one.offset
+                    self._on_assign(self._consumer, partitions)
+                    return
+                _limited.warning("kafka: no topic %s", ", ".join(missing))
+            except KafkaException as error:
+                counter("podwire_errors_total").labels("sink", error.args[0].name()).inc()
+                _limited.warning("kafka: %s", error.args[0].str())
             self._stop.wait(_IDLE_S)
 
     def changes(self) -> tuple[list[TopicPartition], list[TopicPartition]]:
