@@ -65,6 +65,11 @@ class CollectorConfig(Config):
     linger_s: float = setting(
         0.02, "How long a batch may wait for another one", minimum=0, maximum=10
     )
+    idempotent_producer: bool = setting(
+        True,
+        "Whether the broker has to recognise what is sent again; off for one that cannot, as the"
+        " workers know every batch by its number",
+    )
     queue_bytes: int = setting(
         32 << 20, "Batches kept while Kafka is slow or away", minimum=1 << 20, maximum=1 << 31
     )

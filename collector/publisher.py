@@ -44,7 +44,9 @@ class Publisher:
             **kafka.client_settings(),
             "client.id": f"podwire-collector-{client}",
             "acks": "all",
-            "enable.idempotence": True,
+            "enable.idempotence": config.idempotent_producer,
+            # Without the broker's help only one request at a time keeps the order.
+            "max.in.flight.requests.per.connection": 5 if config.idempotent_producer else 1,
             "partitioner": "murmur2_random",
             "compression.type": config.compression,
             "linger.ms": config.linger_s * 1000,

@@ -150,36 +150,59 @@ def _partitions(topic: Topic, kafka: KafkaConfig) -> int:
 
 
 def _show(what: str) -> int:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    if what == "topics":
-        table = Table("topic", "key", "partitions", "kept", "what", title="Kafka topics")
-        for topic in TOPICS:
-            kept = (
-                "last of each key"
-                if topic.retention_ms is None
-                else f"{topic.retention_ms // 3_600_000} h"
-            )
-            table.add_row(topic.name, topic.key, str(topic.partitions), kept, topic.description)
-    elif what == "tables":
-        table = Table("table", "one row per", "what", title="Tables (database podwire)")
-        for scope in SCOPES:
-            keys = ", ".join(("time", *scope.keys))
-            table.add_row(scope.metrics_table, keys, f"{scope.description}, per minute")
-        for scope in SCOPES:
-            table.add_row(
-                scope.entity_table, ", ".join(("cluster", *scope.name_keys)), scope.description
-            )
-        table.add_row(
-            "pipeline_ledger",
-            ", ".join(("time", *LEDGER.keys)),
-            "What each stage did with every event",
-        )
-    else:
-        table = Table("figure", "unit", "group", "measured", "what", title="Figures per minute")
-        for figure in (*FIGURES, *PROVENANCE):
-            presence = "where possible" if figure.optional else "always"
-            table.add_row(figure.name, figure.unit, figure.group, presence, figure.description)
+    headings, rows = {"topics": _topics, "tables": _tables, "figures": _figures}[what]()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, heading in enumerate(headings):
+        # Names stay whole whatever the width; the last column is text that wraps.
+        table.add_column(heading, no_wrap=number == 0, style="cyan" if number == 0 else "")
+    for row in rows:
+        table.add_row(*row)
     Console().print(table)
     return 0
+
+
+Listing = tuple[tuple[str, ...], list[tuple[str, ...]]]
+
+
+def _topics() -> Listing:
+    def kept(topic: Topic) -> str:
+        if topic.retention_ms is None:
+            return "last per key"
+        return f"{topic.retention_ms // 3_600_000} h"
+
+    rows: list[tuple[str, ...]] = [
+        (topic.name, topic.key, str(topic.partitions), kept(topic), topic.description)
+        for topic in TOPICS
+    ]
+    return ("topic", "key", "partitions", "kept", "what"), rows
+
+
+def _tables() -> Listing:
+    rows: list[tuple[str, ...]] = [
+        (each.metrics_table, ", ".join(("time", *each.keys)), f"{each.description}, per minute")
+        for each in SCOPES
+    ]
+    rows += [
+        (each.entity_table, ", ".join(("cluster", *each.name_keys)), each.description)
+        for each in SCOPES
+    ]
+    ledger = ", ".join(("time", *LEDGER.keys))
+    rows.append(("pipeline_ledger", ledger, "What each stage did with every event"))
+    return ("table", "one row per", "what"), rows
+
+
+def _figures() -> Listing:
+    rows: list[tuple[str, ...]] = [
+        (
+            figure.name,
+            figure.unit,
+            "where possible" if figure.optional else "always",
+            figure.description,
+        )
+        for figure in (*FIGURES, *PROVENANCE)
+    ]
+    return ("figure", "unit", "measured", "what"), rows

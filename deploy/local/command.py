@@ -14,7 +14,7 @@ from deploy.local.machine import Machine
 from deploy.local.settings import DEFAULT_HTTP_PORT, LocalOptions
 from deploy.local.status import StatusLine, count, plural
 from schemas.config import load_file
-from schemas.errors import ConfigError, PodwireError
+from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -120,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
             _watch(machine, line, stop, arguments.duration)
             line.say("storing what was seen ...")
             problems = machine.stop(lambda text: line.say(f"storing what was seen ... {text}"))
-    except (PodwireError, KeyboardInterrupt):
+    except BaseException:
         machine.kill()
         raise
     return _report(console, machine, problems)

@@ -115,6 +115,7 @@ class Figures:
         self._marks: dict[int, int] = {}
         self._unstored_from = 0
         self._last_minutes = 0
+        self._own_losses: dict[str, int] = {}
 
     def start(self) -> None:
         """Begin to read every second."""
@@ -162,6 +163,10 @@ class Figures:
                 "podwire_collector_batches_total", outcome="delivered"
             )
 
+    def lose(self, reason: str, count: int) -> None:
+        """Count events that no part could count because they were lost between them."""
+        self._own_losses[reason] = self._own_losses.get(reason, 0) + count
+
     @property
     def counted(self) -> int:
         """Events that reached the workers, each once."""
@@ -191,7 +196,7 @@ class Figures:
     @property
     def losses(self) -> dict[str, int]:
         """Events lost, by reason; what never should have been counted is not among them."""
-        sums: dict[str, int] = {}
+        sums = dict(self._own_losses)
         with self._lock:
             for readings in self._readings.values():
                 counts = readings.by_label("podwire_ledger_total", "outcome")

@@ -179,9 +179,11 @@ class Machine:
 
     def _reset_broker(self) -> None:
         # Whatever had not reached SQL yet was only in the broker's memory.
+        lost = self.figures.unstored
+        self.figures.lose("broker_memory", lost)
         text = (
-            f"the broker died and its memory with it: about {self.figures.unstored} events of the"
-            " minutes that were not stored yet are lost"
+            f"the broker died and its memory with it: about {lost} events of the minutes that were"
+            " not stored yet are lost"
         )
         log.error("%s", text)
         self.broker_deaths.append(text)

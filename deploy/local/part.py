@@ -155,9 +155,13 @@ class Part:
         self.state = "restarting"
         return True
 
-    def restart(self) -> None:
-        """Replace the process by a new one at once."""
+    def suspend(self) -> None:
+        """End it at once; `resume` starts it again."""
         self.kill()
+        self.state = "waiting"
+
+    def resume(self) -> None:
+        """Start it again after `suspend`."""
         self.restarts += 1
         self.start()
 

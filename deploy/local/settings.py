@@ -133,7 +133,9 @@ def sections(options: LocalOptions, layout: Layout, broker_epoch: str) -> dict[s
         "sink": {"url": f"chdb://{layout.database}", "sql_port": layout.http_port},
     }
     if not options.broker:
-        # Tansu answers the producer handshake of librdkafka (version 4), not aiokafka's (0).
+        # Tansu answers the producer handshake of librdkafka (version 4) but not aiokafka's (0), and
+        # one that came back empty refuses the producers of its earlier life for ever.
+        ours["collector"]["idempotent_producer"] = False
         ours["streams"]["idempotent_producer"] = False
         ours["kafka"] |= {
             "partitions": 1,

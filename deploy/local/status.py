@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
@@ -10,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from rich.console import Console
@@ -22,6 +23,7 @@ __all__ = ["Snapshot", "StatusLine", "count", "plural", "size"]
 
 PLAIN_INTERVAL_S: Final = 10.0
 RATE_WINDOW_S: Final = 3.0
+WIDE: Final = 112
 _STYLES: Final = {
     "running": "green",
     "done": "green",
@@ -63,23 +65,35 @@ class Snapshot:
     parts: Mapping[str, tuple[str, int]]
     """State and restarts by part."""
 
-    def render(self) -> Text:
-        """Return the line."""
+    def render(self, width: int) -> Text:
+        """Return the line, in fewer words on a narrow terminal."""
         minutes, seconds = divmod(int(self.seconds), 60)
-        line = Text(f"{minutes:02d}:{seconds:02d}  ", style="bold")
+        line = Text(f"{minutes:02d}:{seconds:02d}", style="bold")
         for name, (state, restarts) in self.parts.items():
-            line.append("● ", style=_STYLES[state])
+            line.append(" ● ", style=_STYLES[state])
             line.append(name)
             if state not in ("running", "done"):
                 line.append(f" {state}", style=_STYLES[state])
             if restarts:
-                line.append(f" ({restarts} restarts)", style="yellow")
-            line.append("  ")
-        line.append(f"│ {count(round(self.events_per_s))} events/s")
-        line.append(f" │ {plural(self.connections, 'connection')}")
-        line.append(f" │ {plural(self.minutes, 'minute')} stored │ ")
+                line.append(f" {restarts}↻", style="yellow")
+        rate = count(round(self.events_per_s))
+        if width >= WIDE:
+            line.append(f" │ {rate} events/s │ {plural(self.connections, 'connection')}")
+            line.append(f" │ {plural(self.minutes, 'minute')} stored │ ")
+        else:
+            line.append(f" {rate}/s {count(self.connections)} conn {count(self.minutes)} min ")
         line.append(f"{count(self.lost)} lost", style="bold red" if self.lost else "")
         return line
+
+
+class _ToConsole(logging.Handler):
+    # Log records to a function.
+    def __init__(self, show: Callable[[logging.LogRecord], None]) -> None:
+        super().__init__(logging.INFO)
+        self._show = show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._show(record)
 
 
 class StatusLine:
@@ -92,6 +106,7 @@ class StatusLine:
         self._started = time.monotonic()
         self._history: list[tuple[float, int]] = []
         self._next_plain = 0.0
+        self._handlers: list[logging.Handler] = []
         self._live = (
             Live(console=console, refresh_per_second=4, transient=True)
             if console.is_terminal
@@ -101,6 +116,8 @@ class StatusLine:
     def __enter__(self) -> Self:
         if self._live is not None:
             self._live.start()
+            self._handlers = logging.getLogger().handlers[:]
+            logging.getLogger().handlers[:] = [_ToConsole(self._show_log)]
         return self
 
     def __exit__(
@@ -110,17 +127,23 @@ class StatusLine:
         trace: TracebackType | None,
     ) -> None:
         if self._live is not None:
+            logging.getLogger().handlers[:] = self._handlers
             self._live.stop()
 
     def update(self) -> None:
         """Show the present state."""
-        line = self.snapshot().render()
+        line = self.snapshot().render(self._console.width)
         if self._live is not None:
             line.no_wrap, line.overflow = True, "ellipsis"
             self._live.update(line)
         elif time.monotonic() >= self._next_plain:
             self._next_plain = time.monotonic() + PLAIN_INTERVAL_S
             self._console.print(line, soft_wrap=True)
+
+    def _show_log(self, record: logging.LogRecord) -> None:
+        # Above the line, not through it.
+        style = "red" if record.levelno >= logging.ERROR else "yellow"
+        self._console.print(record.getMessage(), style=style, markup=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         """Show a phase instead of numbers, such as during the stop."""

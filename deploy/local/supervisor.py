@@ -19,6 +19,9 @@ __all__ = ["STOP_ORDER", "Supervisor"]
 STOP_ORDER: Final[tuple[str, ...]] = ("collector", "streams", "sink", "kube", "broker")
 """Sources before what they feed; whoever is not named ends before the broker."""
 
+SURVIVOR: Final = "collector"
+"""Outlives the broker: what it has not delivered yet it keeps, and delivers to the next one."""
+
 log = logging.getLogger(__name__)
 
 
@@ -57,13 +60,25 @@ class Supervisor:
             log.warning(
                 "%s died, starting it again (log: %s)", name, self.parts[name].spec.log_file
             )
-        if was_down and broker is not None and broker.state == "running" and self._reset:
-            # Its topics are gone, and with them every position in them.
-            self._reset()
-            for part in self.parts.values():
-                if part is not broker and part.state in ("running", "restarting"):
-                    part.restart()
+        if self._reset is not None and broker is not None:
+            if "broker" in dead:
+                # Their positions and groups died with it. They must be gone before it is back:
+                # a member that joins and is killed then keeps the next one waiting.
+                for part in self._dependents():
+                    part.suspend()
+            elif was_down and broker.state == "running":
+                self._reset()
+                for part in self._dependents():
+                    part.resume()
         return dead
+
+    def _dependents(self) -> list[Part]:
+        alive = ("running", "restarting", "waiting")
+        return [
+            part
+            for name, part in self.parts.items()
+            if name not in ("broker", SURVIVOR) and part.state in alive
+        ]
 
     @property
     def restarts(self) -> int:

@@ -171,7 +171,7 @@ def test_ctrl_c_does_not_reach_a_part(log: Path) -> None:
 def test_a_killed_supervisor_leaves_nothing_behind(log: Path) -> None:
     code = f"""
 import os, signal
-from typing import TYPE_CHECKING
+from pathlib import Path
 from deploy.local.part import Part, PartSpec
 from schemas.clock import SystemClock
 part = Part(PartSpec("part", ["sleep", "600"], Path({str(log)!r})), SystemClock())

@@ -113,13 +113,16 @@ def test_an_empty_broker_makes_everybody_start_anew(tmp_path: Path, order: Path)
     kill(supervisor.parts["broker"])
     assert supervisor.check() == ["broker"]
     assert resets == []
+    assert [supervisor.parts[name].pid for name in ("kube", "sink", "streams")] == [None] * 3
     clock.advance(BACKOFF_S[1])
     supervisor.check()
     after = {name: part.pid for name, part in supervisor.parts.items()}
     assert len(resets) == 1
     assert resets[0]["broker"] == after["broker"] != before["broker"]
-    assert resets[0]["sink"] == before["sink"], "the topics come first"
-    assert all(after[name] not in (None, before[name]) for name in NAMES)
+    assert resets[0]["sink"] is None, "the topics come first"
+    new = {name for name in NAMES if after[name] not in (None, before[name])}
+    assert new == {"broker", "kube", "sink", "streams"}
+    assert after["collector"] == before["collector"], "it keeps what it has not delivered"
     supervisor.check()
     assert len(resets) == 1
     supervisor.kill()
