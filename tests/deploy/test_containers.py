@@ -13,6 +13,7 @@ from collector.config import CollectorConfig
 from deploy.cli import create_parser
 from schemas.config import SECTIONS, KafkaConfig
 from schemas.topics import EVENTS, TOPICS
+from sink.views import VIEWS
 from tests.deploy.deployment import (
     USES,
     Part,
@@ -139,6 +140,20 @@ def test_schema_makes_topics_and_tables_and_may_run_twice(
     assert broker.topics() == {
         topic.name: kafka.partitions if topic.partitions == "events" else 1 for topic in TOPICS
     }
+    assert {view.name for view in VIEWS} <= tables_in(tmp_path / "clickhouse")
+
+
+def tables_in(directory: Path) -> set[str]:
+    """What the embedded engine finds; in a process of its own, because it lives once in each."""
+    code = "import chdb.session, sys; print(chdb.session.Session(sys.argv[1]).query(sys.argv[2]))"
+    answer = subprocess.run(
+        [sys.executable, "-c", code, str(directory), "SHOW TABLES FROM podwire FORMAT TSV"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    return set(answer.stdout.split())
 
 
 @pytest.mark.slow
