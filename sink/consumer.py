@@ -146,13 +146,13 @@ class Source:
                     ]
                     # Asked for by hand: a coordinator that is just starting answers with an
                     # error, after which an assignment to "the stored offset" would stay silent.
-                    for one in self._consumer.committed(partitions, timeout=_ANSWER_S):
+                    committed = self._consumer.committed(partitions, timeout=_ANSWER_S)
+                    for one in committed:
                         if one.error is not None:
                             raise KafkaException(one.error)
                         if one.offset < 0:
                             one.offset = OFFSET_BEGINNING
-                        partitions[partitions.index(one)].offset = one.offset
-                    self._on_assign(self._consumer, partitions)
+                    self._on_assign(self._consumer, committed)
                     return
                 _limited.warning("kafka: no topic %s", ", ".join(missing))
             except KafkaException as error:
