@@ -37,6 +37,7 @@ __all__ = ["Machine", "podwire_command"]
 
 STREAMS_GROUP: Final = "podwire-streams"
 """`streams.app.APP_ID`; written again because importing Faust takes a second."""
+KAFKA_TIMEOUT_S: Final = 10.0
 BROKER_START_S: Final = 10.0
 DRAIN_TIMEOUT_S: Final = 45.0
 DRAIN_INTERVAL_S: Final = 0.2
@@ -171,7 +172,7 @@ class Machine:
 
     def _apply_topics(self) -> None:
         try:
-            apply_topics(self._kafka)
+            apply_topics(self._kafka, KAFKA_TIMEOUT_S)
         except TransportError as error:
             if self.options.broker:
                 raise ConfigError("--broker", str(error)) from error

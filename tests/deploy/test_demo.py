@@ -241,5 +241,7 @@ def test_ctrl_c_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert leftovers() == []
-    answer = subprocess.run(["ps", "-e", "-o", "args="], capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        ["ps", "-ww", "-e", "-o", "args="], capture_output=True, text=True, check=True
+    )
     assert str(tmp_path) not in answer.stdout
