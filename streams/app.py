@@ -13,6 +13,7 @@ import signal
 from typing import TYPE_CHECKING, Any, cast
 
 import faust
+from aiokafka.errors import KafkaError
 from faust.auth import SASLCredentials, SSLCredentials
 from yarl import URL
 
@@ -263,6 +264,8 @@ class Worker:
                     await asyncio.wait_for(self._ended.wait(), _TICK_S)
                 except TimeoutError:
                     continue
+        except KafkaError as error:
+            self.fail(TransportError(f"{self._kafka.bootstrap_servers}: {error!r}"))
         except Exception as error:
             self.fail(error)
         finally:
