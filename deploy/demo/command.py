@@ -30,7 +30,7 @@ from deploy.demo.view import (
 from deploy.local.machine import Machine
 from deploy.local.part import PartFailed
 from deploy.local.settings import CONFIG_NAME, LocalOptions
-from deploy.local.status import count, plural
+from deploy.local.status import count, plural, program
 from deploy.sql import Database
 from schemas.errors import ConfigError, UnsupportedFeature
 
@@ -251,8 +251,8 @@ def _show(console: Console, data: Path, truth: AccessLog) -> int:
     table, is_exact = truth_table(truth, frontend)
     console.print(table)
     console.print("[bold]Go on with SQL[/]")
-    console.print(f"  podwire sql --data {data}", soft_wrap=True, style="green")
-    console.print(f"  podwire sql --data {data} {EXAMPLE!r}", soft_wrap=True, style="green")
+    console.print(f"  {program()} sql --data {data}", soft_wrap=True, style="green")
+    console.print(f"  {program()} sql --data {data} {EXAMPLE!r}", soft_wrap=True, style="green")
     return 0 if is_exact else 1
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from deploy.local.machine import Machine
 from deploy.local.settings import DEFAULT_HTTP_PORT, LocalOptions
-from deploy.local.status import StatusLine, count, plural
+from deploy.local.status import StatusLine, count, plural, program
 from schemas.config import load_file
 from schemas.errors import ConfigError
 
@@ -147,7 +147,7 @@ def _report(console: Console, machine: Machine, problems: list[str]) -> int:
     for problem in (*machine.broker_deaths, *problems):
         console.print(problem, style="red")
     console.print(f"data in {data}; ask it:")
-    console.print(f'  podwire sql --data {data} "SHOW TABLES"', soft_wrap=True)
+    console.print(f'  {program()} sql --data {data} "SHOW TABLES"', soft_wrap=True)
     return 1 if problems or machine.broker_deaths else 0
 
 

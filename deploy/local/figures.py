@@ -18,6 +18,9 @@ __all__ = ["LOSS_REASONS", "Figures", "Readings", "read_metrics"]
 
 Sample = tuple[str, tuple[tuple[str, str], ...]]
 
+EVENT_KINDS: Final = ("open", "close", "transfer")
+"""Kinds of the ledger that are events on their way to SQL; the others only keep the books."""
+
 LOSS_REASONS: Final = frozenset(
     {
         "ring_full",
@@ -151,8 +154,11 @@ class Figures:
     def events(self) -> int:
         """Event rows that the collector handed to Kafka."""
         with self._lock:
-            return self._readings["collector"].total(
-                "podwire_ledger_total", stage="collector", outcome="out"
+            return sum(
+                self._readings["collector"].total(
+                    "podwire_ledger_total", stage="collector", kind=kind, outcome="out"
+                )
+                for kind in EVENT_KINDS
             )
 
     @property
@@ -171,10 +177,14 @@ class Figures:
     def counted(self) -> int:
         """Events that reached the workers, each once."""
         with self._lock:
-            outcomes = self._readings["streams"].by_label(
-                "podwire_ledger_total", "outcome", stage="streams"
+            return sum(
+                sign
+                * self._readings["streams"].total(
+                    "podwire_ledger_total", stage="streams", kind=kind, outcome=outcome
+                )
+                for kind in EVENT_KINDS
+                for outcome, sign in (("in", 1), ("duplicate", -1))
             )
-        return outcomes.get("in", 0) - outcomes.get("duplicate", 0)
 
     @property
     def unstored(self) -> int:

@@ -210,7 +210,8 @@ class Part:
             return
 
     def _last_words(self) -> str:
-        return " | ".join(last_lines(self.spec.log_file, LOG_TAIL, self._log_start)) or "no output"
+        lines = last_lines(self.spec.log_file, LOG_TAIL, self._log_start)
+        return " | ".join(line.removeprefix("podwire: ") for line in lines) or "no output"
 
 
 def last_lines(path: Path, count: int, start: int = 0) -> list[str]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from rich.live import Live
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
     from deploy.local.figures import Figures
     from deploy.local.part import Part
 
-__all__ = ["Snapshot", "StatusLine", "count", "plural", "size"]
+__all__ = ["Snapshot", "StatusLine", "count", "plural", "program", "size"]
 
 PLAIN_INTERVAL_S: Final = 10.0
 RATE_WINDOW_S: Final = 3.0
@@ -32,6 +36,14 @@ _STYLES: Final = {
     "waiting": "dim",
     "stopped": "dim",
 }
+
+
+def program() -> str:
+    """How this user calls podwire: by its name where that is found, else by its path."""
+    if shutil.which("podwire"):
+        return "podwire"
+    beside = Path(sys.executable).with_name("podwire")
+    return os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)
 
 
 def count(number: int) -> str:

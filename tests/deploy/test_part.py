@@ -120,7 +120,7 @@ def test_an_expected_failure_on_the_first_start_is_told_at_once(log: Path) -> No
     part = Part(shell("echo 'podwire: no such right' >&2; exit 2", log), ManualClock())
     part.start()
     wait_death(part.pid)
-    with pytest.raises(PartFailed, match="part stopped: podwire: no such right") as caught:
+    with pytest.raises(PartFailed, match="part stopped: no such right") as caught:
         part.check()
     assert "old words" not in str(caught.value)
     assert str(log) in str(caught.value)
