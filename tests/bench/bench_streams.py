@@ -1,0 +1,162 @@
+"""Kafka message to minute sums: what an event costs a stream worker, part by part.
+
+Two shapes: few busy connections (reads and writes dominate), and short connections, each with one
+open, two transfers and one close, where every row has to be named anew.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from schemas.events import (
+    BatchHeader,
+    Closes,
+    Connections,
+    EventBatch,
+    Opens,
+    Transfers,
+    decode_batch,
+    encode_batch,
+)
+from schemas.metrics import encode_block
+from streams.aggregate import contributions
+from streams.blocks import minute_blocks
+from streams.directory import Directory
+from streams.naming import NamingSettings
+from streams.resolver import Resolver
+from streams.windows import MinuteAggregator, WindowSettings
+from tests.bench.measure import Row, measure
+from tests.streams.build import MINUTE_NS, endpoint_slice, pod, service
+
+PODS = 200
+SERVICES = 20
+
+
+def run() -> list[Row]:
+    return [
+        *_shape("busy", connections=1_000, transfers=100_000, opens=0),
+        *_shape("short", connections=20_000, transfers=40_000, opens=20_000),
+    ]
+
+
+def _shape(shape: str, connections: int, transfers: int, opens: int) -> list[Row]:
+    directory = _directory()
+    message = encode_batch(_batch(connections, transfers, opens))
+    events = transfers + 2 * opens
+    batch = decode_batch(message)
+    resolver = Resolver(directory, NamingSettings())
+    resolution = resolver.resolve(batch)
+    aggregator = MinuteAggregator(WindowSettings())
+    offset = 0
+
+    def add() -> None:
+        nonlocal offset
+        aggregator.add(offset, contributions(batch, resolution), 0.0)
+        offset += 1
+
+    def everything() -> None:
+        nonlocal offset
+        taken = decode_batch(message)
+        aggregator.add(offset, contributions(taken, resolver.resolve(taken)), 0.0)
+        offset += 1
+
+    def cold() -> None:
+        Resolver(directory, NamingSettings()).resolve(batch)
+
+    (minute_s,) = {part.minute_s for part in contributions(batch, resolution)}
+    rows = [
+        measure(f"{shape}: decode", events, lambda: decode_batch(message), unit="event"),
+        measure(f"{shape}: resolve, names known", events, lambda: resolver.resolve(batch),
+                unit="event", note=f"{connections:,} connections"),
+        measure(f"{shape}: resolve, no name known", connections, cold, unit="connection"),
+        measure(f"{shape}: aggregate", events, add, unit="event"),
+        measure(f"{shape}: all three", events, everything, unit="event",
+                note=f"{len(message) / events:.0f} bytes an event"),
+    ]  # fmt: skip
+    closed = aggregator.close(minute_s)
+
+    def emit() -> None:
+        for block in minute_blocks(closed, "podwire.events.v1", 0, "attempt", 20_000):
+            encode_block(block)
+
+    blocks = minute_blocks(closed, "podwire.events.v1", 0, "attempt", 20_000)
+    count = sum(table.rows for block in blocks for table in block.tables)
+    rows.append(measure(f"{shape}: minute to block", count, emit, unit="row"))
+    return rows
+
+
+def _directory() -> Directory:
+    directory = Directory()
+    for index in range(PODS):
+        directory.apply(pod(f"app{index % SERVICES}-{index}", f"10.244.1.{index + 1}"))
+    for index in range(SERVICES):
+        pods = [
+            pod(f"app{index}-{place}", f"10.244.1.{place + 1}")
+            for place in range(index, PODS, SERVICES)
+        ]
+        name = f"app{index}"
+        directory.apply(service(name, f"10.96.0.{index + 1}", uid=f"uid-service-{name}"))
+        directory.apply(endpoint_slice(name, *pods, uid=f"uid-slice-{name}"))
+    return directory
+
+
+def _batch(connections: int, transfers: int, opens: int) -> EventBatch:
+    random = np.random.default_rng(1)
+    local = random.integers(0, PODS, connections)
+    remote = (local + random.integers(1, PODS, connections)) % PODS
+    names = ["", *(f"c-app{index % SERVICES}-{index}" for index in range(PODS)), "python"]
+    rows = Connections(
+        id=np.arange(1, connections + 1, dtype="<u8"),
+        family=np.full(connections, 4, "u1"),
+        local_address=_addresses(local),
+        local_port=random.integers(32_768, 61_000, connections).astype("<u4"),
+        remote_address=_addresses(remote),
+        remote_port=np.full(connections, 8080, "<u4"),
+        translated_address=np.zeros((connections, 16), "u1"),
+        translated_port=np.zeros(connections, "<u4"),
+        role=random.integers(1, 3, connections).astype("u1"),
+        netns=(local + 1).astype("<u4"),
+        cgroup_id=(local + 1).astype("<u8"),
+        pid=(local + 1000).astype("<u4"),
+        container=(local + 1).astype("<u4"),
+        process=np.full(connections, PODS + 1, "<u4"),
+        flags=np.zeros(connections, "u1"),
+    )
+    owner = np.arange(transfers) % connections
+    place = np.arange(opens)
+
+    def times(count: int) -> np.ndarray:
+        return (MINUTE_NS + np.sort(random.integers(0, 10**9, count))).astype("<u8")
+
+    def durations(count: int) -> np.ndarray:
+        return random.integers(1_000, 1_000_000, count).astype("<u8")
+
+    return EventBatch(
+        BatchHeader(node="node-a", run_id="run", watermark_ns=MINUTE_NS),
+        rows,
+        names,
+        Opens(
+            connection=place.astype("<u4"),
+            kind=np.where(rows.role[:opens] == 1, 1, 2).astype("u1"),
+            end_ns=times(opens),
+            duration_ns=durations(opens),
+            error=np.zeros(opens, "<u4"),
+        ),
+        Closes(place.astype("<u4"), times(opens), durations(opens)),
+        Transfers(
+            connection=owner.astype("<u4"),
+            direction=random.integers(1, 3, transfers).astype("u1"),
+            call=np.ones(transfers, "u1"),
+            end_ns=times(transfers),
+            duration_ns=durations(transfers),
+            size=random.integers(1, 65_536, transfers).astype("<u4"),
+        ),
+    )
+
+
+def _addresses(pods: np.ndarray) -> np.ndarray:
+    packed = np.zeros((len(pods), 16), "u1")
+    packed[:, 10:12] = 0xFF
+    packed[:, 12:15] = (10, 244, 1)
+    packed[:, 15] = pods + 1
+    return packed
