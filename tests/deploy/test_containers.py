@@ -12,7 +12,7 @@ import pytest
 from collector.config import CollectorConfig
 from deploy.cli import create_parser
 from schemas.config import SECTIONS, KafkaConfig
-from schemas.topics import EVENTS, TOPICS
+from schemas.topics import TOPICS
 from sink.views import VIEWS
 from tests.deploy.deployment import (
     USES,
@@ -25,12 +25,11 @@ from tests.deploy.deployment import (
     variables_of,
 )
 from tests.deploy.running import PODWIRE, run_once, running
+from tests.support.kafka import KafkaBroker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
-
-    from tests.support.kafka import KafkaBroker
 
 PARTS = [*compose_parts(), *kubernetes_parts()]
 every_part = pytest.mark.parametrize("part", PARTS, ids=str)
@@ -113,12 +112,18 @@ def broker(new_kafka_broker: Callable[..., KafkaBroker]) -> KafkaBroker:
     return new_kafka_broker()
 
 
+@pytest.fixture(scope="module")
+def prepared_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
+    """A broker with the project's topics, as ``podwire schema apply`` leaves it."""
+    with KafkaBroker.started(tmp_path_factory.mktemp("kafka")) as broker:
+        broker.create_topics(partitions=4)
+        yield broker
+
+
 @pytest.fixture
-def kafka(kafka_broker: KafkaBroker) -> dict[str, str]:
-    """The shared broker with the project's topics, as a setting."""
-    if EVENTS.name not in kafka_broker.topics():
-        kafka_broker.create_topics(partitions=4)
-    return {"PODWIRE_KAFKA_BOOTSTRAP_SERVERS": kafka_broker.bootstrap_servers}
+def kafka(prepared_broker: KafkaBroker) -> dict[str, str]:
+    """That broker as a setting."""
+    return {"PODWIRE_KAFKA_BOOTSTRAP_SERVERS": prepared_broker.bootstrap_servers}
 
 
 @pytest.mark.slow

@@ -32,13 +32,20 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from schemas.topics import TOPICS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from confluent_kafka import Message
 
@@ -59,6 +66,16 @@ _JAVA: Final = (
     *("-Xshare:auto", "-XX:-UsePerfData", "-Djava.awt.headless=true"),
 )
 _EPHEMERAL_FROM: Final = 32_768
+_PASSING: Final = frozenset(
+    {
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError._TRANSPORT,
+        KafkaError._TIMED_OUT,
+    }
+)
 
 
 def fetch() -> None:
@@ -268,7 +285,8 @@ class KafkaBroker:
         consumer = self._consumer(group)
         try:
             asked = [TopicPartition(topic, p) for p in self._partitions(consumer, topic)]
-            return {tp.partition: tp.offset for tp in consumer.committed(asked, timeout=10)}
+            found = _retried(lambda: consumer.committed(asked, timeout=10))
+            return {tp.partition: tp.offset for tp in found}
         finally:
             consumer.close()
 
@@ -294,7 +312,8 @@ class KafkaBroker:
 
     @staticmethod
     def _partitions(consumer: Consumer, topic: str) -> list[int]:
-        found = consumer.list_topics(topic, timeout=10).topics[topic]
+        metadata = _retried(lambda: consumer.list_topics(topic, timeout=10))
+        found = metadata.topics[topic]
         assert found.error is None, found.error
         return sorted(found.partitions)
 
@@ -354,6 +373,18 @@ class KafkaBroker:
                 # Ctrl-C in the terminal is for pytest, which stops the broker after its tests.
                 start_new_session=True,
             )
+
+
+def _retried(ask: Callable[[], Any]) -> Any:
+    # A broker that was just started, and its group coordinator, may need a moment.
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return ask()
+        except KafkaException as error:
+            if time.monotonic() > deadline or error.args[0].code() not in _PASSING:
+                raise
+            time.sleep(0.1)
 
 
 def _read_to_end(consumer: Consumer, open_partitions: set[int], timeout_s: float) -> list[Message]:
