@@ -50,7 +50,7 @@ _STOP_TIMEOUT_S = 4.0
 
 
 class _App(faust.App):
-    logger = logging.getLogger("faust.app")
+    mundane_level = "debug"
 
     def _create_directories(self) -> None:
         # No tables, so no data directory in the current directory either.

@@ -24,7 +24,7 @@ __all__ = ["FloorConsumer", "FloorTransport", "IdempotentProducer"]
 class FloorConsumer(driver.Consumer):
     """Commits the floor of each partition instead of the last acknowledged offset."""
 
-    logger = driver.logger
+    mundane_level = "debug"
 
     def committed(self, tp: TP) -> int | None:
         """Where the group's reading of the partition had to begin; None: never committed."""
@@ -55,7 +55,7 @@ class FloorConsumer(driver.Consumer):
 class IdempotentProducer(driver.Producer):
     """Keeps order and writes once, whatever has to be sent again, if the broker can do that."""
 
-    logger = driver.logger
+    mundane_level = "debug"
 
     def _settings_extra(self) -> Mapping[str, Any]:
         idempotent = cast("FloorTransport", self.transport).idempotent

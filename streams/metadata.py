@@ -11,7 +11,7 @@ import asyncio
 import logging
 import threading
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -116,7 +116,7 @@ class MetadataCache:
                 messages = consumer.consume(_BATCH, _POLL_S)
                 records = [message for message in messages if self._is_record(message)]
                 if records:
-                    self._call(self._apply, records)
+                    self._take(consumer, records)
                 self._check_caught_up(consumer)
                 look_again -= _POLL_S
                 if look_again <= 0:
@@ -151,8 +151,21 @@ class MetadataCache:
             ]
         )
 
-    def _is_record(self, message: object) -> bool:
-        error = message.error()  # type: ignore[attr-defined]
+    def _take(self, consumer: Consumer, records: list[Any]) -> None:
+        for record in records:
+            place = (record.topic(), record.partition())
+            if record.offset() < self._read.get(place, 0):
+                # A broker lost its data. What was there before may be gone, so forget it all.
+                logger.warning("%s begins anew: reading all metadata again", place[0])
+                self._read.clear()
+                self._call(self._clear)
+                consumer.assign([TopicPartition(*each, OFFSET_BEGINNING) for each in self._ends])
+                return
+            self._read[place] = record.offset() + 1
+        self._call(self._apply, records)
+
+    def _is_record(self, message: Any) -> bool:
+        error = message.error()
         if error is None:
             return True
         if error.code() != KafkaError._PARTITION_EOF:
@@ -189,14 +202,18 @@ class MetadataCache:
         """Why the thread ended, if it did."""
         return self._failure
 
-    def _apply(self, messages: list[object]) -> None:
+    def _clear(self) -> None:
+        self._directory.clear()
+        self._keys.clear()
+
+    def _apply(self, messages: list[Any]) -> None:
         for message in messages:
             self._apply_one(
-                message.topic(),  # type: ignore[attr-defined]
-                message.partition(),  # type: ignore[attr-defined]
-                message.offset(),  # type: ignore[attr-defined]
-                message.key() or b"",  # type: ignore[attr-defined]
-                message.value(),  # type: ignore[attr-defined]
+                message.topic(),
+                message.partition(),
+                message.offset(),
+                message.key() or b"",
+                message.value(),
             )
         for kind, count in self._directory.counts().items():
             gauge("podwire_streams_metadata_objects").labels(kind).set(count)
@@ -204,13 +221,6 @@ class MetadataCache:
     def _apply_one(
         self, topic: str, partition: int, offset: int, key: bytes, value: bytes | None
     ) -> None:
-        place = (topic, partition)
-        if offset < self._read.get(place, 0):
-            logger.warning("%s begins anew: reading all metadata again", topic)
-            self._directory.clear()
-            self._keys.clear()
-            self._read.clear()
-        self._read[place] = offset + 1
         known = self._keys.pop((topic, key), None)
         if not value:
             if known is not None:

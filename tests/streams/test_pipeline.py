@@ -1,0 +1,192 @@
+"""Messages in, minutes out, without a broker."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from schemas.clock import ManualClock
+from schemas.entities import decode_dead_letter, decode_entity
+from schemas.errors import ConfigError, FatalError
+from schemas.events import encode_batch
+from schemas.kubernetes import Container
+from schemas.metrics import decode_block
+from streams.config import StreamsConfig
+from streams.directory import Directory
+from tests.streams.build import MINUTE_NS, MINUTE_S, SECOND_NS, BatchBuilder, pod
+from tests.streams.fakes import Topics, counted_blocks, make_pipeline, totals
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from streams.pipeline import Pipeline
+
+
+def run(
+    scenario: Callable[[Pipeline, Topics, ManualClock], Awaitable[None]],
+    directory: Directory | None = None,
+    **settings: Any,
+) -> Topics:
+    async def main() -> Topics:
+        clock = ManualClock(MINUTE_NS)
+        topics = Topics()
+        await scenario(make_pipeline(topics, clock, directory, **settings), topics, clock)
+        return topics
+
+    return asyncio.run(main())
+
+
+def message(sequence: int, watermark_s: float, *, size: int = 5, **values: Any) -> bytes:
+    builder = BatchBuilder(
+        sequence=sequence, watermark_ns=MINUTE_NS + int(watermark_s * SECOND_NS), **values
+    )
+    c = builder.connection("10.0.0.1:40000", "203.0.113.1:80", container="c-web-1")
+    if size:
+        builder.transfer(c, size)
+    return encode_batch(builder.batch())
+
+
+async def feed(pipeline: Pipeline, *messages: bytes, start: int = 0, partition: int = 0) -> None:
+    for offset, value in enumerate(messages, start):
+        await pipeline.receive(partition, offset, b"node-a", value, MINUTE_S + 1.0)
+
+
+def test_a_minute_is_stored_with_its_entities_and_then_committed() -> None:
+    async def scenario(pipeline: Pipeline, topics: Topics, clock: ManualClock) -> None:
+        assert pipeline.floor(0) is None
+        await feed(pipeline, message(0, 1), message(1, 2))
+        assert pipeline.floor(0) == 0
+        assert not topics.metrics
+        await feed(pipeline, message(2, 62, size=0), start=2)
+        assert pipeline.floor(0) == 3
+
+    directory = Directory()
+    directory.apply(pod("web-1", "10.0.0.1", node="node-a"))
+    topics = run(scenario, directory)
+    (block,) = [decode_block(value) for value in topics.metrics]
+    assert (block.identity.base_offset, block.identity.end_offset) == (0, 3)
+    place = (MINUTE_S, "", "client", "web.shop", "read_bytes")
+    assert totals([[block]], "service")[place] == 10
+    assert {"service": "web.shop", "instance": "web-1"} in topics.entity_names("instance")
+    found = [decode_entity(value) for value in topics.entities.values()]
+    web = next(e for e in found if e.kind == "instance" and e.names["instance"] == "web-1")
+    assert web.attributes == {
+        "layer": "KUBERNETES",
+        "namespace": "shop",
+        "workload": "web",
+        "node": "node-a",
+    }
+    assert (web.first_seen_ms, web.last_seen_ms) == (MINUTE_S * 1000, MINUTE_S * 1000 + 60_000)
+
+
+def test_the_clock_alone_closes_minutes() -> None:
+    async def scenario(pipeline: Pipeline, topics: Topics, clock: ManualClock) -> None:
+        await feed(pipeline, message(0, 1))
+        await pipeline.tick()
+        assert not topics.metrics
+        clock.advance(95)
+        await pipeline.tick()
+        assert len(topics.metrics) == 1
+
+    run(scenario)
+
+
+def test_a_repeated_batch_is_dropped_and_said_so() -> None:
+    async def scenario(pipeline: Pipeline, topics: Topics, clock: ManualClock) -> None:
+        await feed(pipeline, message(0, 1), message(0, 1), message(3, 1, final=True))
+
+    blocks = counted_blocks(run(scenario).metrics)
+    place = (MINUTE_S, "", "client", "node-a", "read_bytes")
+    assert totals(blocks, "service")[place] == 10
+    ledger = totals(blocks, "ledger")
+    row = (MINUTE_S, "", "node-a", "streams")
+    assert ledger[*row, "transfer", "", "in_count"] == 3
+    assert ledger[*row, "transfer", "duplicate", "dropped_count"] == 1
+    assert ledger[*row, "block", "sequence_gap", "dropped_count"] == 2
+
+
+def test_undecodable_messages_are_kept_until_they_are_too_many() -> None:
+    async def scenario(pipeline: Pipeline, topics: Topics, clock: ManualClock) -> None:
+        await feed(pipeline, b"one", b"two", message(0, 1), b"three", b"four")
+        with pytest.raises(FatalError, match="3 undecodable messages in a row"):
+            await feed(pipeline, b"five", start=5)
+
+    topics = run(scenario, undecodable_limit=2)
+    letters = [decode_dead_letter(value) for value in topics.letters]
+    assert [letter.payload for letter in letters] == [b"one", b"two", b"three", b"four", b"five"]
+    assert [letter.offset for letter in letters] == [0, 1, 3, 4, 5]
+    assert letters[0].key == b"node-a"
+
+
+def test_a_message_skipped_by_the_client_stops_the_worker() -> None:
+    async def scenario(pipeline: Pipeline, topics: Topics, clock: ManualClock) -> None:
+        await feed(pipeline, message(0, 1))
+        with pytest.raises(FatalError, match="message 1 was skipped"):
+            await feed(pipeline, message(2, 1), start=2)
+
+    run(scenario)
+
+
+def test_reading_again_from_the_floor_rebuilds_what_was_not_stored() -> None:
+    async def scenario(pipeline: Pipeline, topics: Topics, clock: ManualClock) -> None:
+        messages = [message(0, 1), message(1, 2), message(2, 3, final=True)]
+        topics.events = messages
+        await feed(pipeline, *messages[:2])
+        await feed(pipeline, *messages)
+
+    blocks = counted_blocks(run(scenario).metrics)
+    place = (MINUTE_S, "", "client", "node-a", "read_bytes")
+    assert totals(blocks, "service")[place] == 15
+
+
+def test_a_revoked_partition_is_forgotten() -> None:
+    async def scenario(pipeline: Pipeline, topics: Topics, clock: ManualClock) -> None:
+        await feed(pipeline, message(0, 1))
+        await feed(pipeline, message(0, 1), partition=1)
+        await pipeline.revoke([0])
+        assert (pipeline.floor(0), pipeline.floor(1)) == (None, 0)
+        clock.advance(300)
+        await pipeline.tick()
+        assert [decode_block(value).identity.partition for value in topics.metrics] == [1]
+
+    run(scenario)
+
+
+def test_a_batch_waits_for_the_pod_of_a_new_container() -> None:
+    directory = Directory()
+    directory.apply(pod("other-1", "10.0.0.9"))
+
+    async def scenario(pipeline: Pipeline, topics: Topics, clock: ManualClock) -> None:
+        async def later() -> None:
+            await asyncio.sleep(0)
+            directory.apply(pod("web-1", containers=[Container("main", "c-web-1")]))
+
+        arriving = asyncio.create_task(later())
+        await feed(pipeline, message(0, 1, final=True))
+        await arriving
+
+    topics = run(scenario, directory, metadata_wait_s=30.0)
+    assert {"service": "web.shop", "instance": "web-1"} in topics.entity_names("instance")
+
+
+def test_nothing_is_waited_for_twice() -> None:
+    directory = Directory()
+    directory.apply(pod("other-1", "10.0.0.9"))
+
+    async def scenario(pipeline: Pipeline, topics: Topics, clock: ManualClock) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await feed(pipeline, *(message(place, 1) for place in range(50)))
+        assert loop.time() - began < 1.0
+
+    run(scenario, directory, metadata_wait_s=0.01)
+
+
+def test_the_defaults_are_valid_and_ranges_are_checked() -> None:
+    assert StreamsConfig.load({}, {}) == StreamsConfig()
+    found = StreamsConfig.load({}, {"PODWIRE_STREAMS_CIDR_NAMES": "10.0.0.0/8=home"})
+    assert found.cidr_names == {"10.0.0.0/8": "home"}
+    with pytest.raises(ConfigError, match=r"streams\.grace_s"):
+        StreamsConfig.load({"streams": {"grace_s": -1}}, {})
