@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
+
+from schemas.errors import TransportError
 
 if TYPE_CHECKING:
     from schemas.config import KafkaConfig
 
 __all__ = ["Reader", "behind", "end_offsets"]
-
-OFFSET_UNKNOWN: Final = -1001
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ def end_offsets(kafka: KafkaConfig, topic: str, timeout_s: float = 5.0) -> dict[
     """Return the next offset of every partition, by partition.
 
     Raises:
-        KafkaException: If the broker does not answer.
+        TransportError: If the broker does not answer.
     """
-    from confluent_kafka import Consumer, TopicPartition
+    from confluent_kafka import Consumer, KafkaException, TopicPartition
 
     consumer = Consumer(_consumer_settings(kafka))
     try:
@@ -48,6 +48,9 @@ def end_offsets(kafka: KafkaConfig, topic: str, timeout_s: float = 5.0) -> dict[
             consumer.assign([place])
             ends[partition] = _read_to_end(consumer, latest, timeout_s)
         return ends
+    except (KafkaException, KeyError) as error:
+        # A broker that just came back may not know its topics yet.
+        raise TransportError(f"{topic}: {error}") from error
     finally:
         consumer.close()
 
@@ -56,17 +59,21 @@ def behind(kafka: KafkaConfig, reader: Reader, timeout_s: float = 5.0) -> int:
     """Return how many messages of its topic the group has not yet done with.
 
     Raises:
-        KafkaException: If the broker does not answer.
+        TransportError: If the broker does not answer.
     """
-    from confluent_kafka import ConsumerGroupTopicPartitions
+    from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException
     from confluent_kafka.admin import AdminClient
 
     ends = end_offsets(kafka, reader.topic, timeout_s)
     admin = AdminClient({**kafka.client_settings(), "log_level": 0})
     futures = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(reader.group)])
+    try:
+        places = futures[reader.group].result(timeout_s).topic_partitions
+    except (KafkaException, TimeoutError) as error:
+        raise TransportError(f"group {reader.group}: {error}") from error
     committed = {
         place.partition: place.offset
-        for place in futures[reader.group].result(timeout_s).topic_partitions
+        for place in places
         if place.topic == reader.topic and place.offset >= 0
     }
     return sum(max(end - committed.get(partition, 0), 0) for partition, end in ends.items())

@@ -203,13 +203,17 @@ class Machine:
                 try:
                     self.supervisor.check()
                     left = behind(self._kafka, reader)
-                except (TransportError, PartFailed) as error:
+                    if left == 0:
+                        break
+                    state = f"{reader.name}: {left} messages left"
+                except TransportError as error:
+                    state = str(error)
+                except PartFailed as error:
                     log.error("%s", error)
                     return False
-                if left == 0:
-                    break
-                progress(f"{reader.name}: {left} messages left")
+                progress(state)
                 if time.monotonic() > deadline:
+                    log.error("%s", state)
                     return False
                 time.sleep(DRAIN_INTERVAL_S)
         self.figures.refresh()

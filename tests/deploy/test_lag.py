@@ -104,3 +104,9 @@ def test_the_largest_message_fits(kafka: KafkaConfig) -> None:
     before = end_offsets(kafka, EVENTS.name)[1]
     produce(kafka, EVENTS.name, 1, 1, MAX_MESSAGE_BYTES - 1024)
     assert end_offsets(kafka, EVENTS.name)[1] == before + 1
+
+
+def test_a_broker_that_is_away_is_a_transport_error() -> None:
+    nowhere = KafkaConfig(bootstrap_servers=f"127.0.0.1:{free_ports(1)[0]}")
+    with pytest.raises(TransportError):
+        behind(nowhere, Reader("reader", "some-group", EVENTS.name), timeout_s=0.5)
