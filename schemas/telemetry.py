@@ -7,6 +7,7 @@ on loopback unless configured otherwise.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -126,7 +127,7 @@ class TelemetryServer:
                 return (200, b"ready\n") if health.ready() else (503, b"no recent progress\n")
             return 404, b"try /metrics, /healthz or /readyz\n"
 
-        self._server = ThreadingHTTPServer((host, port), _handler(page))
+        self._server = _Server((host, port), _handler(page))
         self._server.daemon_threads = True
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(
@@ -141,6 +142,13 @@ class TelemetryServer:
         """Close the port."""
         self._server.shutdown()
         self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        # A client that goes away before its answer is its own business; the others are counted.
+        error = sys.exception()
+        counter("podwire_errors_total").labels("telemetry", type(error).__name__).inc()
 
 
 def _handler(page: Callable[[str], tuple[int, bytes]]) -> type[BaseHTTPRequestHandler]:

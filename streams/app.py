@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import faust
 from aiokafka.errors import KafkaError
 from faust.auth import SASLCredentials, SSLCredentials
+from faust.types import TP
 from yarl import URL
 
 from schemas.clock import SystemClock
@@ -29,9 +30,7 @@ from streams.metadata import MetadataCache
 from streams.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from faust.types import TP
+    from collections.abc import Coroutine, Sequence
 
     from schemas.config import KafkaConfig
     from streams.config import StreamsConfig
@@ -110,6 +109,13 @@ class _KafkaOutput:
     # Results to the topics, through the app's own producer.
     def __init__(self, app: faust.App) -> None:
         self._app = app
+
+    async def owns(self, partition: int, floor: int) -> bool:
+        place = TP(EVENTS.name, partition)
+        if place not in self._app.consumer.assignment():
+            return False
+        # The coordinator refuses a member of an older generation.
+        return bool(await cast("FloorConsumer", self._app.consumer).commit_now({place: floor}))
 
     async def send_blocks(self, partition: int, messages: Sequence[bytes]) -> None:
         await self._send([(METRICS.name, partition, None, message) for message in messages])
@@ -194,17 +200,25 @@ class Worker:
         metadata = MetadataCache(self._kafka, directory, letters.put_nowait)
         self._install(app, pipeline, partitions)
         try:
-            ready = asyncio.create_task(metadata.start(self._settings.metadata_start_timeout_s))
-            stopped = asyncio.create_task(self._ended.wait())
-            await asyncio.wait((ready, stopped), return_when=asyncio.FIRST_COMPLETED)
-            stopped.cancel()
-            if self._ended.is_set():
-                ready.cancel()
+            if not await self._unless_ended(
+                metadata.start(self._settings.metadata_start_timeout_s)
+            ):
                 return
-            await ready
             await self._serve(app, pipeline, metadata, output, letters)
         finally:
             await metadata.stop()
+
+    async def _unless_ended(self, work: Coroutine[Any, Any, Any]) -> bool:
+        # Whether the work was finished before the process was told to end.
+        task = asyncio.create_task(work)
+        ended = asyncio.create_task(self._ended.wait())
+        await asyncio.wait((task, ended), return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        if not task.done():
+            task.cancel()
+            return False
+        await task
+        return True
 
     def _install(self, app: faust.App, pipeline: Pipeline, partitions: int) -> None:
         urls = [URL(text) for text in map(str, app.conf.broker_consumer)]
@@ -248,7 +262,9 @@ class Worker:
         letters: asyncio.Queue[DeadLetter],
     ) -> None:
         try:
-            await app.start()
+            # Waits for the group, for as long as the broker is away.
+            if not await self._unless_ended(app.start()):
+                return
             logger.info("stream worker runs, group %s", APP_ID)
             while not self._ended.is_set():
                 await pipeline.tick()

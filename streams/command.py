@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from schemas.config import KafkaConfig, load_file
 from streams.config import StreamsConfig
@@ -15,6 +15,25 @@ if TYPE_CHECKING:
 __all__ = ["HELP", "add_arguments", "run"]
 
 HELP = "Turn events into minutes of metrics (one Faust worker)"
+
+
+_REPEAT_S: Final = 10.0
+
+
+class _Repeats(logging.Filter):
+    # While a broker is away aiokafka says so ten times a second; once in a while is enough.
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith("aiokafka"):
+            return True
+        key = (record.name, str(record.msg))
+        if record.created - self._last.get(key, -_REPEAT_S) < _REPEAT_S:
+            return False
+        self._last[key] = record.created
+        return True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     if logging.getLogger().level > logging.DEBUG:
         for library in ("aiokafka", "faust", "mode"):  # a page of text at every rebalance
             logging.getLogger(library).setLevel(logging.WARNING)
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(_Repeats())
     asyncio.run(_run(kafka, settings))
     return 0
 

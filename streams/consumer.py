@@ -31,6 +31,10 @@ class FloorConsumer(driver.Consumer):
         offset = self._committed_offset.get(tp)
         return offset if offset is not None and offset >= 0 else None
 
+    async def commit_now(self, offsets: Mapping[TP, int]) -> bool:
+        """Commit these offsets; whether the group took them."""
+        return bool(await self._commit(offsets))
+
     def _new_offset(self, tp: TP) -> int | None:
         # Faust's own rule goes by runs of acknowledged offsets that begin at the committed one;
         # with a floor far behind them it would wait for ever (`min(acked) - committed > 1`). The

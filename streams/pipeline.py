@@ -46,6 +46,10 @@ _WAITED_LIMIT = 100_000
 class Output(Protocol):
     """Where results go. Every method returns when the broker has taken all of it."""
 
+    async def owns(self, partition: int, floor: int) -> bool:
+        """Commit the floor; whether the group still takes it from this worker."""
+        ...
+
     async def send_blocks(self, partition: int, messages: Sequence[bytes]) -> None:
         """Append to a partition of the metrics topic, in order."""
         ...
@@ -164,7 +168,7 @@ class Pipeline:
     async def tick(self) -> None:
         """Close what the clock alone makes due; call it a few times a second."""
         async with self._lock:
-            for partition, minutes in self._partitions.items():
+            for partition, minutes in list(self._partitions.items()):
                 await self._emit_due(partition, minutes)
                 age_s = self._now_s() - (minutes.oldest_minute_s or self._now_s())
                 gauge("podwire_streams_committed_age_seconds").labels(partition).set(age_s)
@@ -260,7 +264,14 @@ class Pipeline:
         return resolution
 
     async def _emit_due(self, partition: int, minutes: MinuteAggregator) -> None:
-        for minute_s in minutes.due(self._now_s()):
+        due = minutes.due(self._now_s())
+        if due and not await self._output.owns(partition, minutes.floor):
+            # A worker that was stopped for longer than its session must not write beside the one
+            # that took over.
+            logger.warning("partition %d belongs to another worker now", partition)
+            self._partitions.pop(partition, None)
+            return
+        for minute_s in due:
             closed = minutes.close(minute_s)
             # Entities first: were they sent after the block, a crash between the two would lose
             # them, because a stored minute is never emitted again.

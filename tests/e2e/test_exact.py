@@ -142,30 +142,31 @@ def test_every_count_is_exact(running: Scenario) -> None:
 def test_kills_change_nothing(running: Scenario) -> None:
     """Workers, sink, kube publisher and broker die during the traffic; the sums stay exact."""
     running.start()
-    done = threading.Event()
-    killed: list[str] = []
+    enough = threading.Event()
+    failures: list[BaseException] = []
 
-    def chaos() -> None:
+    def traffic() -> None:
+        try:
+            while not enough.wait(0.5):
+                running.traffic(full(running.cluster, scale=0.1))
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=traffic)
+    thread.start()
+    try:
+        # In this thread: a broker dies with the thread that started it.
         for part in ("streams", "sink", "kube", "broker", "streams", "sink"):
-            if done.wait(4.0):
-                return
+            time.sleep(4.0)
             if part == "broker":
                 running.broker.kill()
                 running.broker.start()
             else:
                 running.kill(part)
-            killed.append(part)
-
-    thread = threading.Thread(target=chaos)
-    thread.start()
-    try:
-        while thread.is_alive():
-            running.traffic(full(running.cluster, scale=0.1))
-            time.sleep(0.5)
     finally:
-        done.set()
+        enough.set()
         thread.join()
-    assert len(killed) == 6
+    assert failures == []
     assert running.finish() == []
     assert_exact(running)
     assert_ledger_closes(running)

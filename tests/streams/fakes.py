@@ -33,7 +33,11 @@ class Topics:
         self.letters: list[bytes] = []
         self.committed = 0
         self.fuse: int | None = None  # so many metrics messages until the next crash
+        self.taken_over = False
         self.while_sending: Callable[[], None] = lambda: None  # what else the process does then
+
+    async def owns(self, partition: int, floor: int) -> bool:
+        return not self.taken_over
 
     async def send_blocks(self, partition: int, messages: Sequence[bytes]) -> None:
         for message in messages:

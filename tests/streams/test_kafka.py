@@ -193,6 +193,49 @@ def test_two_workers_share_and_take_over(
         assert "Traceback" not in workers.logs()
 
 
+def test_a_worker_that_was_paused_writes_nothing_beside_its_successor(
+    new_kafka_broker: Callable[..., KafkaBroker], tmp_path: Path
+) -> None:
+    broker = new_kafka_broker()
+    broker.create_topics(PARTITIONS)
+    traffic = Traffic(5)
+    with workers_of(broker, tmp_path) as workers:
+
+        def go_on(seconds: float) -> None:
+            deadline = time.monotonic() + seconds
+            while time.monotonic() < deadline:
+                produce(broker, traffic.second())
+                time.sleep(0.1)
+
+        first = workers.start()
+        go_on(5)
+        workers.start()
+        go_on(5)
+        first.send_signal(signal.SIGSTOP)
+        go_on(9)  # three times its session
+        first.send_signal(signal.SIGCONT)
+        go_on(4)
+        produce(broker, traffic.second(final=True))
+        wait_for(lambda: all_stored(broker), 60, workers.logs)
+        sums = stored(broker)
+        assert figure(sums, "write_bytes") == traffic.bytes
+        assert figure(sums, "connect_count") == traffic.connects
+
+
+def test_stops_while_the_broker_is_away(
+    new_kafka_broker: Callable[..., KafkaBroker], tmp_path: Path
+) -> None:
+    broker = new_kafka_broker()
+    broker.create_topics(PARTITIONS)
+    with workers_of(broker, tmp_path) as workers:
+        worker = workers.start()
+        wait_for(lambda: "stream worker runs" in workers.logs(), 30, workers.logs)
+        broker.kill()
+        time.sleep(2)
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(10) == 0, workers.logs()
+
+
 def test_what_cannot_be_read_is_kept_and_the_rest_counted(
     new_kafka_broker: Callable[..., KafkaBroker], tmp_path: Path
 ) -> None:
