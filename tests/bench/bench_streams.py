@@ -41,7 +41,7 @@ def run() -> list[Row]:
 
 def _shape(shape: str, connections: int, transfers: int, opens: int) -> list[Row]:
     directory = _directory()
-    message = encode_batch(_batch(connections, transfers, opens))
+    message = encode_batch(example_batch(connections, transfers, opens))
     events = transfers + 2 * opens
     batch = decode_batch(message)
     resolver = Resolver(directory, NamingSettings())
@@ -100,7 +100,8 @@ def _directory() -> Directory:
     return directory
 
 
-def _batch(connections: int, transfers: int, opens: int) -> EventBatch:
+def example_batch(connections: int, transfers: int, opens: int) -> EventBatch:
+    """Events between random pods; every open has a close."""
     random = np.random.default_rng(1)
     local = random.integers(0, PODS, connections)
     remote = (local + random.integers(1, PODS, connections)) % PODS

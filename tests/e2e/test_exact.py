@@ -191,3 +191,29 @@ def test_a_killed_collector_loses_one_interval_and_says_so(running: Scenario) ->
         " WHERE reason = 'unclean_restart'"
     )
     assert int(rows[0]["n"]) == 1
+
+
+def test_a_minute_is_there_soon_after_its_end(running: Scenario) -> None:
+    running.start()
+    minute_s = int(time.time()) // 60 * 60
+    if time.time() - minute_s > 50:
+        time.sleep(minute_s + 60 - time.time())
+        minute_s += 60
+    running.traffic(full(running.cluster, scale=0.02))
+    truth = expected_client(running.truth.relation("shop", "cart"))
+    question = (
+        f"SELECT {SELECT_SUMS} FROM podwire.service_relation_metrics"
+        " WHERE role = 'client' AND client_service = 'shop.demo'"
+        " AND server_service = 'cart.demo'"
+    )
+    deadline = minute_s + 60 + 15
+    if time.time() >= minute_s + 60:
+        deadline += 60  # the traffic itself reached into the next minute
+    while True:
+        running.check()
+        (row,) = running.query(question)
+        if {name: int(row[name]) for name in SUMS} == truth:
+            break
+        assert time.time() < deadline, row
+        time.sleep(0.5)
+    assert running.finish() == []
