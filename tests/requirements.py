@@ -19,14 +19,14 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["REQUIREMENTS", "missing", "require"]
+__all__ = ["REQUIREMENTS", "missing", "require", "unmet"]
 
 _BPF_SYSCALL: Final = {"x86_64": 321, "aarch64": 280}
 _BPF_MAP_CREATE: Final = 0
@@ -41,8 +41,12 @@ def require(name: str) -> None:
         KeyError: If there is no such requirement.
     """
     reason = missing(name)
-    if reason is None:
-        return
+    if reason is not None:
+        unmet(name, reason)
+
+
+def unmet(name: str, reason: str) -> NoReturn:
+    """Skip the running test because this part of a requirement is missing; fail if demanded."""
     text = f"needs {name}: {reason}"
     demanded = os.environ.get("PODWIRE_REQUIRE", "").replace(",", " ").split()
     if name in demanded:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from collector.btf import Btf, Kind, parse_btf, parse_object
 from collector.build import OBJECTS
 from schemas.errors import DecodeError
+from tests.requirements import unmet
 
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 OBJECT = OBJECTS / "x86_64" / "podwire.bpf.o"
@@ -32,7 +33,7 @@ def read_everything(btf: Btf) -> None:
 
 def test_object_against_bpftool() -> None:
     if not shutil.which("bpftool"):
-        pytest.skip("bpftool is not installed")
+        unmet("bpf", "bpftool is not installed")
     command = ["bpftool", "-j", "btf", "dump", "file", str(OBJECT)]
     types = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["types"]
     btf = parse_object(OBJECT.read_bytes())
@@ -56,7 +57,7 @@ def test_object_against_bpftool() -> None:
 
 def test_kernel() -> None:
     if not VMLINUX.exists():
-        pytest.skip("this kernel has no BTF")
+        unmet("bpf", "this kernel has no BTF")
     btf = parse_btf(VMLINUX.read_bytes())
     assert btf.has_tracepoint("inet_sock_set_state")
     assert not btf.has_tracepoint("no_such_tracepoint")

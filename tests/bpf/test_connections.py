@@ -20,6 +20,7 @@ import pytest
 
 from collector.abi import ConnectionEvent, Direction, Role
 from tests.bpf.harness import UNMEASURED
+from tests.requirements import unmet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -281,7 +282,7 @@ def test_no_such_local_port(watch: Watch) -> None:
         first.close()
     found = life(watch, port)
     if not bound:
-        pytest.skip("this kernel refuses to bind the pair")
+        unmet("bpf", "this kernel refuses to bind the pair")
     assert result == errno.EADDRNOTAVAIL
     assert found[0] == 2
     assert sorted(watch.connections(port, CONNECTED)["error"]) == [0, errno.EADDRNOTAVAIL]

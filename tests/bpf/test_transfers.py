@@ -18,6 +18,7 @@ import pytest
 from collector.abi import Call, ConnectionEvent, Direction, Kind, Role
 from tests.bpf.harness import UNMEASURED
 from tests.bpf.test_connections import life, listening, pair, port_of, settle
+from tests.requirements import unmet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -288,7 +289,7 @@ def test_io_uring(watch: Watch, tmp_path: Path) -> None:
         check=False,
     )
     if done.returncode == 3:
-        pytest.skip(f"no io_uring here: {done.stderr.strip()}")
+        unmet("bpf", f"no io_uring here: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["200000", "200000"]
     port = int((tmp_path / "port").read_text())
@@ -347,7 +348,7 @@ def test_threads_on_one_socket(watch: Watch) -> None:
 def test_nginx_and_curl(watch: Watch, tmp_path: Path, sendfile: str) -> None:
     nginx, curl = shutil.which("nginx", path="/usr/sbin:/usr/bin"), shutil.which("curl")
     if not nginx or not curl:
-        pytest.skip("nginx or curl is not installed")
+        unmet("bpf", "nginx or curl is not installed")
     with listening() as server:
         port = port_of(server)
     body = 1_234_567
