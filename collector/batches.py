@@ -175,6 +175,10 @@ class BatchBuilder:
 
         opened &= known
         closed &= known
+        excluded = self.table.rows["excluded"][slots] != 0  # slot -1 is not looked at
+        for kind, chosen in (("open", opened), ("close", closed)):
+            _drop(ledger, kind, "excluded", int(np.count_nonzero(chosen & excluded)))
+            chosen &= ~excluded
         opening, closing = connections[opened], connections[closed]
         transfers, transfer_slots, held_since = self._known_transfers(
             transfers, anchor, ledger, final
@@ -218,7 +222,10 @@ class BatchBuilder:
         valid = (direction == Direction.READ) | (direction == Direction.WRITE)
         slots = self.table.find(transfers["connection_id"])
         known = slots >= 0
-        if known.all() and valid.all():
+        excluded = known & valid & (self.table.rows["excluded"][slots] != 0)
+        if excluded.any():
+            _drop(ledger, "transfer", "excluded", int(np.count_nonzero(excluded)))
+        elif known.all() and valid.all():
             return transfers, slots, 0
         _drop(ledger, "transfer", "malformed", int(np.count_nonzero(~valid)))
         unknown = ~known & valid
@@ -233,7 +240,7 @@ class BatchBuilder:
                 self._waiting = waiting
                 held_since = int(anchor.to_unix_ns(waiting["end_ns"].min(keepdims=True))[0])
         _drop(ledger, "transfer", "unknown_connection", lost)
-        kept = known & valid
+        kept = known & valid & ~excluded
         return transfers[kept], slots[kept], held_since
 
     def _assemble(self, events: _Events) -> list[EventBatch]:

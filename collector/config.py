@@ -56,6 +56,12 @@ class CollectorConfig(Config):
         choices=("mapped", "libbpf"),
     )  # fmt: skip
     own_traffic: bool = setting(False, "Whether to record the collector's own connections")
+    excluded_run: int = setting(
+        0,
+        "Leave out the connections of this process and of those with PODWIRE_RUN=<its id> in their"
+        " environment; 0: of nobody",
+        minimum=0,
+    )
     object_file: str = setting("", "eBPF object to load [default: the one for this machine]")
     proc_path: str = setting("/proc", "Where the /proc of the node's own processes is")
     cgroup_path: str = setting("", "Where the node's cgroup v2 is [default: as mounted]")

@@ -36,11 +36,12 @@ ROW: Final = np.dtype(
         ("family", "u1"),
         ("role", "u1"),
         ("flags", "u1"),
-        ("pad", "u1"),
+        ("excluded", "u1"),
         ("comm", "S16"),
     ]
 )
-"""What is kept of a connection, 88 bytes. ``container`` and ``process`` are name numbers."""
+"""What is kept of a connection, 88 bytes. ``container`` and ``process`` are name numbers; what an
+``excluded`` one does is counted and left out."""
 
 _FREE: Final = np.uint64(0)
 _DELETED: Final = np.uint64(0xFFFF_FFFF_FFFF_FFFF)

@@ -117,6 +117,14 @@ class ContainerResolver:
             _remember(self._names, pid, name)
         return name
 
+    def carries(self, pid: int, variable: bytes) -> bool:
+        """Whether a process was started with this ``NAME=value`` in its environment."""
+        try:
+            environment = (self._proc / str(pid) / "environ").read_bytes()
+        except OSError:  # gone, or not ours to read
+            return False
+        return variable in environment.split(b"\0")
+
     def forget(self, pids: Iterable[int]) -> None:
         """Drop what was known of processes that executed a program or exited."""
         for pid in pids:

@@ -195,12 +195,20 @@ class Pipeline:
         rows = self.table.rows[slots]
         owner = (rows["cgroup_id"] * _OWNER_HASH) ^ rows["pid"]
         _, first, inverse = np.unique(owner, return_index=True, return_inverse=True)
-        containers, processes = [], []
+        containers, processes, excluded = [], [], []
         for pid, cgroup_id, comm in rows[first][["pid", "cgroup_id", "comm"]].tolist():
             containers.append(self._names.number(self._resolver.container(pid, cgroup_id)))
             processes.append(self._names.number(self._resolver.process(pid, comm)))
+            excluded.append(self._is_excluded(pid))
         self.table.rows["container"][slots] = np.array(containers, np.uint32)[inverse]
         self.table.rows["process"][slots] = np.array(processes, np.uint32)[inverse]
+        self.table.rows["excluded"][slots] = np.array(excluded, np.uint8)[inverse]
+
+    def _is_excluded(self, pid: int) -> bool:
+        run = self._config.excluded_run
+        if not run or not pid:
+            return False
+        return pid == run or self._resolver.carries(pid, b"PODWIRE_RUN=%d" % run)
 
     def publish(self, final: bool = False) -> None:
         """Make batches of what was drained since the last call and offer them."""

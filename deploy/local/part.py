@@ -30,6 +30,8 @@ State = Literal["waiting", "running", "restarting", "done", "stopped", "failed"]
 
 EXPECTED_FAILURE: Final = 2
 """Exit code of a part that says in one line why it cannot work."""
+RUN_VARIABLE: Final = "PODWIRE_RUN"
+"""Tells the collector which processes are parts of this run (``collector.excluded_run``)."""
 BACKOFF_S: Final = (0.2, 1.0, 2.0, 5.0, 10.0)
 """Pause before each restart in a row; a long enough life starts again with the first."""
 SETTLED_S: Final = 20.0
@@ -106,7 +108,7 @@ class Part:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=dict(spec.environment),
+                    env={**spec.environment, RUN_VARIABLE: str(os.getpid())},
                     start_new_session=True,
                 )
                 self._process = future.result()

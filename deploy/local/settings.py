@@ -142,6 +142,8 @@ def sections(options: LocalOptions, layout: Layout, broker_epoch: str) -> dict[s
             "replication_factor": 1,
             "security_protocol": "PLAINTEXT",
         }
+    # What the parts say to each other is not what anybody wants to see.
+    base.setdefault("collector", {}).setdefault("excluded_run", os.getpid())
     if options.kube is None:
         base.setdefault("streams", {}).setdefault("host_processes", "process")
     for part, port in layout.telemetry.items():

@@ -208,6 +208,34 @@ def test_a_connection_without_owner_belongs_to_who_uses_it(
     assert batch.names[batch.connections.container[0]] == ID
 
 
+def test_an_excluded_run_is_counted_and_left_out(
+    tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
+) -> None:
+    for pid, environment in ((7, b"A=1\0PODWIRE_RUN=50\0"), (8, b"PODWIRE_RUN=501"), (50, b"")):
+        _process(tmp_path, pid, "python")
+        (tmp_path / str(pid) / "environ").write_bytes(environment)
+    source.drains = [
+        drained(
+            [
+                *(connection(pid, E.CONNECTED, pid=pid) for pid in (7, 8, 9, 50)),
+                connection(7, E.CLOSED, pid=7),
+                connection(8, E.CLOSED, pid=8),
+            ],
+            [transfer(7, pid=7), transfer(8, pid=8), transfer(50, pid=50), transfer(50, pid=50)],
+        )
+    ]
+    pipeline = _pipeline(tmp_path, source, sender, clock, excluded_run=50)
+    pipeline.drain()
+    pipeline.publish()
+    (batch,) = sender.batches
+    assert sorted(batch.connections.pid.tolist()) == [8, 9]  # 9 is gone, so nobody knows
+    assert (batch.opens.rows, batch.closes.rows, batch.transfers.rows) == (2, 1, 1)
+    ledger = _ledger(sender)
+    assert ledger.open_counts() == {}
+    dropped = {e.kind: e.dropped_count for e in ledger.drain() if e.reason == "excluded"}
+    assert dropped == {"open": 2, "close": 1, "transfer": 3}
+
+
 def test_an_exec_makes_the_next_connection_of_the_process_look_again(
     tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
 ) -> None:

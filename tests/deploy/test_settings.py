@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import socket
 import stat
 from typing import TYPE_CHECKING
@@ -37,6 +38,7 @@ def test_every_part_reads_the_written_file(tmp_path: Path, layout: Layout) -> No
     assert kafka.bootstrap_servers == f"127.0.0.1:{layout.broker_port}"
     assert kafka.partitions == 1
     assert collector.node == "n1"
+    assert collector.excluded_run == os.getpid()
     assert (streams.broker_epoch, streams.host_processes) == ("life-1", "process")
     assert sink.url == f"chdb://{tmp_path}/data/clickhouse"
     assert sink.sql_port == layout.http_port
@@ -48,12 +50,14 @@ def test_the_users_settings_stay_unless_the_runner_must_decide(
     tmp_path: Path, layout: Layout
 ) -> None:
     base = {
+        "collector": {"excluded_run": 0},
         "streams": {"grace_s": 5, "host_processes": "node"},
         "kafka": {"bootstrap_servers": "elsewhere:9092", "partitions": 12},
     }
     content = sections(LocalOptions(tmp_path, base=base), layout, "life-1")
     assert content["streams"]["grace_s"] == 5
     assert content["streams"]["host_processes"] == "node"
+    assert content["collector"]["excluded_run"] == 0
     assert content["kafka"]["bootstrap_servers"] == layout.bootstrap_servers
     assert content["kafka"]["partitions"] == 1
     assert base["kafka"]["partitions"] == 12
