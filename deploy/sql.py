@@ -63,20 +63,26 @@ class Database:
         data: Directory of ``podwire local``.
 
     Raises:
-        ConfigError: If there is no such data.
+        ConfigError: If there is no such data, it cannot be read, or another query has it open.
     """
 
     def __init__(self, data: Path) -> None:
-        self._directory = data / DATABASE_NAME
-        if not self._directory.is_dir():
+        directory = data / DATABASE_NAME
+        if not directory.is_dir():
             raise ConfigError("--data", f"{data} holds no data of podwire local")
-        self._port = _running_port(data)
         self._session: Any = None
+        self._port: int | None = None
+        try:
+            # Shared while we read, so that no `podwire local` starts on an open directory.
+            self._lock = (data / LOCK_NAME).open("a")
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._port = int(load_file(data / CONFIG_NAME)["sink"]["sql_port"])
+        except OSError as error:
+            raise ConfigError("--data", f"{data} cannot be used: {error.strerror}") from error
         if self._port is None:
-            from chdb import session
-
-            self._session = session.Session(str(self._directory))  # type: ignore[no-untyped-call]
-            self._session.query("USE podwire")
+            self._session = _open(data, directory)
 
     def __enter__(self) -> Database:
         return self
@@ -84,6 +90,7 @@ class Database:
     def __exit__(self, *_: object) -> None:
         if self._session is not None:
             self._session.close()
+        self._lock.close()
 
     def query(self, sql: str, output_format: str = "TabSeparatedWithNames") -> str:
         """Return the answer as text.
@@ -120,16 +127,21 @@ class Database:
         return text
 
 
-def _running_port(data: Path) -> int | None:
-    lock = data / LOCK_NAME
-    if not lock.exists():
-        return None
-    with lock.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return int(load_file(data / CONFIG_NAME)["sink"]["sql_port"])
-    return None
+def _open(data: Path, directory: Path) -> Any:
+    from chdb import session
+
+    try:
+        opened: Any = session.Session(str(directory))  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise ConfigError(
+            "--data", f"{data} cannot be opened; is another `podwire sql` using it?"
+        ) from error
+    try:
+        opened.query("USE podwire")
+    except RuntimeError as error:
+        opened.close()
+        raise ConfigError("--data", f"{data} holds no tables yet") from error
+    return opened
 
 
 def _format() -> str:
