@@ -24,13 +24,14 @@ __all__ = ["Answer", "QueryFailed", "Request", "SqlEngine", "SqlLimits"]
 
 _connect: Any = chdb.connect  # untyped there
 
+# `output_format_schema` is not among them: it names a file, which the engine then writes.
 _PASSED: Final = re.compile(
-    r"(output_format_|format_csv_|format_json_|format_tsv_|date_time_output_format$"
-    r"|max_result_rows$|max_result_bytes$|result_overflow_mode$|max_rows_to_read$"
+    r"(output_format_(?!schema$)|format_csv_|format_json_|format_tsv_|date_time_output_format$"
+    r"|max_result_rows$|result_overflow_mode$|max_rows_to_read$"
     r"|read_overflow_mode$|join_use_nulls$|extremes$|session_timezone$|union_default_mode$"
     r"|max_block_size$|totals_mode$|any_join_distinct_right_table_keys$|final$)"
 )
-_BOUNDED: Final = {"max_execution_time": "seconds", "max_memory_usage": "memory"}
+_NUMBER: Final = re.compile(r"[0-9]{1,15}(\.[0-9]{0,15})?")
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _CODE: Final = re.compile(r"Code: (\d+)")
 _RESULT_BYTES: Final = 512 * 1024 * 1024
@@ -156,20 +157,21 @@ class SqlEngine:
         connection.query("SET readonly = 1")
 
     def _settings(self, asked: Mapping[str, str]) -> dict[str, str]:
-        bounds = {"seconds": self._limits.seconds, "memory": self._limits.memory_mb << 20}
+        bounds = {
+            "max_execution_time": self._limits.seconds,
+            "max_memory_usage": self._limits.memory_mb << 20,
+            "max_result_bytes": _RESULT_BYTES,
+        }
         settings = {
             "session_timezone": "UTC",
-            "max_execution_time": str(bounds["seconds"]),
             "timeout_overflow_mode": "throw",
-            "max_memory_usage": str(bounds["memory"]),
-            "max_result_bytes": str(_RESULT_BYTES),
             "max_threads": "2",
+            **{name: str(limit) for name, limit in bounds.items()},
         }
         for name, value in asked.items():
-            if name in _BOUNDED:
-                limit = bounds[_BOUNDED[name]]
-                number = int(float(value)) if re.fullmatch(r"[0-9.]{1,15}", value) else 0
-                settings[name] = str(min(number, limit) or limit)
+            if name in bounds:
+                number = int(float(value)) if _NUMBER.fullmatch(value) else 0
+                settings[name] = str(min(number, bounds[name]) or bounds[name])
             elif _PASSED.match(name) and _NAME.fullmatch(name):
                 settings[name] = value
             elif name == "readonly" and value in ("1", "2"):

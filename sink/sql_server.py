@@ -11,8 +11,10 @@ import gzip
 import io
 import json
 import logging
+import sys
 import threading
 import uuid
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, urlsplit
@@ -100,6 +102,13 @@ class SqlServer:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        # A client that goes away before its answer is its own business; the others are counted.
+        error = sys.exception()
+        counter("podwire_errors_total").labels("sql", type(error).__name__).inc()
+        if not isinstance(error, ConnectionError):
+            log.warning("query of %s: %r", client_address, error)
 
 
 class _Exchange(BaseHTTPRequestHandler):
@@ -228,7 +237,7 @@ class _Exchange(BaseHTTPRequestHandler):
                     plain = file.read(MAX_BODY + 1)
                 if len(plain) <= MAX_BODY:
                     return plain
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             log.debug("bad gzip body: %s", error)
         self._send(400, b"Only plain or gzip bodies of at most 1 MiB\n", {})
         return None

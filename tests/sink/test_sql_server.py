@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -170,6 +171,9 @@ PARAMETERS = [
     {"database": "podwire; DROP"},
     {"database": "nowhere"},
     {"default_format": "Nonsense"},
+    {"output_format_schema": "x.proto"},
+    {"max_execution_time": "."},
+    {"max_memory_usage": "1.2.3"},
     {"compress": "1"},
 ]
 
@@ -181,6 +185,28 @@ def test_parameters_open_no_door(server):
         assert status >= 400 or body == b"1\ttrue\n" or body == b"1\t1\n", parameters
     for value in ("100000", "0", "-1", "1e9", "nan"):
         assert ask(server, query, max_execution_time=value)[:2] == (200, b"1\t1\n"), value
+    largest = "SELECT getSetting('max_result_bytes') BETWEEN 1 AND 536870912"
+    assert ask(server, largest, max_result_bytes="0")[:2] == (200, b"1\n")
+
+
+def test_an_output_format_writes_no_file(server, tmp_path):
+    # Protobuf saves the schema that it makes up where this setting says, over what is there.
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    ask(server, "SELECT 1 AS x FORMAT Protobuf", output_format_schema=str(victim))
+    ask(server, f"SELECT 1 AS x FORMAT Protobuf SETTINGS output_format_schema = '{victim}'")
+    ask(server, f"SELECT 1 AS x SETTINGS output_format_schema = '{victim}' FORMAT Protobuf")
+    assert victim.read_text() == "precious"
+
+
+def test_a_client_that_goes_away_is_no_traceback(server, capfd):
+    target = "/?query=SELECT+*+FROM+numbers(5000000)"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        connection.recv(1)
+    assert ask(server, "SELECT 1")[1] == b"1\n"
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_limits_bound_a_query_and_never_the_inserts(server, store):
@@ -213,6 +239,8 @@ def test_bodies_of_every_kind(server):
     assert ask(server, body=b"junk", headers={"Content-Encoding": "gzip"})[0] == 400
     bomb = gzip.compress(b" " * 50_000_000)
     assert ask(server, body=bomb, headers={"Content-Encoding": "gzip"})[0] == 400
+    damaged = packed[:10] + b"\xff" * 8 + packed[18:]
+    assert ask(server, body=damaged, headers={"Content-Encoding": "gzip"})[0] == 400
     assert ask(server, body=b"\xff\xfe")[0] == 400
     assert ask(server, body=b"x" * 2_000_000)[0] == 413
 
