@@ -285,6 +285,7 @@ class BatchBuilder:
         for slots in (events.open_slots, events.close_slots, events.transfer_slots):
             marked[slots] = True
         used = np.flatnonzero(marked)
+        self.table.use(used)
         index = np.empty(self.table.capacity, np.uint32)
         index[used] = np.arange(len(used), dtype=np.uint32)
         return used, index

@@ -5,7 +5,8 @@ lookup is one multiplication, one gather and one comparison per event, without P
 
 Invariants: ids are never 0 and never reused within a boot. A row outlives the publish that saw its
 end by one more, because the last transfers of a connection can be drained after its close (the
-transfer ring is read first).
+transfer ring is read first). A close that the ring had no room for never comes, so a full table
+gives up what was unused the longest.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ _DELETED: Final = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 _MULTIPLIER: Final = np.uint64(0x9E37_79B9_7F4A_7C15)  # 2**64 / golden ratio: Knuth 6.4
 _MIN_BITS: Final = 10
 _MAX_LOAD: Final = 0.7
+_EVICTED_SHARE: Final = 16
+"""A full table gives up one of so many at once, because finding the oldest looks at all."""
 
 
 class ConnectionTable:
@@ -55,6 +58,9 @@ class ConnectionTable:
 
     def __init__(self, max_connections: int = 1 << 20) -> None:
         self.max_connections = max_connections
+        self.evicted = 0
+        """Rows that were given up for new ones."""
+        self._period = 2  # so that the rows of a new table count as old
         self._allocate(_MIN_BITS)
         self._retired: list[U64] = []
         self._retiring: list[U64] = []
@@ -65,6 +71,7 @@ class ConnectionTable:
         self._mask = np.int64((1 << bits) - 1)
         self._keys = np.zeros(1 << bits, np.uint64)
         self.rows: NDArray[Any] = np.zeros(1 << bits, ROW)
+        self._used = np.zeros(1 << bits, np.uint32)
         self._live = 0
         self._dead = 0
 
@@ -150,6 +157,11 @@ class ConnectionTable:
         for ids in self._retired:
             self._delete(ids)
         self._retired, self._retiring = self._retiring, []
+        self._period += 1
+
+    def use(self, slots: NDArray[np.int64]) -> None:
+        """Say that these rows were needed since the last `sweep`."""
+        self._used[slots] = self._period
 
     def live_slots(self) -> NDArray[np.int64]:
         """Return the slots in use."""
@@ -162,6 +174,10 @@ class ConnectionTable:
         slots = self.find(ids)
         absent = ids[slots < 0]
         fresh = np.unique(absent[(absent != _FREE) & (absent != _DELETED)])
+        self.use(slots[slots >= 0])
+        missing = self._live + len(fresh) - self.max_connections
+        if missing > 0:
+            self._evict(max(missing, self.max_connections // _EVICTED_SHARE))
         fresh = fresh[: max(0, self.max_connections - self._live)]
         if not len(fresh):
             return slots, np.empty(0, np.int64)
@@ -169,6 +185,7 @@ class ConnectionTable:
         created = self._place(fresh)
         self.rows[created] = np.zeros((), ROW)
         self.rows["connection_id"][created] = fresh
+        self.use(created)
         return self.find(ids), created
 
     def _place(self, ids: U64) -> NDArray[np.int64]:
@@ -193,9 +210,20 @@ class ConnectionTable:
         bits = _MIN_BITS
         while self._live + count > 0.5 * (1 << bits):
             bits += 1
-        kept = self.rows[self.live_slots()]
+        live = self.live_slots()
+        kept, used = self.rows[live], self._used[live]
         self._allocate(bits)
-        self.rows[self._place(kept["connection_id"])] = kept
+        slots = self._place(kept["connection_id"])
+        self.rows[slots], self._used[slots] = kept, used
+
+    def _evict(self, count: int) -> None:
+        live = self.live_slots()
+        # What was used just now may have events that wait for the next batch.
+        idle = live[self._used[live] + 1 < self._period]
+        if count < len(idle):
+            idle = idle[np.argpartition(self._used[idle], count)[:count]]
+        self._delete(self._keys[idle])
+        self.evicted += len(idle)
 
     def _delete(self, ids: U64) -> None:
         slots = np.unique(self.find(ids))

@@ -21,7 +21,7 @@ from collector.names import NameTable
 from schemas.clock import ClockAnchor
 from schemas.events import encode_batch
 from schemas.ledger import Entry, Ledger
-from schemas.telemetry import counter, gauge
+from schemas.telemetry import RateLimited, counter, gauge
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -132,8 +132,10 @@ class Pipeline:
         self._transfers: list[NDArray[Any]] = []
         self._pending = 0
         self._bare = np.empty(0, np.uint64)
+        self._undecided = np.empty(0, np.uint64)
         self._watermark_ns = 0
         self._told: list[Entry] = []
+        self._limited = RateLimited(_LOG)
 
     def run(self, stop: threading.Event) -> None:
         """Drain and publish until told to stop, then finish."""
@@ -184,7 +186,13 @@ class Pipeline:
 
     def _enter_connections(self, records: NDArray[Any]) -> None:
         self._resolver.learn(np.unique(records["cgroup_id"]).tolist())
+        before = self.table.evicted
         _, changed = self.table.apply(records)
+        if self.table.evicted > before:
+            evicted = self.table.evicted - before
+            counter("podwire_errors_total").labels("collector", "connection_evicted").inc(evicted)
+            text = "collector.max_connections is reached; %d connections unused the longest are out"
+            self._limited.warning(text, evicted)
         self._label(changed)
         bare = changed[self.table.rows["pid"][changed] == 0]
         if len(bare):
@@ -195,14 +203,34 @@ class Pipeline:
         rows = self.table.rows[slots]
         owner = (rows["cgroup_id"] * _OWNER_HASH) ^ rows["pid"]
         _, first, inverse = np.unique(owner, return_index=True, return_inverse=True)
-        containers, processes, excluded = [], [], []
+        containers, processes, excluded, undecided = [], [], [], []
         for pid, cgroup_id, comm in rows[first][["pid", "cgroup_id", "comm"]].tolist():
             containers.append(self._names.number(self._resolver.container(pid, cgroup_id)))
             processes.append(self._names.number(self._resolver.process(pid, comm)))
             excluded.append(self._is_excluded(pid))
+            undecided.append(not containers[-1] and self._resolver.is_undecided(cgroup_id))
         self.table.rows["container"][slots] = np.array(containers, np.uint32)[inverse]
         self.table.rows["process"][slots] = np.array(processes, np.uint32)[inverse]
         self.table.rows["excluded"][slots] = np.array(excluded, np.uint8)[inverse]
+        if any(undecided):
+            again = rows["connection_id"][np.array(undecided)[inverse]]
+            self._undecided = np.union1d(self._undecided, again)
+
+    def _decide(self) -> None:
+        # Cgroups that were too new for the last walk. Their processes may be gone and the ids of
+        # these taken by others, so only the cgroup is asked.
+        if not len(self._undecided):
+            return
+        slots = self.table.find(self._undecided)
+        slots = slots[slots >= 0]
+        cgroups = self.table.rows["cgroup_id"][slots]
+        left = np.zeros(len(slots), bool)
+        for cgroup_id in np.unique(cgroups).tolist():
+            same = cgroups == cgroup_id
+            name = self._resolver.container(0, cgroup_id)
+            self.table.rows["container"][slots[same]] = self._names.number(name)
+            left |= same & self._resolver.is_undecided(cgroup_id)
+        self._undecided = self.table.rows["connection_id"][slots[left]]
 
     def _is_excluded(self, pid: int) -> bool:
         run = self._config.excluded_run
@@ -217,6 +245,7 @@ class Pipeline:
         self._connections, self._transfers = [connections[:0].copy()], [transfers[:0].copy()]
         self._pending = 0
         self._adopt(transfers)
+        self._decide()
         self.ledger.add(kernel_entries(self._source.counts()))
         self._tell_again(self._sender.take_failed())
         batches = self._builder.build(

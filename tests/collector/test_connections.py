@@ -152,3 +152,30 @@ def test_the_table_behaves_like_a_dictionary(steps: list[tuple[str, list[int]]])
         assert found == known
         assert len(table) == len(known)
         assert len(table.live_slots()) == len(known)
+
+
+def test_lost_closes_do_not_fill_the_table_for_ever() -> None:
+    table = ConnectionTable(max_connections=1024)
+    table.apply(connections(*(connection(number, E.ANNOUNCED) for number in (1, 2))))
+    for start in range(10, 20_000, 500):
+        table.use(table.find(_ids(1)))
+        batch = connections(*(connection(start + each, E.ANNOUNCED) for each in range(500)))
+        slots, created = table.apply(batch)
+        assert (slots >= 0).all()
+        assert len(created) == 500
+        assert (table.rows["connection_id"][slots] == batch["connection_id"]).all()
+        for _ in range(2):
+            table.sweep()
+    assert len(table) <= 1024
+    assert table.find(_ids(1))[0] >= 0, "in use all the time"
+    assert table.find(_ids(2))[0] == -1
+    assert table.evicted >= 18_000
+
+
+def test_what_was_used_a_moment_ago_is_not_given_up() -> None:
+    table = ConnectionTable(max_connections=1024)
+    table.apply(connections(*(connection(number + 1, E.ANNOUNCED) for number in range(1024))))
+    table.sweep()
+    slots, _ = table.apply(connections(connection(5000, E.ANNOUNCED)))
+    assert slots.tolist() == [-1]
+    assert (len(table), table.evicted) == (1024, 0)

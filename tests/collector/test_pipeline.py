@@ -15,7 +15,7 @@ from schemas.clock import ManualClock
 from schemas.ledger import Ledger
 from schemas.telemetry import REGISTRY, Health
 from tests.collector.fakes import FakeSender, FakeSource
-from tests.collector.records import connection, drained, transfer
+from tests.collector.records import comm, connection, drained, transfer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -206,6 +206,36 @@ def test_a_connection_without_owner_belongs_to_who_uses_it(
     assert batch.connections.pid.tolist() == [9]
     assert batch.names[batch.connections.process[0]] == "redis"
     assert batch.names[batch.connections.container[0]] == ID
+
+
+def test_a_cgroup_too_new_for_the_last_walk_is_found_before_the_batch_leaves(
+    tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
+) -> None:
+    pipeline = _pipeline(tmp_path, source, sender, clock)
+    cgroups = tmp_path / "cgroup"
+    (cgroups / "docker" / ID).mkdir(parents=True)
+    pipeline._resolver = ContainerResolver(tmp_path, cgroups, clock)
+    pipeline._resolver.learn([1])
+    clock.advance(0.05)
+    late = cgroups / "docker" / ID.replace("a", "c")
+    late.mkdir()
+    inode = late.stat().st_ino
+    # Its process is gone already: only the cgroup tells.
+    source.drains = [
+        drained([connection(1, E.CONNECTED, pid=4711, cgroup_id=inode, comm=comm(b"curl"))])
+    ]
+    pipeline.drain()
+    clock.advance(0.06)
+    pipeline.publish()
+    (batch,) = sender.batches
+    assert batch.names[batch.connections.container[0]] == late.name
+    assert batch.names[batch.connections.process[0]] == "curl"
+    walks = pipeline._resolver.walks
+    for _ in range(5):
+        clock.advance(1)
+        pipeline.drain()
+        pipeline.publish()
+    assert pipeline._resolver.walks == walks
 
 
 def test_an_excluded_run_is_counted_and_left_out(
