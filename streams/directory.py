@@ -63,7 +63,7 @@ class Directory:
         self._services_by_node_port: dict[int, set[str]] = {}
         self._services_by_name: dict[tuple[str, str], str] = {}
         self._services_by_namespace: dict[str, set[str]] = {}
-        self._nodes_by_address: dict[bytes, str] = {}
+        self._nodes_by_address: dict[bytes, set[str]] = {}
         self._slices_by_service: dict[tuple[str, str], set[str]] = {}
         self._slices_by_pod: dict[tuple[str, str], set[str]] = {}
         self._pod_ranges: dict[str, list[tuple[int, int]]] = {}
@@ -156,7 +156,7 @@ class Directory:
     def _index_node(self, node: Node, keys: _Keys) -> None:
         for text in node.addresses:
             if address := pack_address(text):
-                self._nodes_by_address[address] = node.uid
+                self._nodes_by_address.setdefault(address, set()).add(node.uid)
                 keys.addresses.append(address)
         self._pod_ranges[node.uid] = [r for r in map(pack_network, node.pod_cidrs) if r]
 
@@ -181,9 +181,7 @@ class Directory:
             _discard_all(self._slices_by_service, [(record.namespace, record.service)], uid)
             _discard_all(self._slices_by_pod, _slice_references(record), uid)
         else:
-            for address in keys.addresses:
-                if self._nodes_by_address.get(address) == uid:
-                    del self._nodes_by_address[address]
+            _discard_all(self._nodes_by_address, keys.addresses, uid)
             self._pod_ranges.pop(uid, None)
 
     # Questions
@@ -214,9 +212,10 @@ class Directory:
         return self._holder(Service, self._services_by_node_port.get(port), time_ms)
 
     def node_at(self, address: bytes) -> Node | None:
-        """The node with this address."""
-        node = self._records.get(self._nodes_by_address.get(address, ""))
-        return node if isinstance(node, Node) else None
+        """The node with this address; one made again wins over the tombstone of the old one."""
+        found = (self._records[uid] for uid in self._nodes_by_address.get(address, ()))
+        nodes = [record for record in found if isinstance(record, Node)]
+        return max(nodes, key=lambda n: (not n.deleted_ms, n.created_ms, n.uid), default=None)
 
     def is_pod_address(self, address: bytes) -> bool:
         """Whether the address lies in a node's pod range, known pod or not."""

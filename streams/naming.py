@@ -20,6 +20,7 @@ OTHER_EXTERNAL = "other-external"
 """Stands for every address beyond the limit of names."""
 
 _HOUR_MS = 3_600_000
+_REMEMBERED_HOURS = 8
 _INTERNED_LIMIT = 500_000
 
 
@@ -50,9 +51,7 @@ class Naming:
                 raise ConfigError("streams.cidr_names", f"{text!r} is no address range")
             self._ranges.append((*network, name))
         self._ranges.sort(key=lambda item: -item[1])  # the narrowest range wins
-        self._hour = -1
-        self._external: set[bytes] = set()
-        self.external_overflow = 0
+        self._external: dict[int, set[bytes]] = {}
         self._generation = -1
         self._pods: dict[tuple[str, str], Identity] = {}
         self._interned: dict[tuple[object, ...], Identity] = {}
@@ -132,16 +131,18 @@ class Naming:
             text = format_address(address)
             return self._intern("loopback", text, text), ALWAYS
         hour = time_ms // _HOUR_MS
-        if hour > self._hour:
-            self._hour = hour
-            self._external.clear()
+        named = self._external.get(hour)
+        if named is None:
+            # The one met longest ago goes, not the earliest: a skewed clock may be years ahead.
+            if len(self._external) == _REMEMBERED_HOURS:
+                del self._external[next(iter(self._external))]
+            named = self._external[hour] = set()
         span = (hour * _HOUR_MS, (hour + 1) * _HOUR_MS)
         text = format_address(address)
-        if address not in self._external:
-            if len(self._external) < self._settings.external_names:
-                self._external.add(address)
+        if address not in named:
+            if len(named) < self._settings.external_names:
+                named.add(address)
             else:
-                self.external_overflow += 1
                 text = OTHER_EXTERNAL
         number = int.from_bytes(address, "big")
         for network, mask, name in self._ranges:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from schemas.entities import Entity
@@ -12,11 +13,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Sightings"]
 
-_FORGET_MS = 3_600_000
+_REMEMBERED = 200_000
+_MINUTE_MS = 60_000
+
+
+@dataclass(slots=True)
+class _Sight:
+    first_ms: int
+    published_ms: int
+    attributes: dict[str, str]
 
 
 class Sightings:
-    """Remembers when each entity was first seen by this worker, and last published.
+    """Remembers when each entity was first seen by this worker, last published, and as what.
 
     Args:
         refresh_ms: An entity that is still seen is published again this often.
@@ -24,47 +33,52 @@ class Sightings:
 
     def __init__(self, refresh_ms: int = 60_000) -> None:
         self._refresh_ms = refresh_ms
-        self._seen: dict[bytes, tuple[int, int]] = {}
-        self._newest_ms = 0
+        self._seen: dict[bytes, _Sight] = {}
 
     def of_minute(self, minute_s: int, sums: MinuteSums) -> list[Entity]:
         """Return the entities of a closed minute that are new, or due to be published again."""
-        start_ms, end_ms = minute_s * 1000, (minute_s + 60) * 1000
-        entities: dict[bytes, Entity] = {}
-        ends: dict[tuple[str, Identity], None] = {}
-        for relation in sums.relations:
-            ends[relation.cluster, relation.local] = None
-            ends[relation.cluster, relation.remote] = None
-            for entity in _relation_entities(relation):
-                entities.setdefault(entity.key, entity)
-        for cluster, end in ends:
-            for entity in _end_entities(cluster, end):
-                entities.setdefault(entity.key, entity)
+        start_ms = minute_s * 1000
         due = []
-        for key, entity in entities.items():
-            first, published = self._seen.get(key, (start_ms, -1))
-            first = min(first, start_ms)
-            if published >= 0 and start_ms < published + self._refresh_ms:
+        for key, entity in _entities(sums).items():
+            sight = self._seen.get(key)
+            if sight is None:
+                sight = self._seen[key] = _Sight(start_ms, start_ms, {})
+            elif sight.first_ms <= start_ms < sight.published_ms + self._refresh_ms:
                 continue
-            self._seen[key] = first, max(start_ms, published)
-            entity.first_seen_ms, entity.last_seen_ms = first, end_ms
+            sight.first_ms = min(sight.first_ms, start_ms)
+            sight.published_ms = max(sight.published_ms, start_ms)
+            # Who is seen behind a virtual address only has fewer attributes than before.
+            sight.attributes = entity.attributes = sight.attributes | entity.attributes
+            entity.first_seen_ms = sight.first_ms
+            entity.last_seen_ms = sight.published_ms + _MINUTE_MS
             due.append(entity)
-        self._forget(start_ms)
+        if len(self._seen) > _REMEMBERED:
+            self._seen.clear()
         return due
 
-    def _forget(self, now_ms: int) -> None:
-        if now_ms < self._newest_ms + _FORGET_MS // 4:
-            return
-        self._newest_ms = now_ms
-        self._seen = {k: seen for k, seen in self._seen.items() if seen[1] > now_ms - _FORGET_MS}
+
+def _entities(sums: MinuteSums) -> dict[bytes, Entity]:
+    # Each once, with what all of its sights tell.
+    found: dict[bytes, Entity] = {}
+    ends: dict[tuple[str, Identity], None] = {}
+    for relation in sums.relations:
+        ends[relation.cluster, relation.local] = None
+        ends[relation.cluster, relation.remote] = None
+        for entity in _relation_entities(relation):
+            found.setdefault(entity.key, entity)
+    for cluster, end in ends:
+        for entity in _end_entities(cluster, end):
+            known = found.setdefault(entity.key, entity)
+            known.attributes = entity.attributes | known.attributes
+    return found
 
 
 def _end_entities(cluster: str, end: Identity) -> list[Entity]:
-    shared = {"layer": end.layer, "namespace": end.namespace}
-    found = [Entity("service", cluster, {"service": end.service}, _given(shared | _workload(end)))]
+    shared = {"layer": end.layer, "namespace": end.namespace, "workload": end.workload}
+    found = [Entity("service", cluster, {"service": end.service}, _given(shared))]
     if end.instance:
         names = {"service": end.service, "instance": end.instance}
-        attributes = _given(shared | _workload(end) | {"node": end.node})
+        attributes = _given(shared | {"node": end.node})
         found.append(Entity("instance", cluster, names, attributes))
     return found
 
@@ -85,10 +99,6 @@ def _relation_entities(relation: Relation) -> list[Entity]:
         }
         found.append(Entity("instance_relation", relation.cluster, names, dict(layer)))
     return found
-
-
-def _workload(end: Identity) -> dict[str, str]:
-    return {"workload": end.workload}
 
 
 def _given(attributes: dict[str, str]) -> dict[str, str]:

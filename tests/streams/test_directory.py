@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from schemas.kubernetes import Container, Endpoint, EndpointSlice
@@ -152,6 +154,19 @@ def test_shared_external_addresses_differ_by_port() -> None:
         )
     ]
     assert names == ["one", "two", None, "one"]
+
+
+def test_a_node_made_again_keeps_its_address() -> None:
+    directory = Directory()
+    old = replace(node("node-a", "192.168.0.1"), uid="old")
+    directory.apply(old)
+    directory.apply(replace(old, uid="new", created_ms=5))
+    directory.apply(replace(old, deleted_ms=7))
+    found = directory.node_at(address("192.168.0.1"))
+    assert found is not None
+    assert found.uid == "new"
+    directory.remove("old")
+    assert directory.node_at(address("192.168.0.1")) == found
 
 
 def test_records_go_away_without_a_trace() -> None:

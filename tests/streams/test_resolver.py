@@ -274,6 +274,18 @@ def test_outside_addresses_are_capped_per_hour_and_ranges_named() -> None:
     assert names(one(resolver, later).remote) == ("203.0.113.99", "203.0.113.99")
 
 
+def test_a_clock_far_ahead_does_not_stop_the_naming_of_outside_addresses() -> None:
+    naming = Naming(Directory(), NamingSettings(external_names=2))
+
+    def services(hour: int) -> list[str]:
+        addresses = [bytes(10) + b"\xff\xff\xcb\x00\x71" + bytes([hour % 100 + n]) for n in (1, 2)]
+        return [naming.remote("", a, 0, hour * 3_600_000)[0].service for a in addresses]
+
+    services(10_000_000)  # the year 3110
+    for hour in range(480_000, 480_020):
+        assert "other-external" not in services(hour)
+
+
 def test_a_range_that_is_none_names_the_setting() -> None:
     with pytest.raises(ConfigError, match="cidr_names"):
         Naming(Directory(), NamingSettings(cidr_names={"nonsense": "x"}))
