@@ -30,9 +30,6 @@ class CollectorConfig(Config):
     publish_interval_s: float = setting(
         1.0, "Seconds between two batches", minimum=0.05, maximum=60
     )
-    clock_interval_s: float = setting(
-        60.0, "Seconds between two readings of both clocks", minimum=1, maximum=3600
-    )
     watermark_margin_s: float = setting(
         0.1, "How long an event may take from its end to its ring", minimum=0, maximum=60
     )

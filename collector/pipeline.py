@@ -142,20 +142,18 @@ class Pipeline:
         config, clock = self._config, self._clock
         step = int(config.drain_interval_s * 1e9)
         publish_step = int(config.publish_interval_s * 1e9)
-        clock_step = int(config.clock_interval_s * 1e9)
         now = clock.monotonic_ns()
-        next_publish, next_clock = now + publish_step, now + clock_step
+        next_publish = now + publish_step
         while not stop.is_set():
             started = clock.monotonic_ns()
             self.drain()
             now = clock.monotonic_ns()
             if now >= next_publish or self._pending >= config.batch_max_events:
                 self.publish()
+                # Now, as nothing waits that was drained under the old anchor.
+                self.read_clocks()
                 if now >= next_publish:
                     next_publish = max(next_publish + publish_step, now)
-            if now >= next_clock:
-                self.read_clocks()
-                next_clock = now + clock_step
             self._sender.poll()
             if not self._source.is_crowded:
                 stop.wait(max(0, started + step - clock.monotonic_ns()) / 1e9)

@@ -325,6 +325,31 @@ def test_a_set_clock_moves_later_events_but_not_the_watermark_back(
     assert second.header.watermark_ns == first.header.watermark_ns
 
 
+def test_a_clock_that_jumps_is_wrong_for_two_seconds_at_most(
+    tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
+) -> None:
+    # As after a suspend: the monotonic clock has stood still.
+    pipeline = _pipeline(tmp_path, source, sender, clock)
+    stop = threading.Event()
+    loops = 0
+
+    def turn() -> None:
+        nonlocal loops
+        loops += 1
+        clock.advance(0.25)
+        if loops == 8:
+            clock.now_unix_ns += 3600 * 10**9
+        if loops == 16:
+            moment = clock.monotonic_ns()
+            source.drains = [drained([connection(1, E.CONNECTED, end_ns=moment)])]
+            stop.set()
+
+    sender.poll = turn  # type: ignore[method-assign]
+    pipeline.run(stop)
+    (opened,) = (batch.opens for batch in sender.batches if batch.opens.rows)
+    assert opened.end_ns.tolist() == [clock.unix_ns()]
+
+
 def test_what_is_sent_is_recorded(
     tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
 ) -> None:
