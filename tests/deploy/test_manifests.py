@@ -124,6 +124,19 @@ def test_host_paths_are_few_and_read_only(part: Part) -> None:
     assert writable <= {"/tmp"}
 
 
+def test_only_who_writes_to_clickhouse_knows_its_password() -> None:
+    knowing = {c for c, part in PARTS.items() if "PODWIRE_SINK_PASSWORD" in part.environment}
+    assert knowing == {"schema", "sink"}
+
+
+def test_an_image_that_a_node_already_has_is_used() -> None:
+    # "latest" would be pulled every time otherwise, which images loaded by hand do not survive.
+    (image,) = yaml.safe_load((MANIFESTS / "kustomization.yaml").read_text())["images"]
+    for part in PARTS.values():
+        assert container_of(part)["image"].partition(":")[0] == image["name"]
+        assert container_of(part)["imagePullPolicy"] == "IfNotPresent"
+
+
 def test_only_the_kube_publisher_has_a_token() -> None:
     for command, part in PARTS.items():
         pod = part.raw["spec"]["template"]["spec"]
