@@ -10,17 +10,20 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
+from schemas.errors import ConfigError
+
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-__all__ = ["METRICS", "Health", "RateLimited", "TelemetryServer", "counter", "gauge"]
+__all__ = ["METRICS", "Health", "RateLimited", "TelemetryServer", "counter", "gauge", "served"]
 
 REGISTRY: Final = CollectorRegistry()
 
@@ -43,6 +46,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("podwire_collector_batch_bytes_total", "counter", (), "Bytes of event batches handed to Kafka"),
     Metric("podwire_collector_connections", "gauge", (), "Connections known now"),
     Metric("podwire_collector_ring_used_bytes", "gauge", ("ring",), "Bytes found waiting in the ring at the last drain"),
+    Metric("podwire_collector_ring_missing_records", "gauge", ("ring",), "Records that the kernel numbered and the ring has not given yet; 0 but for moments"),
     Metric("podwire_collector_clock_step_ns", "gauge", (), "How far the two clocks moved apart at the last re-sync"),
     Metric("podwire_collector_hooks", "gauge", ("state",), "BPF hooks by state: attached or missing"),
     # kube
@@ -142,6 +146,48 @@ class TelemetryServer:
         """Close the port."""
         self._server.shutdown()
         self._server.server_close()
+
+
+class Address(Protocol):
+    """The settings that every component has for its telemetry."""
+
+    @property
+    def SECTION(self) -> str:
+        """Section of the configuration file."""
+        ...
+
+    @property
+    def telemetry_port(self) -> int:
+        """Port; 0 is off."""
+        ...
+
+    @property
+    def telemetry_host(self) -> str:
+        """Address to listen on."""
+        ...
+
+
+@contextmanager
+def served(config: Address, health: Health) -> Iterator[None]:
+    """Serve telemetry where the configuration says, for the length of a ``with`` block.
+
+    Raises:
+        ConfigError: If the address cannot be served, for example because the port is in use.
+    """
+    if not config.telemetry_port:
+        yield
+        return
+    try:
+        server = TelemetryServer(health, config.telemetry_port, config.telemetry_host)
+    except OSError as error:
+        address = f"{config.telemetry_host}:{config.telemetry_port}"
+        reason = f"{address} cannot be used: {error.strerror}"
+        raise ConfigError(f"{config.SECTION}.telemetry_port", reason) from error
+    server.start()
+    try:
+        yield
+    finally:
+        server.stop()
 
 
 class _Server(ThreadingHTTPServer):

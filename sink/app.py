@@ -6,12 +6,11 @@ import logging
 import signal
 import threading
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from schemas.clock import SystemClock
-from schemas.errors import ConfigError
-from schemas.telemetry import Health, TelemetryServer
+from schemas.telemetry import Health, served
 from schemas.topics import ENTITIES
 from sink.consumer import DeadLetters, Source, Stopped, topic_epoch
 from sink.ddl import apply_schema
@@ -42,8 +41,7 @@ def run_sink(config: SinkConfig, kafka: KafkaConfig, stop: threading.Event) -> N
     clock = SystemClock()
     health = Health()
     with ExitStack() as stack:
-        if config.telemetry_port:
-            stack.callback(_telemetry(config, health).stop)
+        stack.enter_context(served(config, health))
         store = Store.connect(config)
         stack.callback(store.close)
         log.info("clickhouse %s at %s", store.version, config.url.rpartition("@")[2])
@@ -115,14 +113,3 @@ def _serve_sql(config: SinkConfig, stack: ExitStack) -> None:
     server.start()
     stack.callback(server.stop)
     log.info("read-only SQL: curl 'http://%s:%d/?query=SELECT+1'", config.sql_host, server.port)
-
-
-def _telemetry(config: SinkConfig, health: Health) -> Any:
-    try:
-        server = TelemetryServer(health, config.telemetry_port, config.telemetry_host)
-    except OSError as error:
-        raise ConfigError(
-            "sink.telemetry_port", f"{config.telemetry_port} cannot be used: {error.strerror}"
-        ) from error
-    server.start()
-    return server

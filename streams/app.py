@@ -21,7 +21,7 @@ from yarl import URL
 from schemas.clock import SystemClock
 from schemas.entities import DeadLetter, encode_dead_letter
 from schemas.errors import FatalError, PodwireError, TransportError
-from schemas.telemetry import Health, TelemetryServer, counter
+from schemas.telemetry import Health, counter, served
 from schemas.topics import DEAD_LETTER, ENTITIES, EVENTS, MAX_MESSAGE_BYTES, METRICS
 from streams.broker import BrokerHistory, ensure_topics, ssl_context
 from streams.consumer import FloorTransport
@@ -158,17 +158,8 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ended.set)
         health = Health()
-        server = None
-        if self._settings.telemetry_port:
-            server = TelemetryServer(
-                health, self._settings.telemetry_port, self._settings.telemetry_host
-            )
-            server.start()
-        try:
+        with served(self._settings, health):
             await self._work(health)
-        finally:
-            if server is not None:
-                server.stop()
         if self._failure is not None:
             raise self._failure
 

@@ -121,7 +121,7 @@ class MetadataCache:
                 look_again -= _POLL_S
                 if look_again <= 0:
                     look_again = _LOOK_AGAIN_S
-                    self._assign(consumer)
+                    self._assign_again(consumer)
         except KafkaException as error:
             failure = TransportError(
                 f"kubernetes metadata from {self._kafka.bootstrap_servers}: {error}"
@@ -150,6 +150,13 @@ class MetadataCache:
                 for place in self._ends
             ]
         )
+
+    def _assign_again(self, consumer: Consumer) -> None:
+        try:
+            self._assign(consumer)
+        except KafkaException as error:  # a broker that is away; what is known stays good
+            counter("podwire_errors_total").labels("streams", "metadata").inc()
+            self._errors.warning("kubernetes metadata: %s", error.args[0].str())
 
     def _take(self, consumer: Consumer, records: list[Any]) -> None:
         for record in records:
@@ -214,15 +221,22 @@ class MetadataCache:
                 message.offset(),
                 message.key() or b"",
                 message.value(),
+                max(message.timestamp()[1], 0),
             )
         for kind, count in self._directory.counts().items():
             gauge("podwire_streams_metadata_objects").labels(kind).set(count)
 
     def _apply_one(
-        self, topic: str, partition: int, offset: int, key: bytes, value: bytes | None
+        self,
+        topic: str,
+        partition: int,
+        offset: int,
+        key: bytes,
+        value: bytes | None,
+        time_ms: int,
     ) -> None:
-        known = self._keys.pop((topic, key), None)
         if not value:
+            known = self._keys.pop((topic, key), None)
             if known is not None:
                 self._directory.remove(known)
             return
@@ -231,7 +245,8 @@ class MetadataCache:
         except DecodeError as error:
             self._errors.warning("%s offset %d: %s", topic, offset, error)
             self._on_undecodable(
-                DeadLetter("streams", topic, partition, offset, error.reason, key, value)
+                # The message's own time: every worker sends this letter, and one row is enough.
+                DeadLetter("streams", topic, partition, offset, error.reason, key, value, time_ms)
             )
             return
         self._keys[topic, key] = record.uid

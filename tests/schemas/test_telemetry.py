@@ -11,7 +11,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from schemas import telemetry
-from schemas.telemetry import METRICS, Health, RateLimited, TelemetryServer, counter, gauge
+from schemas.errors import ConfigError
+from schemas.telemetry import METRICS, Health, RateLimited, TelemetryServer, counter, gauge, served
 
 ROOT = Path(__file__).parents[2]
 COMPONENTS = ("collector", "deploy", "schemas", "sink", "streams")
@@ -92,6 +93,14 @@ def test_a_port_in_use_is_refused_at_once() -> None:
     try:
         with pytest.raises(OSError, match="in use"):
             TelemetryServer(Health(), first.port)
+        config = SimpleNamespace(
+            SECTION="sink", telemetry_port=first.port, telemetry_host="127.0.0.1"
+        )
+        with (
+            pytest.raises(ConfigError, match=r"sink\.telemetry_port: .*in use"),
+            served(config, Health()),
+        ):
+            pass
     finally:
         first.stop()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -58,6 +59,42 @@ def test_everything_there_is_known_at_start_and_changes_follow(
 
     asyncio.run(scenario())
     assert [letter.key for letter in letters] == [b"uid-bad"]
+    # A row of 1970 would be gone from the store at once.
+    assert abs(letters[0].time_ms / 1000 - time.time()) < 120
+
+
+@pytest.mark.slow
+def test_a_broker_that_is_away_does_not_end_the_following(
+    new_kafka_broker: Callable[..., KafkaBroker],
+) -> None:
+    broker = new_kafka_broker()
+    broker.create_topic(PODS.name)
+    directory = Directory()
+
+    async def scenario() -> None:
+        kafka = KafkaConfig(bootstrap_servers=broker.bootstrap_servers)
+        cache = MetadataCache(kafka, directory, lambda letter: None)
+        assert await cache.start(20.0)
+        broker.kill()
+        await asyncio.sleep(17)  # the topics are listed every 5 s, with a time-out of 10 s
+        await asyncio.to_thread(broker.start)
+        broker.produce(PODS.name, [encode_object(pod("web-1"))], key="uid-web-1")
+        await eventually(lambda: directory.counts()["pod"] == 1)
+        assert cache.failure is None
+        await cache.stop()
+
+    asyncio.run(scenario())
+
+
+def test_an_unreadable_change_does_not_make_the_last_state_immortal() -> None:
+    directory = Directory()
+    letters: list[DeadLetter] = []
+    cache = MetadataCache(KafkaConfig(), directory, letters.append)
+    known = encode_object(pod("web-1"))
+    for offset, value in enumerate((known, b"\xff\xff", None)):
+        cache._apply_one(PODS.name, 0, offset, b"uid-web-1", value, 0)
+    assert len(letters) == 1
+    assert directory.counts()["pod"] == 0
 
 
 def test_topics_that_begin_anew_are_read_anew(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from schemas.clock import ManualClock
+from schemas.config import KafkaConfig
 from schemas.entities import decode_dead_letter, decode_entity
 from schemas.errors import ConfigError, FatalError
 from schemas.events import encode_batch
 from schemas.kubernetes import Container
 from schemas.metrics import decode_block
+from streams.app import Worker
 from streams.config import StreamsConfig
 from streams.directory import Directory
 from tests.streams.build import MINUTE_NS, MINUTE_S, SECOND_NS, BatchBuilder, pod
@@ -190,3 +193,10 @@ def test_the_defaults_are_valid_and_ranges_are_checked() -> None:
     assert found.cidr_names == {"10.0.0.0/8": "home"}
     with pytest.raises(ConfigError, match=r"streams\.grace_s"):
         StreamsConfig.load({"streams": {"grace_s": -1}}, {})
+
+
+def test_a_telemetry_port_in_use_names_the_setting() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = StreamsConfig(telemetry_port=taken.getsockname()[1])
+        with pytest.raises(ConfigError, match=r"streams\.telemetry_port"):
+            asyncio.run(Worker(KafkaConfig(), settings).run())
