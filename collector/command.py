@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from collector.batches import Run
 from collector.config import CollectorConfig
-from collector.containers import ContainerResolver, find_cgroup2_mount
+from collector.containers import ContainerResolver, cgroup2_below, find_cgroup2_mount
 from collector.heap import bound_heap
 from collector.pipeline import Pipeline
 from collector.publisher import Publisher
@@ -97,7 +97,11 @@ def _collect(
     except OSError as error:
         raise ConfigError("collector.proc_path", f"{error.filename}: {error.strerror}") from error
     if config.cgroup_path:
-        mount = Path(config.cgroup_path)
+        if not Path(config.cgroup_path).is_dir():
+            raise ConfigError("collector.cgroup_path", f"{config.cgroup_path} is no directory")
+        mount = cgroup2_below(Path(config.cgroup_path))
+    if mount is None:
+        _LOG.warning("no cgroup v2 here: a container is found only while its process lives")
     identity = Run(
         node=node_name(config), boot_id=boot_id, run_id=uuid4().hex, cluster=config.cluster
     )

@@ -61,7 +61,7 @@ class CollectorConfig(Config):
     )
     object_file: str = setting("", "eBPF object to load [default: the one for this machine]")
     proc_path: str = setting("/proc", "Where the /proc of the node's own processes is")
-    cgroup_path: str = setting("", "Where the node's cgroup v2 is [default: as mounted]")
+    cgroup_path: str = setting("", "Where the node's /sys/fs/cgroup is [default: as mounted]")
     compression: str = setting(
         "lz4", "Compression of batches in Kafka", choices=("none", "lz4", "zstd")
     )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from schemas.clock import Clock
 
-__all__ = ["ContainerResolver", "container_id", "find_cgroup2_mount"]
+__all__ = ["ContainerResolver", "cgroup2_below", "container_id", "find_cgroup2_mount"]
 
 _CONTAINER: Final = re.compile(
     r"^(?:(?:cri-containerd|containerd|nerdctl|docker|crio|libpod)-|[^/:]+:[^/:]+:)?"
@@ -72,6 +72,18 @@ def find_cgroup2_mount(mounts: str) -> Path | None:
         fields = line.split(" ")
         if len(fields) > 2 and fields[2] == "cgroup2":
             return Path(fields[1].replace("\\040", " "))
+    return None
+
+
+def cgroup2_below(path: Path) -> Path | None:
+    """Return where cgroup v2 is: this path, or ``unified`` in it on nodes with both versions.
+
+    None if only cgroup v1 is there. Every hierarchy numbers its directories from 1, so a walk
+    through those of v1 would take them for others.
+    """
+    for place in (path, path / "unified"):
+        if (place / "cgroup.controllers").is_file():  # in every directory of v2, in none of v1
+            return place
     return None
 
 

@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from collector.containers import ContainerResolver, container_id, find_cgroup2_mount
+from collector.containers import (
+    ContainerResolver,
+    cgroup2_below,
+    container_id,
+    find_cgroup2_mount,
+)
 from schemas.clock import ManualClock
 
 ID = "0123456789abcdef" * 4
@@ -71,6 +76,24 @@ def test_the_cgroup2_mount_is_found_in_hybrid_set_ups() -> None:
     )
     assert find_cgroup2_mount(mounts) == Path("/sys/fs/cgroup/uni fied")
     assert find_cgroup2_mount("proc /proc proc rw 0 0\n") is None
+
+
+def test_only_cgroup_v2_is_walked(tmp_path: Path) -> None:
+    (tmp_path / "memory" / "docker" / ID).mkdir(parents=True)
+    assert cgroup2_below(tmp_path) is None
+    unified = tmp_path / "unified"
+    unified.mkdir()
+    (unified / "cgroup.controllers").write_text("")
+    assert cgroup2_below(tmp_path) == unified
+    (tmp_path / "cgroup.controllers").write_text("cpu memory\n")
+    assert cgroup2_below(tmp_path) == tmp_path
+
+
+def test_the_mount_of_this_machine_is_recognised() -> None:
+    mount = find_cgroup2_mount(Path("/proc/self/mounts").read_text())
+    if mount is None:
+        pytest.skip("no cgroup v2 is mounted")
+    assert cgroup2_below(mount) == mount
 
 
 class Machine:
