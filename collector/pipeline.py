@@ -19,6 +19,7 @@ from collector.batches import BatchBuilder, Limits, as_undelivered, finished, ke
 from collector.connections import ConnectionTable
 from collector.names import NameTable
 from schemas.clock import ClockAnchor
+from schemas.errors import ConfigError
 from schemas.events import encode_batch
 from schemas.ledger import Entry, Ledger
 from schemas.telemetry import RateLimited, counter, gauge
@@ -259,13 +260,23 @@ class Pipeline:
                 continue
             self.sequence += 1
             self._export(header.ledger, is_last=batch is batches[-1])
-            if self._recorder is not None:
-                self._recorder.write(message)
+            self._record(message)
         self.table.retire(connections["connection_id"][finished(connections)])
         self.table.sweep()
         self._compact_names()
         gauge("podwire_collector_connections").set(len(self.table))
         self._health.progress()
+
+    def _record(self, message: bytes) -> None:
+        if self._recorder is None:
+            return
+        try:
+            self._recorder.write(message)
+        except ConfigError as error:
+            # A full disk ends the recording, not the watching; closing the file says it again.
+            self._recorder = None
+            counter("podwire_errors_total").labels("collector", "record").inc()
+            _LOG.error("the recording ends here: %s", error)
 
     def _adopt(self, transfers: NDArray[Any]) -> None:
         # A connection that only the kernel had touched belongs to the process that uses it.

@@ -63,9 +63,16 @@ class Recorder:
         self.messages += 1
 
     def close(self) -> None:
-        """Complete the file."""
-        self._file.close()
-        self._raw.close()
+        """Complete the file.
+
+        Raises:
+            ConfigError: If it cannot be completed.
+        """
+        try:
+            self._file.close()
+            self._raw.close()
+        except OSError as error:
+            raise ConfigError("--record", f"{self.path}: {error.strerror}") from error
 
 
 def read_recording(path: Path) -> Iterator[bytes]:

@@ -160,6 +160,8 @@ class KernelSource:
         """Return the increments of the kernel's counters, summed over CPUs, shape (5, 4)."""
         for name, ring in self._rings.items():
             gauge("podwire_collector_ring_used_bytes").labels(name).set(ring.used)
+            missing = self.sequences[name].missing
+            gauge("podwire_collector_ring_missing_records").labels(name).set(missing)
         now = np.stack(
             [
                 np.frombuffer(self._object.read_percpu("counts", kind), np.uint64)

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,13 +13,11 @@ from collector.containers import ContainerResolver
 from collector.pipeline import Pipeline
 from collector.recording import Recorder, read_recording
 from schemas.clock import ManualClock
+from schemas.errors import ConfigError
 from schemas.ledger import Ledger
 from schemas.telemetry import REGISTRY, Health
 from tests.collector.fakes import FakeSender, FakeSource
 from tests.collector.records import comm, connection, drained, transfer
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 E = ConnectionEvent
 ID = "ab" * 32
@@ -361,6 +360,21 @@ def test_what_is_sent_is_recorded(
     recorder.close()
     assert list(read_recording(tmp_path / "file")) == sender.messages
     assert len(sender.messages) == 2
+
+
+def test_a_full_disk_ends_the_recording_and_not_the_watching(
+    tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
+) -> None:
+    recorder = Recorder(Path("/dev/full"))
+    rows = [transfer(1)] * 5000
+    source.drains = [drained([connection(1, E.ANNOUNCED)], rows), drained([], rows)]
+    pipeline = _pipeline(tmp_path, source, sender, clock, recorder)
+    for _ in range(2):
+        pipeline.drain()
+        pipeline.publish()
+    assert sum(batch.transfers.rows for batch in sender.batches) == 10_000
+    with pytest.raises(ConfigError, match="No space left"):
+        recorder.close()
 
 
 def _exported(stage: str, kind: str, outcome: str) -> float:

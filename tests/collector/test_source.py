@@ -11,6 +11,7 @@ from collector.abi import ConnectionEvent, Direction, Kind
 from collector.config import CollectorConfig, object_path
 from collector.source import KernelSource, require_layout, ring_sizes
 from schemas.errors import ConfigError, LayoutMismatch
+from schemas.telemetry import REGISTRY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,6 +75,8 @@ def test_both_readers_see_what_the_sockets_did(source: KernelSource) -> None:
         ("connections", "transfers", "processes"), 0
     )
     assert source.counts().sum() == 0
+    labels = {"ring": "transfers"}
+    assert REGISTRY.get_sample_value("podwire_collector_ring_missing_records", labels) == 0
 
 
 @pytest.mark.bpf
