@@ -145,9 +145,12 @@ class Scenario:
         return self.machine.stop()
 
     def abort(self) -> None:
-        """End everything at once."""
+        """End everything at once; the cluster ends the servers."""
         self._stop.set()
         self.machine.kill()
+        for process in self._servers.values():
+            if process.stdout is not None:
+                process.stdout.close()
 
     def query(self, sql: str) -> list[dict[str, Any]]:
         """Ask the stored data, after `finish`."""
