@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError as ProtobufDecodeError
 from schemas.catalogue import SCOPE_BY_NAME
 from schemas.errors import DecodeError
 from schemas.pb import dead_letter_pb2, entities_pb2
+from schemas.topics import MAX_MESSAGE_BYTES
 
 __all__ = [
     "DeadLetter",
@@ -18,6 +19,12 @@ __all__ = [
     "encode_dead_letter",
     "encode_entity",
 ]
+
+
+# A letter that the broker refuses would stop the stage that has to send it, again and again.
+_LONGEST_REASON = 2_000
+_LONGEST_KEY = 8_000
+_LONGEST_PAYLOAD = MAX_MESSAGE_BYTES
 
 
 @dataclass(slots=True)
@@ -77,7 +84,7 @@ def decode_entity(data: bytes) -> Entity:
 
 @dataclass(slots=True)
 class DeadLetter:
-    """A message that could not be decoded, whole, and why."""
+    """A message that could not be decoded, whole as far as it fits a message, and why."""
 
     stage: str
     topic: str
@@ -90,15 +97,15 @@ class DeadLetter:
 
 
 def encode_dead_letter(letter: DeadLetter) -> bytes:
-    """Return the value of a ``podwire.dead-letter.v1`` message."""
+    """Return the value of a ``podwire.dead-letter.v1`` message, cut where it would not fit one."""
     return dead_letter_pb2.DeadLetter(
         stage=letter.stage,
         topic=letter.topic,
         partition=letter.partition,
         offset=letter.offset,
-        reason=letter.reason,
-        key=letter.key,
-        payload=letter.payload,
+        reason=letter.reason[:_LONGEST_REASON],
+        key=letter.key[:_LONGEST_KEY],
+        payload=letter.payload[:_LONGEST_PAYLOAD],
         time_ms=letter.time_ms,
     ).SerializeToString()
 

@@ -26,7 +26,6 @@ Reason = Literal[
     "unclean_restart",  # streams: a collector run ended without its last batch (count of runs)
     "sequence_gap",  # streams: batches of a run that never arrived (count of batches)
     "pod_internal",  # streams: both ends in one pod
-    "local_unknown",  # streams: the local end is no known pod, node or process
     "instance_relation_dropped",  # streams: the pod behind a service IP cannot be known
     "duplicate",  # the same batch or block a second time
     "abandoned",  # sink: parts of a block whose writer died before the last part

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 from schemas.config import Config, setting
@@ -80,10 +81,22 @@ class SinkConfig(Config):
             raise ConfigError("sink.cluster", "the embedded engine is no cluster")
         if self.sql_port and not self.embedded:
             raise ConfigError("sink.sql_port", "a ClickHouse server answers SQL itself")
+        self._check_retention()
         for key in ("database", "cluster"):
             name = getattr(self, key)
             if (name or key == "database") and not name.isidentifier():
                 raise ConfigError(f"sink.{key}", f"{name!r} is no plain name")
+
+    def _check_retention(self) -> None:
+        # Days are summed from hours, and hours from minutes, after they are over: what they are
+        # made of, and the record of what is rolled up, must be there for as long.
+        if 0 < self.retention_days < 3:
+            raise ConfigError("sink.retention_days", "days are rolled up from 3 on; 0 is for ever")
+        order = ("retention_days", "retention_hourly_days", "retention_daily_days")
+        for finer, coarser in pairwise(order):
+            shorter, longer = getattr(self, finer), getattr(self, coarser)
+            if longer and not 0 < shorter <= longer:
+                raise ConfigError(f"sink.{coarser}", f"{longer} is shorter than sink.{finer}")
 
     def layout(self) -> Layout:
         """What the declarations need to become statements."""

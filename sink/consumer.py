@@ -242,10 +242,9 @@ class Source:
 
 
 class DeadLetters:
-    """Sends what cannot be decoded to its own topic, whole."""
+    """Sends what cannot be decoded to its own topic."""
 
     def __init__(self, kafka: KafkaConfig) -> None:
-        self._undelivered = 0
         self._producer = Producer(
             {
                 **kafka.client_settings(),

@@ -13,6 +13,7 @@ from schemas.entities import (
 )
 from schemas.errors import DecodeError
 from schemas.pb import entities_pb2
+from schemas.topics import MAX_MESSAGE_BYTES
 from tests.schemas.strategies import damaged, dead_letters, entities
 
 
@@ -48,6 +49,13 @@ def test_damaged_dead_letters_raise_decode_error_or_pass(data: bytes) -> None:
     except DecodeError:
         return
     assert isinstance(letter, DeadLetter)
+
+
+def test_a_dead_letter_fits_the_topic_whatever_it_is_about() -> None:
+    room = MAX_MESSAGE_BYTES + 64 * 1024  # what the topics take
+    letter = DeadLetter("sink", "t", 0, 1, "\u20ac" * room, b"k" * room, b"p" * room)
+    assert len(encode_dead_letter(letter)) < room - 32 * 1024  # the key of the message comes on top
+    assert decode_dead_letter(encode_dead_letter(letter)).payload == b"p" * MAX_MESSAGE_BYTES
 
 
 def test_key_stays_the_same_for_the_same_entity() -> None:

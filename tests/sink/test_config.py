@@ -22,12 +22,23 @@ def test_the_defaults_are_valid():
         ({"database": "a b"}, "sink.database"),
         ({"database": ""}, "sink.database"),
         ({"cluster": "a'b"}, "sink.cluster"),
+        ({"retention_days": 2}, "sink.retention_days"),
+        ({"retention_days": 91}, "sink.retention_hourly_days"),
+        ({"retention_days": 0}, "sink.retention_hourly_days"),
+        ({"retention_hourly_days": 401}, "sink.retention_daily_days"),
+        ({"retention_hourly_days": 0}, "sink.retention_daily_days"),
     ],
 )
 def test_a_mistake_names_its_key(values, key):
     with pytest.raises(ConfigError) as caught:
         SinkConfig(**values).check()
     assert caught.value.key == key
+
+
+def test_retention_may_be_off():
+    off = dict.fromkeys(("retention_days", "retention_hourly_days", "retention_daily_days"), 0)
+    SinkConfig(**off).check()
+    SinkConfig(retention_hourly_days=0, retention_daily_days=0).check()
 
 
 def test_the_password_is_masked():
