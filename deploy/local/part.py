@@ -176,7 +176,7 @@ class Part:
         """Wait for its end, and end it by force when its time is over.
 
         Returns:
-            Whether it ended by itself with exit code 0, or had nothing to save.
+            Whether it ended by itself with exit code 0, or had nothing to save yet.
         """
         if self._process is None or self.state != "running":
             if self.state in ("waiting", "restarting"):
@@ -190,7 +190,8 @@ class Part:
         # Whatever it had started itself goes with it.
         self._signal(signal.SIGKILL)
         self.state = "stopped"
-        return code == 0 or self.spec.stop_signal == signal.SIGKILL
+        # Ended by the bare signal, it had not come to the point of handling it: nothing to save.
+        return code in (0, -self.spec.stop_signal)
 
     def kill(self) -> None:
         """End it at once, with everything it started."""

@@ -59,6 +59,14 @@ def log(tmp_path: Path) -> Path:
     return tmp_path / "logs" / "part.log"
 
 
+def test_a_part_stopped_before_it_handles_signals_has_nothing_to_save(log: Path) -> None:
+    part = Part(shell("exec sleep 60", log), SystemClock())
+    part.start()
+    part.terminate()
+    assert part.join()
+    assert part.state == "stopped"
+
+
 def test_a_dead_part_starts_again_after_a_growing_pause(log: Path) -> None:
     clock = ManualClock()
     part = Part(shell("echo started; exit 1", log), clock)
