@@ -60,7 +60,7 @@ def log(tmp_path: Path) -> Path:
 
 
 def test_a_part_stopped_before_it_handles_signals_has_nothing_to_save(log: Path) -> None:
-    part = Part(shell("exec sleep 60", log), SystemClock())
+    part = Part(shell("exec sleep 60", log), ManualClock())
     part.start()
     part.terminate()
     assert part.join()
