@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kube", type=Path, metavar="FILE", help="Kubernetes objects, as kubectl prints them"
     )
     parser.add_argument(
-        "--duration", type=_seconds, metavar="S", help="end after so many seconds [Ctrl-C]"
+        "--duration", type=seconds, metavar="S", help="end after so many seconds [Ctrl-C]"
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="as quickly as it was, or as quickly as possible [recorded]",
     )  # fmt: skip
     parser.add_argument(
-        "--http-port", type=_port, default=DEFAULT_HTTP_PORT, metavar="P",
+        "--http-port", type=port_number, default=DEFAULT_HTTP_PORT, metavar="P",
         help="port of the SQL endpoint on loopback, 0 for any [8123]",
     )  # fmt: skip
     parser.add_argument(
@@ -151,15 +151,18 @@ def _report(console: Console, machine: Machine, problems: list[str]) -> int:
     return 1 if problems or machine.broker_deaths else 0
 
 
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if seconds <= 0:
+# argparse names these in its messages: "invalid seconds value".
+def seconds(text: str) -> float:
+    """Return a duration, for argparse."""
+    value = float(text)
+    if not value > 0:
         raise argparse.ArgumentTypeError("must be above 0")
-    return seconds
+    return value
 
 
-def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65_535:
+def port_number(text: str) -> int:
+    """Return a port or 0, for argparse."""
+    value = int(text)
+    if not 0 <= value <= 65_535:
         raise argparse.ArgumentTypeError("must be 0 to 65535")
-    return port
+    return value
