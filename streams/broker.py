@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from schemas.errors import ConfigError, FatalError, TransportError
 from schemas.topics import DEAD_LETTER, ENTITIES, EVENTS, MAX_MESSAGE_BYTES, METRICS
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _READ_TIMEOUT_S = 60.0
 _REQUEST_TIMEOUT_MS = 20_000
+_LOOK_AGAIN_S = 0.2
 
 
 def ssl_context(kafka: KafkaConfig) -> ssl.SSLContext | None:
@@ -72,6 +73,7 @@ async def ensure_topics(kafka: KafkaConfig) -> int:
     Raises:
         TransportError: If no broker answers.
         FatalError: If the metrics topic has another number of partitions than the events topic.
+        ConfigError: If the broker refuses to make a topic so.
     """
     try:
         admin = AIOKafkaAdminClient(**client_settings(kafka))
@@ -88,12 +90,10 @@ async def ensure_topics(kafka: KafkaConfig) -> int:
             new = NewTopic(
                 topic.name, partitions, kafka.replication_factor, topic_configs=topic.config()
             )
-            with contextlib.suppress(TopicAlreadyExistsError):  # another part was quicker
-                await admin.create_topics([new])
+            _check_created(await admin.create_topics([new]))
             logger.info("created topic %s with %d partitions", topic.name, partitions)
-        described = await admin.describe_topics([EVENTS.name, METRICS.name])
-        counts = {topic["topic"]: len(topic["partitions"]) for topic in described}
-    except KafkaError as error:
+        counts = await _partitions(admin)
+    except (KafkaError, TimeoutError) as error:
         raise TransportError(f"topics cannot be prepared: {error!r}") from error
     finally:
         await admin.close()
@@ -103,6 +103,25 @@ async def ensure_topics(kafka: KafkaConfig) -> int:
             f" {counts[EVENTS.name]}: blocks of events partition p go to metrics partition p"
         )
     return counts[EVENTS.name]
+
+
+def _check_created(answer: Any) -> None:
+    # The client hands the broker's refusals over as part of the answer.
+    for topic, code, *reason in answer.topic_errors:
+        if code not in (0, TopicAlreadyExistsError.errno):  # another part may be quicker
+            text = " ".join([for_code(code).__name__, *(str(part) for part in reason[:1] if part)])
+            raise ConfigError("kafka.replication_factor", f"topic {topic} was refused: {text}")
+
+
+async def _partitions(admin: Any) -> dict[str, int]:
+    # A topic just made shows its partitions a moment later.
+    async with asyncio.timeout(_READ_TIMEOUT_S):
+        while True:
+            described = await admin.describe_topics([EVENTS.name, METRICS.name])
+            counts = {topic["topic"]: len(topic["partitions"]) for topic in described}
+            if all(counts.values()):
+                return counts
+            await asyncio.sleep(_LOOK_AGAIN_S)
 
 
 class PartitionLog:

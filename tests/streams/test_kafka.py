@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
@@ -13,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from schemas.config import KafkaConfig
 from schemas.entities import decode_dead_letter, decode_entity
+from schemas.errors import ConfigError
 from schemas.events import encode_batch
 from schemas.topics import DEAD_LETTER, ENTITIES, EVENTS, METRICS
+from streams.broker import ensure_topics
 from tests.streams.build import SECOND_NS, BatchBuilder
 from tests.streams.fakes import counted_blocks, totals
 
@@ -265,6 +269,18 @@ def test_what_cannot_be_read_is_kept_and_the_rest_counted(
         assert worker.wait(20) == 2
         assert "6 undecodable messages in a row" in workers.logs()
         assert "Traceback" not in workers.logs()
+
+
+def test_topics_that_the_broker_refuses_name_the_setting(
+    new_kafka_broker: Callable[..., KafkaBroker],
+) -> None:
+    servers = new_kafka_broker().bootstrap_servers
+    three = KafkaConfig(bootstrap_servers=servers, replication_factor=3)  # of one broker
+    with pytest.raises(ConfigError, match=r"replication_factor.*InvalidReplicationFactor"):
+        asyncio.run(ensure_topics(three))
+    wide = KafkaConfig(bootstrap_servers=servers, partitions=5)
+    assert asyncio.run(ensure_topics(wide)) == 5
+    assert asyncio.run(ensure_topics(wide)) == 5
 
 
 def test_no_broker_is_one_line(tmp_path: Path) -> None:
