@@ -274,10 +274,17 @@ def entity_inserts(entities: Sequence[Entity]) -> list[Insert]:
         first = np.array([entity.first_seen_ms for entity in chosen], "<i8")
         block.add_numbers("first_seen", MILLISECONDS, first)
         block.add_numbers("last_seen", MILLISECONDS, last)
-        known = [json.dumps(entity.attributes, sort_keys=True) for entity in chosen]
+        known = [_attributes(entity) for entity in chosen]
         block.add_tuples("known", "Tuple(seen_ms Int64, attributes String)", last, known)
         inserts.append(Insert(target, block.column_names, block.rows, block.to_bytes()))
     return inserts
+
+
+def _attributes(entity: Entity) -> str:
+    # Of two sights at the same time the greater text wins. With the space (it sorts before the
+    # comma) that is the one that knows more, not the one that saw a virtual address only.
+    text = json.dumps(entity.attributes, sort_keys=True)
+    return f"{text[:-1]} }}" if entity.attributes else text
 
 
 def dead_letter_insert(letters: Sequence[DeadLetter]) -> Insert:

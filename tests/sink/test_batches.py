@@ -139,6 +139,17 @@ def test_entities_merge_in_any_order(store):
 
 
 @pytest.mark.clickhouse
+def test_of_two_sights_at_once_the_one_that_knows_more_wins(store):
+    less = {"layer": "KUBERNETES", "namespace": 'x"}'}
+    more = {**less, "workload": "web"}
+    for attributes in (less, more, less):
+        for insert in entity_inserts([Entity("service", "", {"service": "a"}, attributes, 1, 2)]):
+            store.insert(insert)
+    rows = store.rows("SELECT namespace, workload FROM podwire.service_traffic")
+    assert rows == [('x"}', "web")]
+
+
+@pytest.mark.clickhouse
 def test_every_kind_of_entity_has_its_view(store):
     from schemas.catalogue import SCOPES
 
