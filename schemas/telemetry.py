@@ -7,6 +7,7 @@ on loopback unless configured otherwise.
 
 from __future__ import annotations
 
+import socket
 import sys
 import threading
 import time
@@ -191,6 +192,11 @@ def served(config: Address, health: Health) -> Iterator[None]:
 
 
 class _Server(ThreadingHTTPServer):
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        # "::" is every address of both families, unless the machine is set up otherwise.
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, handler)
+
     def handle_error(self, request: object, client_address: object) -> None:
         # A client that goes away before its answer is its own business; the others are counted.
         error = sys.exception()

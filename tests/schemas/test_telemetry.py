@@ -87,6 +87,17 @@ def test_endpoints_answer_what_probes_and_prometheus_ask() -> None:
     assert samples["podwire_errors_total", ("test", "Surprise")] == 3
 
 
+@pytest.mark.parametrize("host", ["::", "::1"])
+def test_clusters_without_ipv4_are_served(host: str) -> None:
+    server = TelemetryServer(Health(), 0, host)
+    server.start()
+    try:
+        with urllib.request.urlopen(f"http://[::1]:{server.port}/healthz", timeout=5) as page:
+            assert page.read() == b"ok\n"
+    finally:
+        server.stop()
+
+
 def test_a_port_in_use_is_refused_at_once() -> None:
     first = TelemetryServer(Health(), 0)
     first.start()
