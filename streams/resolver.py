@@ -13,7 +13,7 @@ the address itself. A peer on the same host is found through the mirrored connec
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,8 @@ from streams.naming import Naming, NamingSettings
 from streams.peers import Peers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from numpy.typing import NDArray
 
     from schemas.events import Connections, EventBatch
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["Resolution", "Resolver"]
 
 _CACHE_LIMIT = 200_000
+
+K = TypeVar("K")
 
 
 @dataclass(slots=True)
@@ -68,6 +72,19 @@ class _Cache:
             self.missing.clear()
         if len(self.relations) > _CACHE_LIMIT:
             self.relations.clear()
+
+    def keep(
+        self,
+        known: dict[K, tuple[Identity, Span]],
+        key: K,
+        identity: Identity,
+        span: Span,
+        awaited: str | bytes,
+    ) -> tuple[Identity, Span]:
+        known[key] = identity, span
+        if awaited:
+            self.missing[key] = awaited
+        return identity, span
 
 
 class Resolver:
@@ -132,43 +149,22 @@ class Resolver:
         rows, header = batch.connections, batch.header
         owner = (rows.container.astype(np.uint64) << np.uint64(32)) | rows.process
         first, index = distinct(owner, address[:, 0], address[:, 1])
-        lower, upper = int(times.min()), int(times.max())
-        ends: list[Identity] = []
-        moved: list[tuple[int, tuple[str, str, str, bytes]]] = []
         packed = np.ascontiguousarray(rows.local_address[first]).tobytes()
-        for place, row in enumerate(first.tolist()):
-            key = (
+        keys = [
+            (
                 header.node,
                 batch.names[rows.container[row]],
                 batch.names[rows.process[row]],
                 packed[place * 16 : place * 16 + 16],
             )
-            found = cache.locals.get(key)
-            if found is None or lower < found[1][0] or upper >= found[1][1]:
-                found = self._local_end(cache, header.cluster, key, int(times[row]))
-                if lower < found[1][0] or upper >= found[1][1]:
-                    moved.append((place, key))
-            if cache.missing and key in cache.missing:
-                missing.add(cache.missing[key])
-            ends.append(found[0])
-        for place, key in moved:
-            self._spread(
-                place,
-                index,
-                times,
-                ends,
-                lambda at, key=key: self._local_end(cache, header.cluster, key, at),
-            )
-        return ends, index
+            for place, row in enumerate(first.tolist())
+        ]
 
-    def _local_end(
-        self, cache: _Cache, cluster: str, key: tuple[str, str, str, bytes], time_ms: int
-    ) -> tuple[Identity, Span]:
-        identity, span, awaited = self._naming.local(cluster, *key, time_ms)
-        cache.locals[key] = identity, span
-        if awaited:
-            cache.missing[key] = awaited
-        return identity, span
+        def ask(key: tuple[str, str, str, bytes], time_ms: int) -> tuple[Identity, Span]:
+            identity, span, awaited = self._naming.local(header.cluster, *key, time_ms)
+            return cache.keep(cache.locals, key, identity, span, awaited)
+
+        return _answered(keys, first, index, times, cache, cache.locals, ask, missing), index
 
     def _remote_ends(
         self,
@@ -180,56 +176,17 @@ class Resolver:
         missing: set[str | bytes],
     ) -> tuple[list[Identity], NDArray[np.intp]]:
         first, index = distinct(port, address[:, 0], address[:, 1])
-        lower, upper = int(times.min()), int(times.max())
-        ends: list[Identity] = []
-        moved: list[tuple[int, tuple[bytes, int]]] = []
         packed = np.ascontiguousarray(address[first]).tobytes()
-        ports = port[first].tolist()
-        for place, row in enumerate(first.tolist()):
-            key = (packed[place * 16 : place * 16 + 16], ports[place])
-            found = cache.remotes.get(key)
-            if found is None or lower < found[1][0] or upper >= found[1][1]:
-                found = self._remote_end(cache, cluster, key, int(times[row]))
-                if lower < found[1][0] or upper >= found[1][1]:
-                    moved.append((place, key))
-            if cache.missing and key in cache.missing:
-                missing.add(cache.missing[key])
-            ends.append(found[0])
-        for place, key in moved:
-            self._spread(
-                place,
-                index,
-                times,
-                ends,
-                lambda at, key=key: self._remote_end(cache, cluster, key, at),
-            )
-        return ends, index
+        keys = [
+            (packed[place * 16 : place * 16 + 16], number)
+            for place, number in enumerate(port[first].tolist())
+        ]
 
-    def _remote_end(
-        self, cache: _Cache, cluster: str, key: tuple[bytes, int], time_ms: int
-    ) -> tuple[Identity, Span]:
-        identity, span, awaited = self._naming.remote(cluster, *key, time_ms)
-        cache.remotes[key] = identity, span
-        if awaited:
-            cache.missing[key] = awaited
-        return identity, span
+        def ask(key: tuple[bytes, int], time_ms: int) -> tuple[Identity, Span]:
+            identity, span, awaited = self._naming.remote(cluster, *key, time_ms)
+            return cache.keep(cache.remotes, key, identity, span, awaited)
 
-    @staticmethod
-    def _spread(
-        place: int,
-        index: NDArray[np.intp],
-        times: NDArray[np.int64],
-        ends: list[Identity],
-        answer: Any,
-    ) -> None:
-        # The address changed hands within the batch: answer each of its rows at its own time.
-        places: dict[Identity, int] = {}
-        for row in np.flatnonzero(index == place).tolist():
-            identity = answer(int(times[row]))[0]
-            if identity not in places:
-                places[identity] = len(ends)
-                ends.append(identity)
-            index[row] = places[identity]
+        return _answered(keys, first, index, times, cache, cache.remotes, ask, missing), index
 
     def _same_host(
         self,
@@ -259,6 +216,41 @@ class Resolver:
         remotes.extend(self._peers.identity(number, locals_) for number in chosen.tolist())
         remote_index[candidates[found]] = base + place
         return remote_index
+
+
+def _answered(
+    keys: Sequence[K],
+    first: NDArray[np.intp],
+    index: NDArray[np.intp],
+    times: NDArray[np.int64],
+    cache: _Cache,
+    known: Mapping[K, tuple[Identity, Span]],
+    ask: Callable[[K, int], tuple[Identity, Span]],
+    missing: set[str | bytes],
+) -> list[Identity]:
+    # The identity of each key, known or asked for. Where an address changed hands within the
+    # batch, each of its rows is answered at its own time, and `index` follows.
+    lower, upper = int(times.min()), int(times.max())
+    ends: list[Identity] = []
+    moved: list[int] = []
+    for place, (key, row) in enumerate(zip(keys, first.tolist(), strict=True)):
+        found = known.get(key)
+        if found is None or lower < found[1][0] or upper >= found[1][1]:
+            found = ask(key, int(times[row]))
+            if lower < found[1][0] or upper >= found[1][1]:
+                moved.append(place)
+        if cache.missing and key in cache.missing:
+            missing.add(cache.missing[key])
+        ends.append(found[0])
+    for place in moved:
+        places: dict[Identity, int] = {}
+        for row in np.flatnonzero(index == place).tolist():
+            identity, _ = ask(keys[place], int(times[row]))
+            if identity not in places:
+                places[identity] = len(ends)
+                ends.append(identity)
+            index[row] = places[identity]
+    return ends
 
 
 def _is_pod_internal(local: Identity, remote: Identity) -> bool:
