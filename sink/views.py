@@ -240,7 +240,6 @@ _ATTRIBUTES = {
         ("namespace", "Kubernetes namespace"),
         ("workload", "Owning workload"),
         ("node", "Node that it runs on"),
-        ("ip", "Address of the pod"),
     ),
     "endpoint": (("protocol", "Protocol of its calls"),),
     "relation": (

@@ -107,6 +107,7 @@ def test_a_server_killed_again_and_again_loses_and_doubles_nothing(server, clock
     [
         (DatabaseError("x", code=252), SinkBackpressure),
         (DatabaseError("x", code=243), SinkBackpressure),
+        (DatabaseError("x", code=745), SinkBackpressure),
         (DatabaseError("x", code=159), RetryableError),
         (DatabaseError("x", code=999), RetryableError),
         (DatabaseError("x", code=60), FatalError),
