@@ -27,9 +27,9 @@ from deploy.demo.view import (
     topology,
     truth_table,
 )
-from deploy.local.machine import Machine
+from deploy.local.machine import Machine, lock_data
 from deploy.local.part import PartFailed
-from deploy.local.settings import CONFIG_NAME, LocalOptions
+from deploy.local.settings import LocalOptions
 from deploy.local.status import count, plural, program
 from deploy.sql import Database
 from schemas.errors import ConfigError, UnsupportedFeature
@@ -62,6 +62,8 @@ TICK_S: Final = 0.1
 EXAMPLE: Final = "SELECT * FROM service_relation_metrics LIMIT 1 FORMAT Vertical"
 RECORDING: Final = "demo.recording.gz"
 KUBE_FILE: Final = "demo.kube.json"
+MARKER: Final = "podwire-demo"
+"""Tells that a demo made the directory; what `podwire local` stored is never removed."""
 TRUTH_FILE: Final = "demo.truth.json"
 
 
@@ -257,16 +259,24 @@ def _show(console: Console, data: Path, truth: AccessLog) -> int:
 
 
 def _fresh(data: Path) -> Path:
-    if data.exists():
-        ours = data.is_dir() and ((data / CONFIG_NAME).exists() or not any(data.iterdir()))
-        if not ours:
-            raise ConfigError("--data", f"{data} exists and is not from an earlier demo")
-        shutil.rmtree(data)
     try:
+        if data.exists():
+            _require_ours(data)
+            with lock_data(data):
+                shutil.rmtree(data)
         data.mkdir(parents=True)
+        (data / MARKER).touch()
     except OSError as error:
         raise ConfigError("--data", f"{data} cannot be made: {error.strerror}") from error
     return data.resolve()
+
+
+def _require_ours(data: Path) -> None:
+    if data.is_dir():
+        names = {path.name for path in data.iterdir()}
+        if not names or names & {MARKER, KUBE_FILE}:
+            return
+    raise ConfigError("--data", f"{data} exists and is not from an earlier demo")
 
 
 def _done(console: Console, text: str) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["Machine", "podwire_command"]
+__all__ = ["Machine", "lock_data", "podwire_command"]
 
 STREAMS_GROUP: Final = "podwire-streams"
 """`streams.app.APP_ID`; written again because importing Faust takes a second."""
@@ -68,7 +68,7 @@ class Machine:
     def __init__(self, options: LocalOptions) -> None:
         self.options = options
         self.layout = Layout.choose(options)
-        self._lock = _lock(self.layout.data / LOCK_NAME)
+        self._lock = lock_data(self.layout.data)
         self._clock = SystemClock()
         self.figures = Figures(self.layout.telemetry)
         self.broker_deaths: list[str] = []
@@ -220,11 +220,16 @@ class Machine:
         return True
 
 
-def _lock(path: Path) -> IO[Any]:
-    file = path.open("w")
+def lock_data(data: Path) -> IO[Any]:
+    """Take a data directory until the returned file is closed.
+
+    Raises:
+        ConfigError: If another process has it.
+    """
+    file = (data / LOCK_NAME).open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.close()
-        raise ConfigError("--data", f"another podwire is running with {path.parent}") from error
+        raise ConfigError("--data", f"another podwire is running with {data}") from error
     return file

@@ -22,6 +22,7 @@ from deploy.demo.command import KUBE_FILE, RECORDING, TRUTH_FILE, _fresh, _why_n
 from deploy.demo.recording import only_containers
 from deploy.demo.shop import WORKLOADS, AccessLog
 from deploy.demo.view import Relation, Served, relation_table, served_table, topology, truth_table
+from deploy.local.machine import lock_data
 from schemas.errors import ConfigError
 from schemas.events import EventBatch, decode_batch, encode_batch
 from schemas.ledger import Entry
@@ -191,12 +192,20 @@ def test_only_data_of_an_earlier_demo_is_removed(tmp_path: Path) -> None:
     (mine / "thesis.tex").write_text("")
     with pytest.raises(ConfigError, match="not from an earlier demo"):
         _fresh(mine)
-    earlier = tmp_path / "earlier"
-    earlier.mkdir()
-    (earlier / "podwire.yaml").write_text("")
-    (earlier / "old").write_text("")
-    assert list(_fresh(earlier).iterdir()) == []
     assert (mine / "thesis.tex").exists()
+    # What `podwire local` stored has the same files, but nobody can make it again.
+    (mine / "podwire.yaml").write_text("")
+    with pytest.raises(ConfigError, match="not from an earlier demo"):
+        _fresh(mine)
+    earlier = _fresh(tmp_path / "earlier")
+    (earlier / "old").write_text("")
+    with (
+        lock_data(earlier),
+        pytest.raises(ConfigError, match="another podwire is running"),
+    ):
+        _fresh(earlier)
+    assert (earlier / "old").exists()
+    assert not (_fresh(earlier) / "old").exists()
 
 
 @pytest.mark.clickhouse
