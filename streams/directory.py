@@ -7,6 +7,7 @@ address leads to a list of pods, each with the time in which it held it. Every c
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -22,6 +23,8 @@ Span: TypeAlias = tuple[int, int]
 """From (included) and to (excluded), Unix milliseconds: how long an answer holds."""
 
 ALWAYS: Span = (-(1 << 62), 1 << 62)
+
+_KINDS = (Pod, Service, EndpointSlice, Node)
 
 K = TypeVar("K")
 R = TypeVar("R", Pod, Service)
@@ -54,6 +57,7 @@ class Directory:
         """Forget everything."""
         self.generation += 1
         self._records: dict[str, KubernetesObject] = {}
+        self._counts: Counter[type[KubernetesObject]] = Counter()
         self._keys: dict[str, _Keys] = {}
         self._pods_by_container: dict[str, str] = {}
         self._pods_by_address: dict[bytes, set[str]] = {}
@@ -80,6 +84,7 @@ class Directory:
             self._take_out(record.uid)
         self.generation += 1
         self._records[record.uid] = record
+        self._counts[type(record)] += 1
         keys = self._keys[record.uid] = _Keys()
         if isinstance(record, Pod):
             self._index_pod(record, keys)
@@ -99,10 +104,7 @@ class Directory:
 
     def counts(self) -> dict[str, int]:
         """Number of records of each kind."""
-        counts = {kind.__name__.lower(): 0 for kind in (Pod, Service, EndpointSlice, Node)}
-        for record in self._records.values():
-            counts[type(record).__name__.lower()] += 1
-        return counts
+        return {kind.__name__.lower(): self._counts[kind] for kind in _KINDS}
 
     @property
     def has_pods(self) -> bool:
@@ -162,6 +164,7 @@ class Directory:
 
     def _take_out(self, uid: str) -> None:
         record = self._records.pop(uid)
+        self._counts[type(record)] -= 1
         keys = self._keys.pop(uid)
         if isinstance(record, Pod):
             for container in keys.containers:

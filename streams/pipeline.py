@@ -170,6 +170,8 @@ class Pipeline:
         async with self._lock:
             for partition, minutes in list(self._partitions.items()):
                 await self._emit_due(partition, minutes)
+                if partition not in self._partitions:
+                    continue
                 age_s = self._now_s() - (minutes.oldest_minute_s or self._now_s())
                 gauge("podwire_streams_committed_age_seconds").labels(partition).set(age_s)
             opened = sum(minutes.open_minutes for minutes in self._partitions.values())
@@ -180,7 +182,12 @@ class Pipeline:
         """Forget partitions, after an emission under way: the next owner rebuilds their minutes."""
         async with self._lock:
             for partition in partitions:
-                self._partitions.pop(partition, None)
+                self._forget(partition)
+
+    def _forget(self, partition: int) -> None:
+        if self._partitions.pop(partition, None) is not None:
+            # Its age is the new owner's to tell; a value that stays would look like a lag for ever.
+            gauge("podwire_streams_committed_age_seconds").remove(partition)
 
     def _now_s(self) -> float:
         return self._clock.unix_ns() / 1e9
@@ -269,7 +276,7 @@ class Pipeline:
             # A worker that was stopped for longer than its session must not write beside the one
             # that took over.
             logger.warning("partition %d belongs to another worker now", partition)
-            self._partitions.pop(partition, None)
+            self._forget(partition)
             return
         for minute_s in due:
             closed = minutes.close(minute_s)

@@ -187,5 +187,6 @@ def test_records_go_away_without_a_trace() -> None:
     assert directory.generation == generation  # nothing changed
     for record in records:
         directory.remove(record.uid)
-    indexes = {name: value for name, value in vars(directory).items() if isinstance(value, dict)}
+    assert not any(directory.counts().values())
+    indexes = {name: value for name, value in vars(directory).items() if type(value) is dict}
     assert not any(indexes.values()), indexes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from schemas.errors import ConfigError, FatalError
 from schemas.events import encode_batch
 from schemas.kubernetes import Container
 from schemas.metrics import decode_block
+from schemas.telemetry import gauge
 from streams.app import Worker
 from streams.config import StreamsConfig
 from streams.directory import Directory
@@ -145,14 +147,27 @@ def test_reading_again_from_the_floor_rebuilds_what_was_not_stored() -> None:
 
 
 def test_a_revoked_partition_is_forgotten() -> None:
+    ages = gauge("podwire_streams_committed_age_seconds")
+
+    def aged() -> set[str]:
+        return {sample.labels["partition"] for sample in ages.collect()[0].samples}
+
+    for partition in range(8):  # of other tests
+        with contextlib.suppress(KeyError):
+            ages.remove(partition)
+
     async def scenario(pipeline: Pipeline, topics: Topics, clock: ManualClock) -> None:
         await feed(pipeline, message(0, 1))
         await feed(pipeline, message(0, 1), partition=1)
+        await pipeline.tick()
+        assert aged() == {"0", "1"}
         await pipeline.revoke([0])
         assert (pipeline.floor(0), pipeline.floor(1)) == (None, 0)
         clock.advance(300)
         await pipeline.tick()
+        assert aged() == {"1"}  # an age that stays would look like a lag for ever
         assert [decode_block(value).identity.partition for value in topics.metrics] == [1]
+        await pipeline.revoke([1])
 
     run(scenario)
 
