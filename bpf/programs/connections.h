@@ -202,11 +202,11 @@ static __always_inline int destroyed(struct sock *sk)
 	if (!st)
 		return 0;
 	/* Never accepted: it was no application's connection. An accepted one has left the queue. */
-	if (st->is_waiting && (st->is_unqueued || !bpf_map_delete_elem(&accept_queue, &key))) {
+	if (st->is_waiting && (st->is_unqueued || !bpf_map_delete_elem(&accept_queue, &key)))
 		st->stage = STAGE_CLOSED;
-		return 0;
-	}
-	return closed(sk, st, TCP_CLOSE);
+	closed(sk, st, TCP_CLOSE);
+	forget_state(sk);
+	return 0;
 }
 
 /*
