@@ -182,7 +182,9 @@ static __always_inline int state_changed(struct sock *sk, int before, int after,
 	if (st && st->stage == STAGE_CLOSED)
 		return 0;
 	if (is_being_released(sk)) {
-		if (is_own_process())
+		/* A subflow may be closed below the release of the MPTCP socket's file (seen on
+		 * v6.1). */
+		if (is_own_process() || (!st && is_subflow(sk)))
 			return 0;
 		st = touch(sk); /* closed without any transfer counts as well */
 		if (!st)

@@ -33,7 +33,7 @@ def boot(kernel: Kernel, command: Sequence[str], output: Path, timeout_s: float)
 
     Args:
         kernel: What to boot.
-        command: Run in the repository; its words may not need quoting.
+        command: Words of the command, run in the repository.
         output: Folder that the guest may write to, made here.
         timeout_s: After which the machine is stopped.
 
