@@ -11,6 +11,7 @@ import sys
 import time
 from typing import Any, Final
 
+from tests.requirements import missing
 from tests.vm.kernels import CACHE, KERNELS, fetch
 from tests.vm.machine import boot
 
@@ -30,6 +31,10 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.vm", description=__doc__)
     parser.add_argument("--kernel", nargs="+", choices=list(KERNELS), default=list(KERNELS))
     names = parser.parse_args(own.split()).kernel
+    reason = missing("vm")
+    if reason is not None:
+        print(reason, file=sys.stderr)
+        return 2
     reports = {name: _run(name, given.split() or _selection()) for name in names}
     _print_costs({name: report for name, report in reports.items() if "programs" in report})
     return int(any(report.get("pytest") != 0 for report in reports.values()))
