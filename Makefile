@@ -38,6 +38,9 @@ test: setup ## Run every check and every test, the real kernel, Kafka and ClickH
 test-fast: setup ## Run the tests that need neither kernel, Kafka nor ClickHouse
 	$(BIN)/python -m pytest -m "not bpf and not kafka and not clickhouse and not vm and not slow"
 
+test-vm: setup ## Run the kernel's tests on Debian's kernels 5.10 to the newest, under QEMU
+	$(BIN)/python -m tests.vm
+
 bench: setup ## Print throughput and cost of every hot path
 	$(BIN)/python -m tests.bench
 

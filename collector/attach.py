@@ -16,7 +16,7 @@ from collector.libbpf import BpfObject
 from schemas.errors import BpfError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from collector.libbpf import Program
 
@@ -25,6 +25,8 @@ __all__ = [
     "CORE",
     "Hook",
     "attach",
+    "attach_first",
+    "core_of",
     "effective_capabilities",
     "explain",
     "missing_capabilities",
@@ -39,6 +41,10 @@ CORE: Final[Mapping[str, str]] = {
     "sock_recv_length": "bytes read",
 }
 """Kernel hooks without which no number would be right, and what they tell."""
+
+BY_DESCRIPTOR: Final = "podwire-fd.bpf.o"
+"""The object that learns bytes by file descriptor, so without the hooks of sockets."""
+_BYTES: Final = ("sock_send_length", "sock_recv_length")
 
 _TRIAL_RING_BYTES: Final = 65_536
 CAPABILITIES: Final = {"CAP_BPF": 39, "CAP_PERFMON": 38}
@@ -61,6 +67,39 @@ class Hook:
     def target(self) -> str:
         """The kernel's name of what it hooks, such as ``inet_sock_set_state``."""
         return self.section.rpartition("/")[2]
+
+
+def core_of(path: Path) -> tuple[str, ...]:
+    """Return the targets of `CORE` that an object cannot do without."""
+    by_descriptor = path.name == BY_DESCRIPTOR
+    return tuple(each for each in CORE if not (by_descriptor and each in _BYTES))
+
+
+def attach_first(
+    paths: Sequence[Path], constants: Mapping[str, int], rings: Mapping[str, int]
+) -> tuple[BpfObject, list[Hook], str]:
+    """Attach the first object whose core hooks this kernel takes.
+
+    Args:
+        paths: The objects in order of preference, at least one.
+        constants: As for `attach`.
+        rings: As for `attach`.
+
+    Returns:
+        As `attach`, and why the ones before were passed over, empty for the first.
+
+    Raises:
+        BpfError: The first object's, if there is none.
+    """
+    errors: list[BpfError] = []
+    for path in paths:
+        try:
+            opened, hooks = attach(path, constants, rings, core_of(path))
+        except BpfError as error:
+            errors.append(error)
+        else:
+            return opened, hooks, "; ".join(error.operation for error in errors)
+    raise errors[0]
 
 
 def attach(

@@ -25,6 +25,8 @@ SOURCES: Final = ROOT / "bpf"
 OBJECTS: Final = SOURCES / "objects"
 ABI: Final = ROOT / "collector" / "abi.py"
 ARCHITECTURES: Final = {"x86_64": "x86", "aarch64": "arm64"}
+VARIANTS: Final = ("podwire", "podwire-fd")
+"""What is built per architecture; `collector.attach` chooses one."""
 FLAGS: Final = (
     "-target", "bpf", "-O2", "-g", "-Wall", "-Werror", "-mcpu=v3", "-fdebug-compilation-dir=.",
 )  # fmt: skip
@@ -105,15 +107,16 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"cannot build the eBPF objects: {error}", file=sys.stderr)
             return 1
     btfs = {name: parse_object(raw) for name, raw in made.items()}
-    source = abi_source(btfs["x86_64"])
-    if any(_layout(btf) != _layout(btfs["x86_64"]) for btf in btfs.values()):
-        print("the record layouts differ between architectures", file=sys.stderr)
+    first = next(iter(btfs.values()))
+    source = abi_source(first)
+    if any(_layout(btf) != _layout(first) for btf in btfs.values()):
+        print("the record layouts differ between objects", file=sys.stderr)
         return 1
     manifest = _manifest(made, btfs)
     if check:
         return _compare(manifest, source)
     for name, raw in made.items():
-        path = OBJECTS / name / "podwire.bpf.o"
+        path = OBJECTS / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(raw)
         print(f"{path.relative_to(ROOT)}: {len(raw)} bytes")
@@ -124,13 +127,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _compile(scratch: Path) -> dict[str, bytes]:
     made = {}
-    for name, target in ARCHITECTURES.items():
-        path = scratch / f"{name}.o"
-        # From the root and with relative names, so that no path of this machine gets in.
-        command = ["clang", *FLAGS, f"-D__TARGET_ARCH_{target}", "-c", "bpf/podwire.bpf.c"]
-        subprocess.run([*command, "-o", str(path)], cwd=ROOT, check=True)
-        subprocess.run(["llvm-strip", "-g", str(path)], check=True)
-        made[name] = path.read_bytes()
+    for architecture, target in ARCHITECTURES.items():
+        for variant in VARIANTS:
+            path = scratch / "object.o"
+            # From the root and with relative names, so that no path of this machine gets in.
+            command = ["clang", *FLAGS, f"-D__TARGET_ARCH_{target}", "-c", f"bpf/{variant}.bpf.c"]
+            subprocess.run([*command, "-o", str(path)], cwd=ROOT, check=True)
+            subprocess.run(["llvm-strip", "-g", str(path)], check=True)
+            made[f"{architecture}/{variant}.bpf.o"] = path.read_bytes()
     return made
 
 
@@ -141,7 +145,7 @@ def _manifest(made: dict[str, bytes], btfs: dict[str, Btf]) -> dict[str, Any]:
         "compiler": version.stdout.splitlines()[0],
         "flags": list(FLAGS),
         "headers": _hash_files(sorted(HEADERS.glob("*.h")), HEADERS),
-        "layout": hash_layout(btfs["x86_64"]),
+        "layout": hash_layout(next(iter(btfs.values()))),
         "objects": {
             name: {"size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
             for name, raw in made.items()
@@ -157,7 +161,7 @@ def _compare(manifest: dict[str, Any], source: str) -> int:
     if ABI.read_text() != source:
         wrong.append("collector/abi.py")
     for name, entry in committed["objects"].items():
-        raw = (OBJECTS / name / "podwire.bpf.o").read_bytes()
+        raw = (OBJECTS / name).read_bytes()
         if hashlib.sha256(raw).hexdigest() != entry["sha256"]:
             wrong.append(f"objects/{name}")
         elif hash_layout(parse_object(raw)) != manifest["layout"]:

@@ -10,7 +10,7 @@ from typing import ClassVar
 from schemas.config import Config, setting
 from schemas.errors import ConfigError, UnsupportedFeature
 
-__all__ = ["ARCHITECTURES", "CollectorConfig", "object_path"]
+__all__ = ["ARCHITECTURES", "CollectorConfig", "object_path", "object_paths"]
 
 ARCHITECTURES = ("x86_64", "aarch64")
 """Machines (``uname -m``) that objects are built for."""
@@ -87,7 +87,12 @@ class CollectorConfig(Config):
 
 
 def object_path(config: CollectorConfig) -> Path:
-    """Return the eBPF object to load.
+    """Return the eBPF object to load on a kernel that has everything; raises as `object_paths`."""
+    return object_paths(config)[0]
+
+
+def object_paths(config: CollectorConfig) -> list[Path]:
+    """Return the eBPF objects to try, in order of preference.
 
     Raises:
         ConfigError: If the configured file is not there.
@@ -97,7 +102,7 @@ def object_path(config: CollectorConfig) -> Path:
         path = Path(config.object_file)
         if not path.is_file():
             raise ConfigError("collector.object_file", f"{path} is no file")
-        return path
+        return [path]
     import bpf
 
     machine = platform.machine()
@@ -106,7 +111,9 @@ def object_path(config: CollectorConfig) -> Path:
             f"architecture {machine}", f"objects exist for {' and '.join(ARCHITECTURES)}"
         )
     assert bpf.__file__ is not None
-    path = Path(bpf.__file__).parent / "objects" / machine / "podwire.bpf.o"
-    if not path.is_file():
-        raise UnsupportedFeature("eBPF object", f"{path} is missing; build it with `make bpf`")
-    return path
+    folder = Path(bpf.__file__).parent / "objects" / machine
+    paths = [folder / name for name in ("podwire.bpf.o", "podwire-fd.bpf.o")]
+    for path in paths:
+        if not path.is_file():
+            raise UnsupportedFeature("eBPF object", f"{path} is missing; build it with `make bpf`")
+    return paths

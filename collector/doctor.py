@@ -15,16 +15,24 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from collector.attach import Hook, attach, effective_capabilities, missing_capabilities
-from collector.config import CollectorConfig, object_path
+from collector.attach import (
+    Hook,
+    attach,
+    attach_first,
+    effective_capabilities,
+    missing_capabilities,
+)
+from collector.config import CollectorConfig, object_paths
 from collector.figures import availability
 from collector.libbpf import load_library
 from schemas.config import KafkaConfig, load_file
-from schemas.errors import PodwireError
+from schemas.errors import BpfError, PodwireError
 from schemas.topics import EVENTS
 
 if TYPE_CHECKING:
     import argparse
+
+    from collector.libbpf import BpfObject
 
 __all__ = ["HELP", "Check", "add_arguments", "run"]
 
@@ -106,16 +114,27 @@ def machine_checks() -> list[Check]:
 def load_check(config: CollectorConfig) -> tuple[Check, list[Hook]]:
     """Load and attach the programs, then let them go."""
     try:
-        path = object_path(config)
+        paths = object_paths(config)
         rings = dict.fromkeys(("connections", "transfers", "processes"), _SMALL_RING)
-        opened, hooks = attach(path, {}, rings, core=())
+        opened, hooks, passed_over = _attach(paths, rings)
     except PodwireError as error:
         return Check("programs", False, "not loaded", str(error).splitlines()[0]), []
     opened.close()
     missing = [hook for hook in hooks if not hook.attached]
     good = not missing
-    found = f"{len(hooks) - len(missing)} of {len(hooks)} attached ({path.parent.name} object)"
+    object_name = "/".join(opened.path.parts[-2:])
+    found = f"{len(hooks) - len(missing)} of {len(hooks)} attached ({object_name})"
+    if passed_over:
+        found += f"; {passed_over}"
     return Check("programs", good, found, "see the hooks below"), hooks
+
+
+def _attach(paths: list[Path], rings: dict[str, int]) -> tuple[BpfObject, list[Hook], str]:
+    try:
+        return attach_first(paths, {}, rings)
+    except BpfError:  # shown by hook, unless nothing loads at all
+        opened, hooks = attach(paths[0], {}, rings, core=())
+        return opened, hooks, ""
 
 
 def kafka_check(kafka: KafkaConfig) -> Check:

@@ -34,6 +34,9 @@ NEEDED: Final[dict[str, tuple[str, ...]]] = {
 }
 """Kernel hooks by figure; a figure that is not here is measured by no program of the object."""
 
+_BY_SOCKET: Final = frozenset({"sock_recv_length", "sock_send_length"})
+_BY_DESCRIPTOR: Final = "by file descriptor, without io_uring"
+
 
 @dataclass(frozen=True, slots=True)
 class Availability:
@@ -47,6 +50,8 @@ class Availability:
 def availability(hooks: Sequence[Hook]) -> list[Availability]:
     """Return the state of every figure of the catalogue, in its order."""
     attached = {hook.target for hook in hooks if hook.attached}
+    # An object without these programs learns the bytes at the system calls.
+    by_descriptor = _BY_SOCKET.isdisjoint(hook.target for hook in hooks)
     reasons = {hook.target: hook.reason for hook in hooks if not hook.attached}
     rows = []
     for figure in FIGURES:
@@ -59,10 +64,14 @@ def availability(hooks: Sequence[Hook]) -> list[Availability]:
             )
             rows.append(Availability(figure.name, False, note))
             continue
+        through = ", ".join(needed)
+        if by_descriptor and not _BY_SOCKET.isdisjoint(needed):
+            needed = _CALLS
+            through = f"{', '.join(_CALLS)} ({_BY_DESCRIPTOR})"
         missing = [target for target in needed if target not in attached]
         if missing:
             why = [f"{target}: {reasons.get(target, 'not in the object')}" for target in missing]
             rows.append(Availability(figure.name, False, "; ".join(why)))
         else:
-            rows.append(Availability(figure.name, True, ", ".join(needed)))
+            rows.append(Availability(figure.name, True, through))
     return rows

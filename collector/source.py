@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from collector import abi
-from collector.attach import attach
+from collector.attach import attach_first
 from collector.btf import parse_object
 from collector.build import hash_layout
-from collector.config import object_path
+from collector.config import object_paths
 from collector.pipeline import Drained
 from collector.ringbuf import Ring, SequenceTracker, create_ring
 from schemas.errors import BpfError, ConfigError, DecodeError, LayoutMismatch
@@ -88,9 +88,12 @@ class KernelSource:
         }
         self._rings: dict[str, Ring] = {}
         self._finder: threading.Thread | None = None
-        path = object_path(config)
-        require_layout(path)
-        self._object, self.hooks = attach(path, constants, sizes)
+        paths = object_paths(config)
+        for path in paths:
+            require_layout(path)
+        self._object, self.hooks, passed_over = attach_first(paths, constants, sizes)
+        if passed_over:
+            _LOG.warning("using %s: %s", self._object.path.name, passed_over)
         self._counted = np.zeros((_KINDS, _OUTCOMES), np.uint64)
         self.sequences = {name: SequenceTracker() for name in sizes}
         layouts = {

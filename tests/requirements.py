@@ -115,9 +115,13 @@ def _clickhouse() -> str | None:
 
 
 def _vm() -> str | None:
-    for tool in ("qemu-system-x86_64", "vng"):
-        if shutil.which(tool) is None:
-            return f"no {tool} on PATH"
+    # virtme-ng is installed beside the interpreter.
+    path = f"{Path(sys.executable).parent}:/usr/sbin:/sbin:{os.environ.get('PATH', '')}"
+    for tool in ("qemu-system-x86_64", "vng", "busybox", "depmod"):
+        if shutil.which(tool, path=path) is None:
+            return (
+                f"no {tool} on PATH (Debian: qemu-system-x86 busybox-static kmod; PyPI: virtme-ng)"
+            )
     return None
 
 

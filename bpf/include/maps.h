@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/*
- * All state, and where it lives. Sockets and tasks own theirs (BPF local storage), so the kernel
- * frees it with them: nothing leaks, nothing is evicted, no key can be reused under us.
- */
+/* All state, and the maps that every object has; where sockets and tasks keep theirs is told in
+ * storage.h and hashes.h, of which an object includes one. */
 #ifndef PODWIRE_MAPS_H
 #define PODWIRE_MAPS_H
 
@@ -81,22 +79,8 @@ struct listener {
 	__u32 port;
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct socket_state);
-} sockets SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct call_state);
-} calls SEC(".maps");
-
-/* accept() returns an fd, which leads to a sock that the verifier does not know: the storage of it
- * can be read, not written. Deleting the entry here is what says "accepted", once. */
+/* accept() returns an fd, which leads to a sock that the verifier does not know: storage of its own
+ * could be read, not written. Deleting the entry here is what says "accepted", once. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -136,14 +120,6 @@ struct {
 	__type(value, struct podwire_counts);
 } counts SEC(".maps");
 
-/* Next sequence number of the ring `connections`, which several kinds share. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} connection_sequence SEC(".maps");
-
 /* Set by user space before loading. */
 const volatile __u32 podwire_own_pid = 0; /* process whose traffic is not recorded; 0: none */
 const volatile __u64 podwire_id_base = 0; /* CLOCK_MONOTONIC nanoseconds at load */
@@ -153,7 +129,6 @@ const volatile __u64 podwire_id_base = 0; /* CLOCK_MONOTONIC nanoseconds at load
  * shared word takes more than a nanosecond, so every id of this run is below base + nanoseconds
  * since load, and the base of a later run is above that.
  */
-__u64 podwire_ids = 0;
 
 /* Never used; puts the records and enums of events.h into the object's BTF for collector/abi.py. */
 struct podwire_abi {

@@ -27,8 +27,7 @@ static __always_inline __u32 kind_of_event(__u8 event)
 static __noinline bool submit_connection(struct podwire_connection_record *from)
 {
 	struct podwire_connection_record *record;
-	__u64 *sequence;
-	__u32 key = 0;
+	__u32 lane;
 
 	if (!from)
 		return false;
@@ -38,9 +37,8 @@ static __noinline bool submit_connection(struct podwire_connection_record *from)
 		return false;
 	}
 	__builtin_memcpy(record, from, sizeof(*record));
-	record->cpu = bpf_get_smp_processor_id();
-	sequence = bpf_map_lookup_elem(&connection_sequence, &key);
-	record->sequence = sequence ? __sync_fetch_and_add(sequence, 1) : 0;
+	record->sequence = next_connection_sequence(&lane);
+	record->cpu = lane;
 	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 	count(kind_of_event(from->event), submitted);
 	return true;
@@ -53,6 +51,7 @@ static __always_inline void submit_transfer(__u64 connection_id, __u64 duration_
 	__u64 pid_tid = bpf_get_current_pid_tgid();
 	struct podwire_counts *counted = bpf_map_lookup_elem(&counts, &key);
 	struct podwire_transfer_record *record;
+	__u32 lane;
 
 	if (!counted)
 		return;
@@ -64,12 +63,11 @@ static __always_inline void submit_transfer(__u64 connection_id, __u64 duration_
 	record->connection_id = connection_id;
 	record->end_ns = end_ns;
 	record->duration_ns = duration_ns;
-	/* Alone in its ring: the number submitted so far is the sequence number. */
-	record->sequence = __sync_fetch_and_add(&counted->submitted, 1);
+	record->sequence = count_submitted(counted, PODWIRE_KIND_TRANSFER, &lane);
 	record->size = size;
 	record->pid = pid_tid >> 32;
 	record->tid = (__u32)pid_tid;
-	record->cpu = bpf_get_smp_processor_id();
+	record->cpu = lane;
 	record->direction = direction;
 	record->call = call;
 	record->pad = 0;

@@ -3,19 +3,9 @@
 #ifndef PODWIRE_STATE_H
 #define PODWIRE_STATE_H
 
-static __always_inline __u64 next_connection_id(void)
-{
-	return podwire_id_base + __sync_fetch_and_add(&podwire_ids, 1) + 1;
-}
-
 static __always_inline bool is_own_process(void)
 {
 	return podwire_own_pid && bpf_get_current_pid_tgid() >> 32 == podwire_own_pid;
-}
-
-static __always_inline struct call_state *current_call(void)
-{
-	return bpf_task_storage_get(&calls, bpf_get_current_task_btf(), 0, 0);
 }
 
 static __always_inline void own_by_current(struct owner *owner)
@@ -92,19 +82,9 @@ static __always_inline void submit_and_announce(struct podwire_connection_record
 static __always_inline void start_state(struct socket_state *st, __u8 stage, __u8 role)
 {
 	__builtin_memset(st, 0, sizeof(*st));
-	st->connection_id = next_connection_id();
+	st->connection_id = podwire_id_base + next_id();
 	st->stage = stage;
 	st->role = role;
-}
-
-static __always_inline struct socket_state *create_state(struct sock *sk)
-{
-	return bpf_sk_storage_get(&sockets, sk, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-}
-
-static __always_inline struct socket_state *find_state(struct sock *sk)
-{
-	return bpf_sk_storage_get(&sockets, sk, 0, 0);
 }
 
 /* A socket that was open before us: server if its port was listened on then. */
@@ -186,27 +166,6 @@ static __always_inline struct socket_state *touch(struct sock *sk)
 	if (st && !st->is_ready)
 		settle(sk, st);
 	return st;
-}
-
-/*
- * Read the state of a sock that the verifier does not know, by walking its storage as
- * bpf_local_storage_lookup() does.
- */
-static __always_inline bool read_state(struct sock *sk, struct socket_state *to)
-{
-	__u32 map_id = ((struct bpf_map *)&sockets)->id;
-	struct hlist_node *node = BPF_CORE_READ(sk, sk_bpf_storage, list.first);
-	struct bpf_local_storage_elem *elem;
-
-	for (int i = 0; i < 8 && node; i++) {
-		elem = (void *)node - bpf_core_field_offset(elem->snode);
-		if (BPF_CORE_READ(elem, sdata.smap, map.id) == map_id)
-			return !bpf_probe_read_kernel(to, sizeof(*to),
-						      (void *)elem +
-							      bpf_core_field_offset(elem->sdata.data));
-		node = BPF_CORE_READ(node, next);
-	}
-	return false;
 }
 
 #endif

@@ -67,9 +67,9 @@ static __always_inline __u8 call_of_number(long number)
 static __always_inline bool is_compat(struct task_struct *task)
 {
 #if defined(__TARGET_ARCH_x86)
-	return task->thread_info.status & 2; /* TS_COMPAT */
+	return READ_TASK(task, thread_info.status) & 2; /* TS_COMPAT */
 #else
-	return task->thread_info.flags & (1 << 22); /* TIF_32BIT */
+	return READ_TASK(task, thread_info.flags) & (1 << 22); /* TIF_32BIT */
 #endif
 }
 
@@ -78,11 +78,13 @@ static __always_inline bool is_compat(struct task_struct *task)
 #define CALL_ARGUMENT_1(regs) ((regs)->di)
 #define CALL_ARGUMENT_2(regs) ((regs)->si)
 #define CALL_ARGUMENT_3(regs) ((regs)->dx)
+#define CALL_ARGUMENT_4(regs) ((regs)->r10)
 #else
 #define CALL_NUMBER(regs) ((long)(regs)->syscallno)
 #define CALL_ARGUMENT_1(regs) ((regs)->regs[0])
 #define CALL_ARGUMENT_2(regs) ((regs)->regs[1])
 #define CALL_ARGUMENT_3(regs) ((regs)->regs[2])
+#define CALL_ARGUMENT_4(regs) ((regs)->regs[3])
 #endif
 
 #endif

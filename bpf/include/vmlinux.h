@@ -44,6 +44,7 @@ enum {
 
 #if defined(__TARGET_ARCH_x86)
 struct pt_regs {
+	unsigned long r10;
 	unsigned long di;
 	unsigned long si;
 	unsigned long dx;

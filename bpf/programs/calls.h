@@ -14,6 +14,12 @@ enum {
 	ERESTARTSYS = 512,
 };
 
+/* What a descriptor of a call leads to. */
+struct target {
+	struct sock *sk;
+	__u8 direction;
+};
+
 struct socket_address {
 	__u16 family;
 	__be16 port;
@@ -51,6 +57,13 @@ static __always_inline void flush_transfer(struct call_state *call, __u64 now)
 	call->size = 0;
 }
 
+/* A transfer's beginning and end; see transfers.h and descriptors.h, of which an object has one. */
+static __always_inline bool is_transfer_of_interest(struct target *target, struct pt_regs *regs,
+						    __u8 kind);
+static __always_inline void enter_transfer(struct call_state *call, const struct target *target,
+					   struct pt_regs *regs);
+static __always_inline void exit_transfer(struct call_state *call, long result);
+
 static __always_inline void enter_connect(struct call_state *call, __u32 fd)
 {
 	struct socket *socket = 0;
@@ -60,39 +73,6 @@ static __always_inline void enter_connect(struct call_state *call, __u32 fd)
 	call->has_sent_syn = 0;
 	/* Not SS_CONNECTING: a repeated connect() only asks how the first one went. */
 	call->is_fresh_connect = sk && BPF_CORE_READ(socket, state) == SS_UNCONNECTED;
-}
-
-/* tcp_splice_read() does not pass sock_recvmsg(), so the socket must be found through the fd. */
-static __noinline int enter_splice(struct call_state *call, __u32 fd)
-{
-	struct socket_state st = {};
-	struct socket *socket;
-	struct sock *sk = sock_of_fd(fd, &socket);
-
-	if (!call)
-		return 0;
-	call->sock = (__u64)sk;
-	call->is_announced = 0;
-	call->connection_id = 0;
-	if (!sk || !read_state(sk, &st))
-		return 0;
-	if (!st.owner.pid)
-		own_by_current(&st.owner);
-	if (st.is_waiting)
-		claim_by_touch(sk, &st);
-	announce(sk, &st); /* known again at its next touch: the copy forgets that it was told */
-	call->is_announced = st.announcement != ANNOUNCED_NEVER;
-	call->connection_id = st.connection_id;
-	return 0;
-}
-
-static __always_inline void exit_splice(struct call_state *call, long result, __u64 now)
-{
-	if (!call->sock || result <= 0)
-		return;
-	call->size = result;
-	call->direction = PODWIRE_READ;
-	flush_transfer(call, now);
 }
 
 /* connect() refused before a SYN was sent: no route, no free port, forbidden by a filter. */
@@ -190,10 +170,7 @@ int BPF_PROG(sys_exit, struct pt_regs *regs, long result)
 		return 0;
 	call->is_active = 0;
 	if (kind < CALL_CONNECT) {
-		if (call->size)
-			flush_transfer(call, bpf_ktime_get_ns());
-		else if (kind == PODWIRE_CALL_SPLICE)
-			exit_splice(call, result, bpf_ktime_get_ns());
+		exit_transfer(call, result);
 		return 0;
 	}
 	now = bpf_ktime_get_ns();
@@ -213,17 +190,20 @@ SEC("tp_btf/sys_enter")
 int BPF_PROG(sys_enter, struct pt_regs *regs, long number)
 {
 	__u8 kind = call_of_number(number);
+	struct target target = {};
 	struct task_struct *task;
 	struct call_state *call;
 
 	if (!kind)
 		return 0;
-	task = bpf_get_current_task_btf();
+	task = current_task();
 	if (is_compat(task) || is_own_process())
 		return 0;
-	call = bpf_task_storage_get(&calls, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (kind < CALL_CONNECT && !is_transfer_of_interest(&target, regs, kind))
+		return 0;
+	call = create_call(task);
 	if (!call)
-		return 0; /* its transfers are told at once, without a duration */
+		return 0; /* where sockets tell bytes, they are told at once, without a duration */
 	call->kind = kind;
 	call->is_active = 1;
 	call->size = 0;
@@ -233,8 +213,8 @@ int BPF_PROG(sys_enter, struct pt_regs *regs, long number)
 		call->address = CALL_ARGUMENT_2(regs);
 		call->address_length = CALL_ARGUMENT_3(regs);
 		enter_connect(call, CALL_ARGUMENT_1(regs));
-	} else if (kind == PODWIRE_CALL_SPLICE) {
-		enter_splice(call, CALL_ARGUMENT_1(regs));
+	} else if (kind < CALL_CONNECT) {
+		enter_transfer(call, &target, regs);
 	}
 	return 0;
 }

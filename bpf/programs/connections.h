@@ -182,7 +182,9 @@ static __always_inline int state_changed(struct sock *sk, int before, int after,
 	if (st && st->stage == STAGE_CLOSED)
 		return 0;
 	if (is_being_released(sk)) {
-		if (is_own_process())
+		/* A subflow may be closed below the release of the MPTCP socket's file (seen on
+		 * v6.1). */
+		if (is_own_process() || (!st && is_subflow(sk)))
 			return 0;
 		st = touch(sk); /* closed without any transfer counts as well */
 		if (!st)
@@ -202,11 +204,11 @@ static __always_inline int destroyed(struct sock *sk)
 	if (!st)
 		return 0;
 	/* Never accepted: it was no application's connection. An accepted one has left the queue. */
-	if (st->is_waiting && (st->is_unqueued || !bpf_map_delete_elem(&accept_queue, &key))) {
+	if (st->is_waiting && (st->is_unqueued || !bpf_map_delete_elem(&accept_queue, &key)))
 		st->stage = STAGE_CLOSED;
-		return 0;
-	}
-	return closed(sk, st, TCP_CLOSE);
+	closed(sk, st, TCP_CLOSE);
+	forget_state(sk);
+	return 0;
 }
 
 /*

@@ -6,33 +6,22 @@
  * files of io_uring) is recognised at its first touch.
  */
 
-static __always_inline struct sock *sock_of_file(struct bpf_iter__task_file *ctx)
+SEC("iter/task_file")
+int find_listeners(struct bpf_iter__task_file *ctx)
 {
 	struct file *file = ctx->file;
-	struct socket *socket;
+	struct listener key;
 	struct sock *sk;
+	__u8 yes = 1;
 
 	barrier_var(file); /* the verifier wants the checked copy, not a second load */
 	if (!file)
 		return 0;
-	socket = bpf_sock_from_file(file);
-	if (!socket)
-		return 0;
-	sk = socket->sk;
-	return sk && is_tcp(sk) ? sk : 0;
-}
-
-SEC("iter/task_file")
-int find_listeners(struct bpf_iter__task_file *ctx)
-{
-	struct sock *sk = sock_of_file(ctx);
-	struct listener key;
-	__u8 yes = 1;
-
-	if (!sk || sk->__sk_common.skc_state != TCP_LISTEN)
+	sk = sock_of_file(file);
+	if (!sk || tcp_state_of(sk) != TCP_LISTEN)
 		return 0;
 	key.netns = netns_of(sk);
-	key.port = sk->__sk_common.skc_num;
+	key.port = BPF_CORE_READ(sk, __sk_common.skc_num);
 	bpf_map_update_elem(&listeners, &key, &yes, BPF_ANY);
 	return 0;
 }
@@ -40,15 +29,20 @@ int find_listeners(struct bpf_iter__task_file *ctx)
 SEC("iter/task_file")
 int find_sockets(struct bpf_iter__task_file *ctx)
 {
-	struct sock *sk = sock_of_file(ctx);
+	struct file *file = ctx->file;
 	struct task_struct *task = ctx->task;
 	struct socket_state *st;
+	struct sock *sk;
 	__u8 tcp_state;
 
+	barrier_var(file);
 	barrier_var(task);
-	if (!sk || !task)
+	if (!file || !task)
 		return 0;
-	tcp_state = sk->__sk_common.skc_state;
+	sk = sock_of_file(file);
+	if (!sk)
+		return 0;
+	tcp_state = tcp_state_of(sk);
 	if (tcp_state == TCP_LISTEN || tcp_state == TCP_CLOSE)
 		return 0;
 	st = find_state(sk);

@@ -6,6 +6,7 @@ static __always_inline int submit_process(struct task_struct *task, __u8 event)
 	__u32 key = PODWIRE_KIND_PROCESS;
 	struct podwire_counts *counted = bpf_map_lookup_elem(&counts, &key);
 	struct podwire_process_record *record;
+	__u32 lane;
 
 	if (!counted)
 		return 0;
@@ -15,10 +16,10 @@ static __always_inline int submit_process(struct task_struct *task, __u8 event)
 		return 0;
 	}
 	record->time_ns = bpf_ktime_get_ns();
-	record->sequence = __sync_fetch_and_add(&counted->submitted, 1);
+	record->sequence = count_submitted(counted, PODWIRE_KIND_PROCESS, &lane);
 	record->cgroup_id = bpf_get_current_cgroup_id();
 	record->pid = task->tgid;
-	record->cpu = bpf_get_smp_processor_id();
+	record->cpu = lane;
 	record->event = event;
 	record->pad = 0;
 	record->pad2 = 0;
@@ -37,6 +38,7 @@ int BPF_PROG(sched_process_exec, struct task_struct *task)
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(sched_process_exit, struct task_struct *task)
 {
+	forget_call();
 	if (BPF_CORE_READ(task, signal, live.counter))
 		return 0;
 	return submit_process(task, PODWIRE_EXIT);

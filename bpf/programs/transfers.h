@@ -5,10 +5,59 @@
  * Linux kernel commit 6e6eda44b939 ("sock: add tracepoint for send recv length") (in v6.3).
  */
 
-enum {
-	MSG_PEEK = 0x2,
-	MSG_ERRQUEUE = 0x2000,
-};
+/* tcp_splice_read() does not pass sock_recvmsg(), so the socket must be found through the fd. */
+static __noinline int enter_splice(struct call_state *call, __u32 fd)
+{
+	struct socket_state st = {};
+	struct socket *socket;
+	struct sock *sk = sock_of_fd(fd, &socket);
+
+	if (!call)
+		return 0;
+	call->sock = (__u64)sk;
+	call->is_announced = 0;
+	call->connection_id = 0;
+	if (!sk || !read_state(sk, &st))
+		return 0;
+	if (!st.owner.pid)
+		own_by_current(&st.owner);
+	if (st.is_waiting)
+		claim_by_touch(sk, &st);
+	announce(sk, &st); /* known again at its next touch: the copy forgets that it was told */
+	call->is_announced = st.announcement != ANNOUNCED_NEVER;
+	call->connection_id = st.connection_id;
+	return 0;
+}
+
+static __always_inline void exit_splice(struct call_state *call, long result, __u64 now)
+{
+	if (!call->sock || result <= 0)
+		return;
+	call->size = result;
+	call->direction = PODWIRE_READ;
+	flush_transfer(call, now);
+}
+
+static __always_inline bool is_transfer_of_interest(struct target *target, struct pt_regs *regs,
+						    __u8 kind)
+{
+	return true; /* whether it moves bytes, the socket tells */
+}
+
+static __always_inline void enter_transfer(struct call_state *call, const struct target *target,
+					   struct pt_regs *regs)
+{
+	if (call->kind == PODWIRE_CALL_SPLICE)
+		enter_splice(call, CALL_ARGUMENT_1(regs));
+}
+
+static __always_inline void exit_transfer(struct call_state *call, long result)
+{
+	if (call->size)
+		flush_transfer(call, bpf_ktime_get_ns());
+	else if (call->kind == PODWIRE_CALL_SPLICE)
+		exit_splice(call, result, bpf_ktime_get_ns());
+}
 
 static __always_inline __u8 call_without_syscall(struct task_struct *task)
 {
@@ -35,8 +84,8 @@ static __always_inline void moved(struct sock *sk, __u32 size, __u8 direction)
 	}
 	if (st->is_own)
 		return;
-	task = bpf_get_current_task_btf();
-	call = bpf_task_storage_get(&calls, task, 0, 0);
+	task = current_task();
+	call = current_call();
 	if (call && call->is_active && call->kind < CALL_CONNECT) {
 		if (call->size && (call->connection_id != st->connection_id ||
 				   call->direction != direction)) {

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 UNMEASURED = (1 << 64) - 1
-OBJECT = Path("bpf/objects") / os.uname().machine / "podwire.bpf.o"
+OBJECTS = Path("bpf/objects") / os.uname().machine
+OBJECT = OBJECTS / "podwire.bpf.o"
+BY_DESCRIPTOR = OBJECTS / "podwire-fd.bpf.o"
 RECORDS = {
     "connections": CONNECTION_RECORD,
     "transfers": TRANSFER_RECORD,
@@ -49,6 +51,7 @@ class Watch:
         iterate: bool = False,
         path: Path = OBJECT,
     ) -> None:
+        self.path = path
         sizes = {"connections": 4 << 20, "transfers": 16 << 20, "processes": 1 << 20}
         sizes |= dict(rings or {})
         given = {"podwire_id_base": 1 << 40} | dict(constants or {})
@@ -138,6 +141,18 @@ def map_keys(fd: int, key_size: int = 8) -> list[bytes]:
         found.append(following.raw)
         ctypes.memmove(key, following, key_size)
         previous = ctypes.addressof(key)
+
+
+def map_values(fd: int, value_bytes: int = 512) -> list[bytes]:
+    """Values of a hash map whose keys are 8 bytes, none longer than said."""
+    found = []
+    value = ctypes.create_string_buffer(value_bytes)
+    for key in map_keys(fd):
+        held = ctypes.create_string_buffer(key, len(key))
+        pointers = (ctypes.addressof(held), ctypes.addressof(value))
+        if bpf(1, struct.pack("<I4xQQ", fd, *pointers) + bytes(96)) == 0:  # gone meanwhile
+            found.append(value.raw)
+    return found
 
 
 def program_figures(watch: Watch) -> dict[str, dict[str, int]]:

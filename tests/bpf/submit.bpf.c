@@ -9,6 +9,8 @@
 
 #include "bpf/include/events.h"
 #include "bpf/include/maps.h"
+#include "bpf/include/socket.h"
+#include "bpf/include/storage.h"
 #include "bpf/include/ring.h"
 
 enum { SLOTS = 1024 }; /* nanoseconds, the last one for all that took longer */

@@ -13,9 +13,17 @@ from collector.btf import parse_object
 from collector.build import OBJECTS, abi_source, hash_layout, hash_sources
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
-OBJECT_FILES = sorted(OBJECTS.glob("*/podwire.bpf.o"))
+OBJECT_FILES = sorted(OBJECTS.glob("*/*.bpf.o"))
+
+
+def name_of(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
 DTYPES = {
     "podwire_connection_record": abi.CONNECTION_RECORD,
     "podwire_transfer_record": abi.TRANSFER_RECORD,
@@ -25,10 +33,11 @@ DTYPES = {
 
 
 def test_both_architectures_are_there() -> None:
-    assert [path.parent.name for path in OBJECT_FILES] == ["aarch64", "x86_64"]
+    expected = {f"{name}/{each}.bpf.o" for name in build.ARCHITECTURES for each in build.VARIANTS}
+    assert {name_of(path) for path in OBJECT_FILES} == expected
 
 
-@pytest.mark.parametrize("path", OBJECT_FILES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", OBJECT_FILES, ids=name_of)
 def test_layout(path) -> None:
     btf = parse_object(path.read_bytes())
     assert hash_layout(btf) == abi.LAYOUT_HASH
@@ -56,12 +65,12 @@ def test_manifest() -> None:
     assert manifest["sources"] == hash_sources()
     assert manifest["layout"] == abi.LAYOUT_HASH
     for path in OBJECT_FILES:
-        entry = manifest["objects"][path.parent.name]
+        entry = manifest["objects"][name_of(path)]
         assert entry["size"] == path.stat().st_size
         assert entry["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("path", OBJECT_FILES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", OBJECT_FILES, ids=name_of)
 def test_no_path_of_the_building_machine(path) -> None:
     raw = path.read_bytes()
     assert str(build.ROOT).encode() not in raw

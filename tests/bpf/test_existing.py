@@ -8,6 +8,7 @@ import select
 import socket
 import subprocess
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -16,19 +17,22 @@ from collector.abi import ConnectionEvent, ConnectionFlag, Direction, Kind, Proc
 from tests.bpf.harness import UNMEASURED, Watch
 from tests.bpf.test_connections import life, listening, pair, port_of, settle
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 pytestmark = pytest.mark.bpf
 
 ANNOUNCED = ConnectionEvent.ANNOUNCED
 
 
 @pytest.mark.parametrize("iterate", [True, False])
-def test_older_connections(iterate: bool) -> None:
+def test_older_connections(variant: Path, iterate: bool) -> None:
     with listening() as server, listening("::1") as server6:
         pairs = [pair(server), pair(server), pair(server6)]
         half_closed, peer = pair(server)
         half_closed.shutdown(socket.SHUT_WR)
         settle(0.05)
-        watch = Watch(iterate=iterate)
+        watch = Watch(iterate=iterate, path=variant)
         try:
             port = port_of(server)
             watch.drain()
@@ -75,7 +79,7 @@ def _own_cgroup() -> int:
     return os.stat(root + inside).st_ino
 
 
-def test_connect_under_way() -> None:
+def test_connect_under_way(variant: Path) -> None:
     """A handshake that began before the programs is decided, without a duration."""
     with listening(backlog=0) as server, contextlib.ExitStack() as held:
         late = None
@@ -89,7 +93,7 @@ def test_connect_under_way() -> None:
                 break
         assert late is not None
         port = late.getsockname()[1]
-        second = Watch(iterate=True)
+        second = Watch(iterate=True, path=variant)
         held.callback(second.close)
         server.settimeout(1)
         deadline = time.monotonic() + 8
@@ -101,8 +105,8 @@ def test_connect_under_way() -> None:
         assert [(each["error"], each["duration_ns"]) for each in found] == [(0, UNMEASURED)]
 
 
-def test_own_process_is_left_out() -> None:
-    watch = Watch(constants={"podwire_own_pid": os.getpid()})
+def test_own_process_is_left_out(variant: Path) -> None:
+    watch = Watch(constants={"podwire_own_pid": os.getpid()}, path=variant)
     try:
         with listening() as server:
             port = port_of(server)

@@ -8,18 +8,18 @@ import pytest
 
 from collector.btf import parse_btf
 from collector.libbpf import BpfObject
-from tests.bpf.harness import OBJECT, Watch
+from tests.bpf.harness import BY_DESCRIPTOR, OBJECT, Watch
 
 pytestmark = pytest.mark.bpf
 
 
-def test_each_program_loads_without_the_others() -> None:
-    opened = BpfObject(OBJECT)
+def test_each_program_loads_without_the_others(variant: Path) -> None:
+    opened = BpfObject(variant)
     programs = opened.programs
     opened.close()
-    assert len(programs) == 12
+    assert len(programs) == (12 if variant == OBJECT else 10)
     for program in programs:
-        alone = BpfObject(OBJECT)
+        alone = BpfObject(variant)
         try:
             for other in programs:
                 alone.set_autoload(other.name, other == program)
@@ -36,9 +36,10 @@ def test_all_hooks_are_there(watch: Watch) -> None:
         assert hook.attached is expected, hook
 
 
-def test_a_call_is_left_before_it_is_entered() -> None:
+@pytest.mark.parametrize("path", [OBJECT, BY_DESCRIPTOR], ids=["socket", "descriptor"])
+def test_a_call_is_left_before_it_is_entered(path: Path) -> None:
     """The order of the object is the order of attaching; see programs/calls.h."""
-    opened = BpfObject(OBJECT)
+    opened = BpfObject(path)
     names = [program.name for program in opened.programs]
     opened.close()
     assert names.index("sys_exit") < names.index("sys_enter")

@@ -8,11 +8,12 @@ import pytest
 from collector.attach import (
     CORE,
     attach,
+    attach_first,
     effective_capabilities,
     explain,
     missing_capabilities,
 )
-from collector.config import CollectorConfig, object_path
+from collector.config import CollectorConfig, object_path, object_paths
 from schemas.errors import BpfError, ConfigError
 
 if TYPE_CHECKING:
@@ -87,6 +88,28 @@ def test_a_core_hook_that_is_refused_is_fatal_and_named(tmp_path: Path) -> None:
     with pytest.raises(BpfError, match=r"sock_recv_length \(bytes read\) cannot") as caught:
         attach(path, {}, RINGS)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.bpf
+def test_the_next_object_is_taken_where_a_core_hook_is_missing(tmp_path: Path) -> None:
+    lacking = _with_refused(tmp_path, "sock_recv_length")
+    paths = object_paths(CollectorConfig())
+    opened, hooks, passed_over = attach_first([lacking, paths[1]], {}, RINGS)
+    opened.close()
+    assert opened.path == paths[1]
+    assert all(hook.attached for hook in hooks)
+    assert not {"sock_send_length", "sock_recv_length"} & {hook.target for hook in hooks}
+    assert "sock_recv_length (bytes read) cannot be used" in passed_over
+    with pytest.raises(BpfError, match="sock_recv_length"):
+        attach_first([lacking, lacking], {}, RINGS)
+
+
+@pytest.mark.bpf
+def test_the_first_object_is_preferred() -> None:
+    paths = object_paths(CollectorConfig())
+    opened, _, passed_over = attach_first(paths, {}, RINGS)
+    opened.close()
+    assert (opened.path, passed_over) == (paths[0], "")
 
 
 @pytest.mark.bpf

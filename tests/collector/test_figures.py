@@ -25,6 +25,17 @@ def test_figures_that_every_row_has_are_measured() -> None:
     assert measured == set(NEEDED)
 
 
+def test_bytes_by_descriptor_need_the_system_calls_and_say_what_they_miss() -> None:
+    hooks = [hook for hook in _hooks() if not hook.target.startswith("sock_")]
+    rows = {row.figure: row for row in availability(hooks)}
+    assert {name for name, row in rows.items() if row.available} == set(NEEDED)
+    for figure in ("read_count", "read_bytes", "write_duration"):
+        assert rows[figure].note == "sys_enter, sys_exit (by file descriptor, without io_uring)"
+    without = [hook for hook in _hooks("sys_exit") if not hook.target.startswith("sock_")]
+    rows = {row.figure: row for row in availability(without)}
+    assert rows["write_bytes"].note == "sys_exit: refused"
+
+
 def test_a_missing_hook_takes_its_figures_away_with_the_reason() -> None:
     rows = {row.figure: row for row in availability(_hooks("sock_recv_length"))}
     assert not rows["read_bytes"].available

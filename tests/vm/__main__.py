@@ -1,0 +1,92 @@
+"""The kernel half on other kernels: ``python -m tests.vm [--kernel NAME ...] [-- pytest ...]``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from typing import Any, Final
+
+from tests.requirements import missing
+from tests.vm.kernels import CACHE, KERNELS, fetch
+from tests.vm.machine import boot
+
+_TIMEOUT_S: Final = 1800.0
+_TESTS: Final = ("tests/bpf", "-m", "bpf", "--timeout=300", "--durations=5", "-v")
+_NOT_EMULATED: Final = {
+    "slow": "hours without hardware virtualisation",
+    "million": "the same",
+    "dup2_and_close_range": "an emulated close takes longer than a delayed fput() may",
+}
+"""Words in names of tests that emulation makes meaningless, and why."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the tests in one machine after the other; 0 if all passed in all."""
+    own, _, given = " ".join(arguments).partition("-- ")
+    parser = argparse.ArgumentParser(prog="python -m tests.vm", description=__doc__)
+    parser.add_argument("--kernel", nargs="+", choices=list(KERNELS), default=list(KERNELS))
+    names = parser.parse_args(own.split()).kernel
+    reason = missing("vm")
+    if reason is not None:
+        print(reason, file=sys.stderr)
+        return 2
+    reports = {name: _run(name, given.split() or _selection()) for name in names}
+    _print_costs({name: report for name, report in reports.items() if "programs" in report})
+    return int(any(report.get("pytest") != 0 for report in reports.values()))
+
+
+def _selection() -> list[str]:
+    # One word for the whole expression.
+    left_out = [f"not({word})" for word in _NOT_EMULATED]
+    return [*_TESTS, "-k", "(" + ")and(".join(left_out) + ")"]
+
+
+def _run(name: str, tests: list[str]) -> dict[str, Any]:
+    kernel = fetch(name)
+    output = CACHE / "out" / name
+    shutil.rmtree(output, ignore_errors=True)
+    began = time.monotonic()
+    command = [sys.executable, "-B", "-m", "tests.vm.guest", str(output), *tests]
+    failure = ""
+    try:
+        boot(kernel, command, output, _TIMEOUT_S)
+    except RuntimeError as error:
+        failure = f"; {error}"
+    log, report = output / "pytest.log", output / "report.json"
+    said = log.read_text().splitlines() if log.exists() else []
+    print(f"\n=== {name} ({kernel.release}), {time.monotonic() - began:.0f} s{failure}")
+    print(*[line for line in said if re.match(r"FAILED|ERROR|SKIPPED|=+ .* in ", line)], sep="\n")
+    print(f"    {os.path.relpath(output)}: pytest.log, console.log")
+    found: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
+    return found
+
+
+def _print_costs(reports: dict[str, dict[str, Any]]) -> None:
+    print("\nverifier: instructions processed / bytes of stack of all functions")
+    print(f"{'':42}" + "".join(f"{name:>16}" for name in reports))
+    rows = {
+        (each, program)
+        for report in reports.values()
+        for each, programs in report["programs"].items()
+        for program in programs
+    }
+    for each, program in sorted(rows):
+        cells = [report["programs"].get(each, {}).get(program) for report in reports.values()]
+        print(f"{each + '/' + program:42}" + "".join(f"{_cell(cell):>16}" for cell in cells))
+
+
+def _cell(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    if "refused" in found:
+        return "refused"
+    return f"{found['instructions']} / {found['stack']}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,99 @@
+"""What runs inside the virtual machine: ``python -m tests.vm.guest OUTPUT [pytest arguments]``.
+
+First every program of every object is loaded alone, to learn what the verifier says; then pytest.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from collector.libbpf import BpfObject
+from schemas.errors import BpfError
+
+__all__ = ["main", "read_cost", "verify"]
+
+_LOG_BYTES: Final = 1 << 20
+_STATISTICS_ONLY: Final = 4  # BPF_LOG_STATS
+_RINGS: Final = ("connections", "transfers", "processes")
+_FILES: Final = 65_536
+
+
+def main(arguments: list[str]) -> int:
+    """Write ``report.json`` and ``pytest.log``; returns pytest's exit status."""
+    output = Path(arguments[0])
+    # For programs that tests pin; virtme-ng mounts no such file system.
+    subprocess.run(["mount", "-t", "bpf", "bpf", "/sys/fs/bpf"], check=True)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_FILES, _FILES))
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY,) * 2)
+    objects = sorted(Path("bpf/objects", platform.machine()).glob("*.bpf.o"))
+    report: dict[str, Any] = {
+        "release": platform.release(),
+        "programs": {path.name.partition(".")[0]: verify(path) for path in objects},
+    }
+    (output / "report.json").write_text(json.dumps(report))
+    command = [sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider", *arguments[1:]]
+    with (output / "pytest.log").open("w") as log:
+        report["pytest"] = subprocess.run(
+            command, stdout=log, stderr=subprocess.STDOUT, check=False
+        ).returncode
+    (output / "report.json").write_text(json.dumps(report, indent=1))
+    return int(report["pytest"])
+
+
+def verify(path: Path) -> dict[str, dict[str, Any]]:
+    """Return by program whether the kernel takes it and what its check costs, or the refusal."""
+    opened = BpfObject(path)
+    programs = opened.programs
+    opened.close()
+    found = {}
+    for program in programs:
+        alone = BpfObject(path)
+        log = ctypes.create_string_buffer(_LOG_BYTES)
+        try:
+            for other in programs:
+                alone.set_autoload(other.name, other == program)
+            for ring in _RINGS:
+                alone.set_max_entries(ring, 65_536)
+            _log_to(alone, program.name, log)
+            alone.load()
+            found[program.name] = read_cost(log.value.decode(errors="replace"))
+        except BpfError as error:
+            said = [*log.value.decode(errors="replace").splitlines(), *str(error).splitlines()]
+            found[program.name] = {"refused": said[-12:]}
+        finally:
+            alone.close()
+    return found
+
+
+def read_cost(log: str) -> dict[str, int]:
+    """Read the verifier's closing words: instructions processed and bytes of stack.
+
+    The stack of the deepest chain of calls is not said, only each function's; this is their sum.
+    """
+    processed = re.search(r"processed (\d+) insns", log)
+    stack = re.search(r"stack depth ([\d+]+)", log)
+    return {
+        "instructions": int(processed[1]) if processed else 0,
+        "stack": sum(map(int, stack[1].split("+"))) if stack else 0,
+    }
+
+
+def _log_to(opened: BpfObject, program: str, log: ctypes.Array[ctypes.c_char]) -> None:
+    library = ctypes.CDLL("libbpf.so.1")
+    pointer = ctypes.c_void_p(opened._programs[program][1])
+    library.bpf_program__set_log_buf(pointer, log, ctypes.c_size_t(len(log)))
+    library.bpf_program__set_log_level(pointer, ctypes.c_uint32(_STATISTICS_ONLY))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HOME", "/root")
+    sys.exit(main(sys.argv[1:]))
