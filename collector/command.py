@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import threading
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
@@ -23,11 +22,10 @@ from collector.replay import PACES, TIMES, replay
 from schemas.clock import SystemClock
 from schemas.config import KafkaConfig, load_file
 from schemas.errors import ConfigError
-from schemas.telemetry import Health, TelemetryServer
+from schemas.telemetry import Health, served
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
 
 __all__ = ["HELP", "add_arguments", "node_name", "run"]
 
@@ -65,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     health = Health()
-    with _telemetry(health, config):
+    with served(config, health):
         if arguments.replay:
             _replay(arguments, config, kafka, stop)
         else:
@@ -155,20 +153,3 @@ def _replay(
         queue_bytes=config.queue_bytes,
         timeout_s=config.stop_timeout_s,
     )
-
-
-@contextmanager
-def _telemetry(health: Health, config: CollectorConfig) -> Iterator[None]:
-    if not config.telemetry_port:
-        yield
-        return
-    try:
-        server = TelemetryServer(health, config.telemetry_port, config.telemetry_host)
-    except OSError as error:
-        address = f"{config.telemetry_host}:{config.telemetry_port}"
-        raise ConfigError("collector.telemetry_port", f"{address}: {error.strerror}") from error
-    server.start()
-    try:
-        yield
-    finally:
-        server.stop()

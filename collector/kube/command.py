@@ -23,7 +23,7 @@ from collector.kube.source_file import FileSource
 from collector.kube.topics import MetadataTopics
 from schemas.config import KafkaConfig, load_file
 from schemas.errors import ConfigError
-from schemas.telemetry import Health, TelemetryServer
+from schemas.telemetry import Health, served
 
 if TYPE_CHECKING:
     import argparse
@@ -55,8 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     kafka = KafkaConfig.load(file, options=vars(arguments))
     source = create_source(config)
     health = Health()
-    telemetry = _telemetry(config, health)
-    try:
+    with served(config, health):
         pipeline = Pipeline(config, source, MetadataTopics(kafka), Publisher(kafka), health)
 
         def stop(number: int, frame: Any) -> None:
@@ -68,9 +67,6 @@ def run(arguments: argparse.Namespace) -> int:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-    finally:
-        if telemetry is not None:
-            telemetry.stop()
     return 0
 
 
@@ -112,15 +108,3 @@ def _credentials(config: KubeConfig) -> Credentials:
     credentials.ssl_context()
     credentials.headers()
     return credentials
-
-
-def _telemetry(config: KubeConfig, health: Health) -> TelemetryServer | None:
-    if not config.telemetry_port:
-        return None
-    try:
-        server = TelemetryServer(health, config.telemetry_port, config.telemetry_host)
-    except OSError as error:
-        place = f"{config.telemetry_host}:{config.telemetry_port}"
-        raise ConfigError("kube.telemetry_port", f"{place}: {error.strerror}") from error
-    server.start()
-    return server
