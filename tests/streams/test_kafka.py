@@ -110,6 +110,13 @@ def produce(broker: KafkaBroker, messages: list[tuple[int, bytes]]) -> None:
         broker.produce(EVENTS.name, [m for p, m in messages if p == partition], partition=partition)
 
 
+def go_on(broker: KafkaBroker, traffic: Traffic, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        produce(broker, traffic.second())
+        time.sleep(0.1)
+
+
 def stored(broker: KafkaBroker) -> Counter[tuple[Any, ...]]:
     blocks = []
     for partition in range(PARTITIONS):
@@ -170,24 +177,17 @@ def test_two_workers_share_and_take_over(
     broker.create_topics(PARTITIONS)
     traffic = Traffic(3)
     with workers_of(broker, tmp_path) as workers:
-
-        def go_on(seconds: float) -> None:
-            deadline = time.monotonic() + seconds
-            while time.monotonic() < deadline:
-                produce(broker, traffic.second())
-                time.sleep(0.1)
-
         first = workers.start()
-        go_on(5)
+        go_on(broker, traffic, 5)
         second = workers.start()
-        go_on(6)
+        go_on(broker, traffic, 6)
         first.send_signal(signal.SIGTERM)
-        go_on(2)
+        go_on(broker, traffic, 2)
         assert first.wait(5) == 0, workers.logs()
         third = workers.start()
-        go_on(5)
+        go_on(broker, traffic, 5)
         second.kill()
-        go_on(5)
+        go_on(broker, traffic, 5)
         produce(broker, traffic.second(final=True))
         wait_for(lambda: all_stored(broker), 60, workers.logs)
         sums = stored(broker)
@@ -204,21 +204,14 @@ def test_a_worker_that_was_paused_writes_nothing_beside_its_successor(
     broker.create_topics(PARTITIONS)
     traffic = Traffic(5)
     with workers_of(broker, tmp_path) as workers:
-
-        def go_on(seconds: float) -> None:
-            deadline = time.monotonic() + seconds
-            while time.monotonic() < deadline:
-                produce(broker, traffic.second())
-                time.sleep(0.1)
-
         first = workers.start()
-        go_on(5)
+        go_on(broker, traffic, 5)
         workers.start()
-        go_on(5)
+        go_on(broker, traffic, 5)
         first.send_signal(signal.SIGSTOP)
-        go_on(9)  # three times its session
+        go_on(broker, traffic, 9)  # three times its session
         first.send_signal(signal.SIGCONT)
-        go_on(4)
+        go_on(broker, traffic, 4)
         produce(broker, traffic.second(final=True))
         wait_for(lambda: all_stored(broker), 60, workers.logs)
         sums = stored(broker)
