@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -50,6 +51,17 @@ def draining(watch: Watch) -> Iterator[None]:
         stop.set()
         thread.join()
         watch.drain()
+
+
+@contextlib.contextmanager
+def stopped(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Hold a process until all that it did so far has been drained."""
+    process.send_signal(signal.SIGSTOP)
+    try:
+        time.sleep(0.05)
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +124,11 @@ def test_short_connections_leave_nothing(
             assert process.stdout is not None
             port = int(process.stdout.readline())
             while process.poll() is None:
-                most = max(most, sockets_with_state(watch, occupancy, port))
-                most_waiting = max(most_waiting, len(watch.keys("accept_queue")))
+                with stopped(process):
+                    most = max(most, sockets_with_state(watch, occupancy, port))
+                    most_waiting = max(most_waiting, len(watch.keys("accept_queue")))
                 _forget(watch)
-                time.sleep(0.1)
+                time.sleep(connections / 200_000)  # some ten looks in all
         assert process.returncode == 0
         settle()
         watch.drain()

@@ -92,7 +92,7 @@ def test_a_busy_ring_is_drained_while_it_fills() -> None:
             parts = []
             while sender.is_alive():
                 parts.append(source.drain().transfers)
-            sender.join()
+                sender.join(0.001)  # gives up the interpreter lock, which the sender needs
             source.detach()
             parts.append(source.drain().transfers)
         transfers = np.concatenate(parts)
