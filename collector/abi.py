@@ -21,8 +21,11 @@ __all__ = [
     "ConnectionFlag",
     "Direction",
     "Kind",
+    "MeasuredFlag",
     "ProcessEvent",
+    "ReadFigure",
     "Role",
+    "WriteFigure",
 ]
 
 
@@ -67,6 +70,55 @@ class Call(IntEnum):
     SENDFILE = 11
     SPLICE = 12
     IO_URING = 13
+    NONE = 14
+
+
+class ReadFigure(IntEnum):
+    """``enum podwire_read_figure``."""
+
+    READ_PACKET_COUNT = 0
+    READ_PACKET_SIZE = 1
+    READ_L4_DURATION = 2
+    READ_L3_DURATION = 3
+    READ_L3_RECV_DURATION = 4
+    READ_L3_LOCAL_DURATION = 5
+    READ_PACKET_TO_QUEUE_DURATION = 6
+    READ_PACKET_FROM_QUEUE_DURATION = 7
+    READ_NETFILTER_COUNT = 8
+    READ_NETFILTER_DURATION = 9
+    READ_DEVICE_TO_IP_DURATION = 10
+    READ_IP_TO_QUEUE_DURATION = 11
+    READ_CALL_DURATION = 12
+    READ_UNATTRIBUTED_DURATION = 13
+
+
+class WriteFigure(IntEnum):
+    """``enum podwire_write_figure``."""
+
+    WRITE_PACKET_COUNT = 0
+    WRITE_PACKET_SIZE = 1
+    WRITE_RETRANSMIT_PACKET_COUNT = 2
+    WRITE_LOST_PACKET_COUNT = 3
+    WRITE_L4_DURATION = 4
+    WRITE_L3_DURATION = 5
+    WRITE_L3_LOCAL_DURATION = 6
+    WRITE_L3_OUTPUT_DURATION = 7
+    WRITE_NETFILTER_COUNT = 8
+    WRITE_NETFILTER_DURATION = 9
+    RESOLVE_MAC_COUNT = 10
+    RESOLVE_MAC_DURATION = 11
+    WRITE_L2_DURATION = 12
+    WRITE_L2_ENTER_QUEUE_COUNT = 13
+    WRITE_L2_READY_SEND_DURATION = 14
+    WRITE_L2_NETDEVICE_SEND_DURATION = 15
+    WRITE_UNATTRIBUTED_DURATION = 16
+
+
+class MeasuredFlag(IntFlag):
+    """``enum podwire_measured_flag``."""
+
+    MEASURED_COUNTERS = 1
+    MEASURED_STAGES = 2
 
 
 class ConnectionFlag(IntFlag):
@@ -92,7 +144,7 @@ class ProcessEvent(IntEnum):
     EXIT = 2
 
 
-LAYOUT_HASH: Final = "f30919b1f0e8102331663fb01080e9241450fb522e5bbae3f056f1f6bc2f9d7c"
+LAYOUT_HASH: Final = "9e7da58c2c4bf414fbe4d8beab02a235416fa748850f16659d1b87a015c629dc"
 """See `hash_layout`."""
 
 CONNECTION_RECORD: Final = np.dtype(
@@ -184,7 +236,8 @@ TRANSFER_RECORD: Final = np.dtype(
             "cpu",
             "direction",
             "call",
-            "pad",
+            "measured",
+            "figures",
         ],
         "formats": [
             "<u8",
@@ -197,7 +250,8 @@ TRANSFER_RECORD: Final = np.dtype(
             "<u2",
             "u1",
             "u1",
-            "<u8",
+            "<u4",
+            ("<u4", (17,)),
         ],
         "offsets": [
             0,
@@ -211,8 +265,9 @@ TRANSFER_RECORD: Final = np.dtype(
             46,
             47,
             48,
+            52,
         ],
-        "itemsize": 56,
+        "itemsize": 120,
     }
 )
 """``struct podwire_transfer_record``."""

@@ -56,6 +56,65 @@ enum podwire_call {
 	PODWIRE_CALL_SENDFILE = 11,
 	PODWIRE_CALL_SPLICE = 12,
 	PODWIRE_CALL_IO_URING = 13,
+	PODWIRE_CALL_NONE = 14, /* none: what came to a connection after its last call */
+};
+
+/*
+ * What a read record tells beside its bytes, by its place in `figures`. Durations are nanoseconds,
+ * summed over the packets since the connection's last read record.
+ *
+ * A packet's way up: netif_receive_skb -> ip_rcv -> ip_local_deliver -> tcp_v4_rcv -> the socket's
+ * queue -> skb_copy_datagram_iovec.
+ */
+enum podwire_read_figure {
+	PODWIRE_READ_PACKET_COUNT = 0,		/* segments with payload: tcp_sock.data_segs_in */
+	PODWIRE_READ_PACKET_SIZE = 1,		/* their new payload: tcp_sock.bytes_received */
+	PODWIRE_READ_L4_DURATION = 2,		/* in tcp_v4_rcv */
+	PODWIRE_READ_L3_DURATION = 3,		/* ip_rcv to tcp_v4_rcv: the next two together */
+	PODWIRE_READ_L3_RECV_DURATION = 4,	/* ip_rcv to ip_local_deliver */
+	PODWIRE_READ_L3_LOCAL_DURATION = 5,	/* ip_local_deliver to tcp_v4_rcv */
+	PODWIRE_READ_PACKET_TO_QUEUE_DURATION = 6,   /* netif_receive_skb to the socket's queue */
+	PODWIRE_READ_PACKET_FROM_QUEUE_DURATION = 7, /* from there to the copy */
+	PODWIRE_READ_NETFILTER_COUNT = 8,
+	PODWIRE_READ_NETFILTER_DURATION = 9,
+	PODWIRE_READ_DEVICE_TO_IP_DURATION = 10, /* netif_receive_skb to ip_rcv */
+	PODWIRE_READ_IP_TO_QUEUE_DURATION = 11,	 /* tcp_v4_rcv to the socket's queue */
+	PODWIRE_READ_CALL_DURATION = 12,	 /* from the call's first copy to its end */
+	PODWIRE_READ_UNATTRIBUTED_DURATION = 13, /* the rest of the call: before its first copy */
+	PODWIRE_READ_FIGURES = 14,
+};
+
+/*
+ * The same for a write record. A packet's way down: tcp_sendmsg -> __ip_queue_xmit -> ip_output ->
+ * neigh_resolve_output -> net_dev_queue -> queue discipline -> net_dev_start_xmit -> net_dev_xmit.
+ * A packet that a neighbour or a queue discipline keeps stays in L3 and L4 until it has left, so
+ * L4 >= L3 >= L2 always.
+ */
+enum podwire_write_figure {
+	PODWIRE_WRITE_PACKET_COUNT = 0,		   /* segments with payload: tcp_sock.data_segs_out */
+	PODWIRE_WRITE_PACKET_SIZE = 1,		   /* their payload: tcp_sock.bytes_sent */
+	PODWIRE_WRITE_RETRANSMIT_PACKET_COUNT = 2, /* tcp_sock.total_retrans */
+	PODWIRE_WRITE_LOST_PACKET_COUNT = 3,	   /* dropped on this host on the way out */
+	PODWIRE_WRITE_L4_DURATION = 4,		   /* in tcp_sendmsg, and what L3 took outside it */
+	PODWIRE_WRITE_L3_DURATION = 5,		   /* in __ip_queue_xmit, and until it has left */
+	PODWIRE_WRITE_L3_LOCAL_DURATION = 6,	   /* __ip_queue_xmit to ip_output */
+	PODWIRE_WRITE_L3_OUTPUT_DURATION = 7,	   /* ip_output to net_dev_queue */
+	PODWIRE_WRITE_NETFILTER_COUNT = 8,
+	PODWIRE_WRITE_NETFILTER_DURATION = 9,
+	PODWIRE_RESOLVE_MAC_COUNT = 10,	 /* packets that waited for an unknown address */
+	PODWIRE_RESOLVE_MAC_DURATION = 11, /* neigh_resolve_output to net_dev_queue */
+	PODWIRE_WRITE_L2_DURATION = 12,		 /* the last two together */
+	PODWIRE_WRITE_L2_ENTER_QUEUE_COUNT = 13, /* packets given to the device layer */
+	PODWIRE_WRITE_L2_READY_SEND_DURATION = 14,     /* net_dev_queue to net_dev_start_xmit */
+	PODWIRE_WRITE_L2_NETDEVICE_SEND_DURATION = 15, /* net_dev_start_xmit to net_dev_xmit */
+	PODWIRE_WRITE_UNATTRIBUTED_DURATION = 16,      /* of the call, outside tcp_sendmsg */
+	PODWIRE_WRITE_FIGURES = 17,
+};
+
+/* Which figures of a transfer record hold something; the others are 0 and were not measured. */
+enum podwire_measured_flag {
+	PODWIRE_MEASURED_COUNTERS = 1, /* what the sock itself counts */
+	PODWIRE_MEASURED_STAGES = 2,   /* all others, as far as their hooks are attached */
 };
 
 enum podwire_connection_flag {
@@ -104,19 +163,23 @@ struct podwire_connection_record {
 	__u8 comm[16];
 };
 
-/* 56 bytes and the ring's own 8-byte header make 64, which divides every ring: no record wraps. */
+/*
+ * 120 bytes and the ring's own 8-byte header make 128, which divides every ring: no record wraps.
+ * A figure that does not fit in 32 bits keeps its rest for the connection's next record.
+ */
 struct podwire_transfer_record {
 	__u64 connection_id;
 	__u64 end_ns;
 	__u64 duration_ns; /* or PODWIRE_UNMEASURED */
 	__u64 sequence;
-	__u32 size; /* payload bytes moved by the call, more than 0 */
+	__u32 size; /* payload bytes moved by the call; 0 with PODWIRE_CALL_NONE only */
 	__u32 pid;
 	__u32 tid;
 	__u16 cpu;
 	__u8 direction; /* enum podwire_direction */
-	__u8 call;      /* enum podwire_call */
-	__u64 pad;
+	__u8 call;	/* enum podwire_call */
+	__u32 measured; /* enum podwire_measured_flag */
+	__u32 figures[PODWIRE_WRITE_FIGURES]; /* by enum podwire_read_figure or _write_figure */
 };
 
 enum podwire_process_event {
@@ -137,7 +200,7 @@ struct podwire_process_record {
 };
 
 _Static_assert(sizeof(struct podwire_connection_record) == 120, "connection record layout");
-_Static_assert(sizeof(struct podwire_transfer_record) == 56, "transfer record layout");
+_Static_assert(sizeof(struct podwire_transfer_record) == 120, "transfer record layout");
 _Static_assert(sizeof(struct podwire_process_record) == 56, "process record layout");
 
 #endif

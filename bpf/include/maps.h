@@ -140,6 +140,9 @@ struct podwire_abi {
 	enum podwire_role role;
 	enum podwire_direction direction;
 	enum podwire_call call;
+	enum podwire_read_figure read_figure;
+	enum podwire_write_figure write_figure;
+	enum podwire_measured_flag measured_flag;
 	enum podwire_connection_flag connection_flag;
 	enum podwire_kind kind;
 	enum podwire_process_event process_event;

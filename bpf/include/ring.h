@@ -70,7 +70,8 @@ static __always_inline void submit_transfer(__u64 connection_id, __u64 duration_
 	record->cpu = lane;
 	record->direction = direction;
 	record->call = call;
-	record->pad = 0;
+	record->measured = 0;
+	__builtin_memset(record->figures, 0, sizeof(record->figures));
 	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 }
 
