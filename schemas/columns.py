@@ -22,6 +22,7 @@ __all__ = [
     "U8",
     "U32",
     "U64",
+    "UNMEASURED_U32",
     "UNMEASURED_U64",
     "Table",
     "column",
@@ -35,6 +36,8 @@ U64: TypeAlias = NDArray[np.uint64]
 
 UNMEASURED_U64 = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 """Stands in a column for a value that this row did not measure."""
+UNMEASURED_U32 = np.uint32(0xFFFF_FFFF)
+"""The same in a column of 32 bits."""
 
 T = TypeVar("T", bound="Table")
 
@@ -46,7 +49,7 @@ def column(dtype: str, width: int = 1, *, measured: bool = False) -> Any:
         dtype: Little-endian numpy type.
         width: Values per row; with more than one the shape is (n, width).
         measured: Whether a row may lack the value: then it holds the greatest value of its type,
-            and a column that lacks all of them may be left out of the message.
+            and a column that lacks all of them may be left empty.
     """
     empty = np.empty((0, width) if width > 1 else 0, dtype)
     empty.flags.writeable = False
@@ -56,7 +59,10 @@ def column(dtype: str, width: int = 1, *, measured: bool = False) -> Any:
 
 @dataclass(slots=True)
 class Table:
-    """Base of the columnar tables. All columns have the same number of rows."""
+    """Base of the columnar tables.
+
+    All columns have the same number of rows; a measured one that lacks every value may have none.
+    """
 
     _specs: ClassVar[tuple[tuple[str, np.dtype[Any], int], ...] | None] = None
     _measured: ClassVar[frozenset[str] | None] = None
@@ -76,7 +82,7 @@ class Table:
 
     @classmethod
     def measured_columns(cls) -> frozenset[str]:
-        """Names of the columns that a message may leave out."""
+        """Names of the columns that may be left empty."""
         found = cls.__dict__.get("_measured")
         if found is None:
             found = frozenset(item.name for item in fields(cls) if item.metadata.get("measured"))
@@ -90,23 +96,35 @@ class Table:
 
     def take(self, index: Any) -> Self:
         """Return the rows that a numpy index (array of positions, mask or slice) selects."""
-        picked = {name: getattr(self, name)[index] for name, _, _ in self.specs()}
+        columns = {name: getattr(self, name) for name, _, _ in self.specs()}
+        measured = self.measured_columns()
+        picked = {
+            name: values[index] if len(values) or name not in measured else values
+            for name, values in columns.items()
+        }
         return type(self)(**picked)
 
     @classmethod
     def concatenate(cls, tables: Sequence[Self]) -> Self:
         """Return one table with the rows of all."""
-        joined = {
-            name: np.concatenate([getattr(table, name) for table in tables])
-            if tables
-            else np.empty((0, width) if width > 1 else 0, dtype)
-            for name, dtype, width in cls.specs()
-        }
+        joined = {}
+        for name, dtype, width in cls.specs():
+            parts = [getattr(table, name) for table in tables]
+            if name in cls.measured_columns() and any(map(len, parts)):
+                parts = [
+                    values if len(values) else _unmeasured(table.rows, dtype, width)
+                    for values, table in zip(parts, tables, strict=True)
+                ]
+            joined[name] = (
+                np.concatenate(parts) if parts else np.empty((0, width) if width > 1 else 0, dtype)
+            )
         return cls(**joined)
 
 
 def encode_table(table: Table, message: Any) -> None:
     """Write every column into the twin message's ``bytes`` field of the same name.
+
+    A measured column that is left empty stays out of the message.
 
     Raises:
         ValueError: If the columns differ in length.
@@ -114,6 +132,8 @@ def encode_table(table: Table, message: Any) -> None:
     rows = table.rows
     for name, dtype, _ in table.specs():
         values = getattr(table, name)
+        if not len(values) and name in table.measured_columns():
+            continue
         if len(values) != rows:
             raise ValueError(f"column {name} has {len(values)} rows, not {rows}")
         if rows:
@@ -122,6 +142,8 @@ def encode_table(table: Table, message: Any) -> None:
 
 def decode_table(kind: type[T], message: Any) -> T:
     """Read a table from its twin message. Arrays are read-only views of the message's bytes.
+
+    A measured column that is not in the message takes no memory either: it repeats one value.
 
     Raises:
         DecodeError: If a column is not a whole number of rows or differs from the others.
@@ -137,10 +159,15 @@ def decode_table(kind: type[T], message: Any) -> T:
         if rows is None:
             rows = count
         elif not count and rows and name in kind.measured_columns():
-            columns[name] = np.full(rows, np.iinfo(dtype).max, dtype)
+            columns[name] = _unmeasured(rows, dtype, width)
             continue
         elif count != rows:
             raise DecodeError(f"{kind.__name__}.{name}: {count} rows, expected {rows}")
         values = np.frombuffer(data, dtype)
         columns[name] = values.reshape(count, width) if width > 1 else values
     return kind(**columns)
+
+
+def _unmeasured(rows: int, dtype: np.dtype[Any], width: int) -> NDArray[Any]:
+    nothing = np.array(np.iinfo(dtype).max, dtype)
+    return np.broadcast_to(nothing, (rows, width) if width > 1 else (rows,))
