@@ -26,10 +26,21 @@ struct owner {
 	char comm[16];
 };
 
+/* How much of a sock's own counters records have told. */
+struct told {
+	__u64 bytes_in;
+	__u64 bytes_out;
+	__u32 packets_in;
+	__u32 packets_out;
+	__u32 retransmits;
+	__u32 pad;
+};
+
 struct socket_state {
 	__u64 connection_id;
 	__u64 start_ns; /* of the connect; 0 when not seen */
 	struct owner owner;
+	struct told told;
 	__u8 stage;        /* enum socket_stage */
 	__u8 role;         /* enum podwire_role */
 	__u8 flags;        /* enum podwire_connection_flag */
@@ -45,8 +56,11 @@ struct call_state {
 	__u64 start_ns;
 	__u64 left_ns; /* when the last call was left, or the last file closed after it */
 	__u64 connection_id;
-	__u64 sock; /* connect: whom */
+	__u64 sock; /* to whom */
 	__u64 address;
+	__u64 packet_bytes; /* as the sock counts them, with the next two */
+	__u32 packets;
+	__u32 retransmits;
 	__u32 address_length;
 	__u32 size; /* payload bytes moved so far */
 	__u8 kind;  /* enum podwire_call or enum other_call */
@@ -56,7 +70,7 @@ struct call_state {
 	__u8 is_fresh_connect; /* the socket was unconnected when connect was called */
 	__u8 has_sent_syn;
 	__u8 held_kind; /* enum podwire_kind + 1 of `held`; 0: nothing held */
-	__u8 pad;
+	__u8 is_counted;
 	/* A connect's failure or a close, to be completed with the end of the call. */
 	struct podwire_connection_record held;
 };

@@ -44,11 +44,14 @@ static __noinline bool submit_connection(struct podwire_connection_record *from)
 	return true;
 }
 
+/* `sk` is the address of the sock, which need not be there any more. */
 static __always_inline void submit_transfer(__u64 connection_id, __u64 duration_ns, __u64 end_ns,
-					    __u32 size, __u8 direction, __u8 call)
+					    __u32 size, __u8 direction, __u8 call, __u64 sk,
+					    const struct counted *counted_by_sock)
 {
 	__u32 key = PODWIRE_KIND_TRANSFER;
-	__u64 pid_tid = bpf_get_current_pid_tgid();
+	/* What is no call is no thread's either. */
+	__u64 pid_tid = call == PODWIRE_CALL_NONE ? 0 : bpf_get_current_pid_tgid();
 	struct podwire_counts *counted = bpf_map_lookup_elem(&counts, &key);
 	struct podwire_transfer_record *record;
 	__u32 lane;
@@ -70,8 +73,7 @@ static __always_inline void submit_transfer(__u64 connection_id, __u64 duration_
 	record->cpu = lane;
 	record->direction = direction;
 	record->call = call;
-	record->measured = 0;
-	__builtin_memset(record->figures, 0, sizeof(record->figures));
+	fill_figures(record, sk, counted_by_sock);
 	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 }
 

@@ -71,6 +71,7 @@ static __always_inline __u8 call_without_syscall(struct task_struct *task)
 
 static __always_inline void moved(struct sock *sk, __u32 size, __u8 direction)
 {
+	struct counted counted = {};
 	struct task_struct *task;
 	struct socket_state *st;
 	struct call_state *call;
@@ -95,17 +96,20 @@ static __always_inline void moved(struct sock *sk, __u32 size, __u8 direction)
 			call->start_ns = now;
 		}
 		call->connection_id = st->connection_id;
+		call->sock = (__u64)sk;
 		call->is_announced = st->announcement != ANNOUNCED_NEVER;
 		call->direction = direction;
 		call->size += size;
+		count_packets(call, sk, st);
 		return;
 	}
 	if (st->announcement == ANNOUNCED_NEVER) {
 		count(PODWIRE_KIND_TRANSFER, unannounced);
 		return;
 	}
+	take_counters(sk, st, direction, &counted);
 	submit_transfer(st->connection_id, PODWIRE_UNMEASURED, bpf_ktime_get_ns(), size, direction,
-			call_without_syscall(task));
+			call_without_syscall(task), (__u64)sk, &counted);
 }
 
 SEC("tp_btf/sock_send_length")
