@@ -8,14 +8,6 @@ const volatile __u32 podwire_stages = 0;
 
 static const struct flow new_flow = {};
 
-/* What is told of a sock's own counters with one record. */
-struct counted {
-	__u64 packet_bytes;
-	__u32 packets;
-	__u32 retransmits;
-	__u32 is_known;
-};
-
 static __always_inline void begin_flow(struct sock *sk)
 {
 	__u64 key = (__u64)sk;

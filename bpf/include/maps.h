@@ -36,6 +36,15 @@ struct told {
 	__u32 pad;
 };
 
+/* What is told of a sock's own counters with one record. */
+struct counted {
+	__u64 packet_bytes;
+	__u32 packets;
+	__u32 retransmits;
+	__u32 is_known;
+	__u32 pad;
+};
+
 struct socket_state {
 	__u64 connection_id;
 	__u64 start_ns; /* of the connect; 0 when not seen */
@@ -58,9 +67,7 @@ struct call_state {
 	__u64 connection_id;
 	__u64 sock; /* to whom */
 	__u64 address;
-	__u64 packet_bytes; /* as the sock counts them, with the next two */
-	__u32 packets;
-	__u32 retransmits;
+	struct counted counted; /* by the sock, in the call */
 	__u32 address_length;
 	__u32 size; /* payload bytes moved so far */
 	__u8 kind;  /* enum podwire_call or enum other_call */
@@ -70,7 +77,7 @@ struct call_state {
 	__u8 is_fresh_connect; /* the socket was unconnected when connect was called */
 	__u8 has_sent_syn;
 	__u8 held_kind; /* enum podwire_kind + 1 of `held`; 0: nothing held */
-	__u8 is_counted;
+	__u8 pad;
 	/* A connect's failure or a close, to be completed with the end of the call. */
 	struct podwire_connection_record held;
 };

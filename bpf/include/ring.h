@@ -44,37 +44,48 @@ static __noinline bool submit_connection(struct podwire_connection_record *from)
 	return true;
 }
 
-/* `sk` is the address of the sock, which need not be there any more. */
-static __always_inline void submit_transfer(__u64 connection_id, __u64 duration_ns, __u64 end_ns,
-					    __u32 size, __u8 direction, __u8 call, __u64 sk,
-					    const struct counted *counted_by_sock)
+struct transfer {
+	__u64 connection_id;
+	__u64 duration_ns; /* or PODWIRE_UNMEASURED */
+	__u64 end_ns;
+	__u64 sk; /* the address of the sock, which need not be there any more */
+	__u32 size;
+	__u8 direction; /* enum podwire_direction */
+	__u8 call;	/* enum podwire_call */
+	__u16 pad;
+	struct counted counted;
+};
+
+static __noinline int submit_transfer(struct transfer *from)
 {
 	__u32 key = PODWIRE_KIND_TRANSFER;
-	/* What is no call is no thread's either. */
-	__u64 pid_tid = call == PODWIRE_CALL_NONE ? 0 : bpf_get_current_pid_tgid();
+	__u64 pid_tid = bpf_get_current_pid_tgid();
 	struct podwire_counts *counted = bpf_map_lookup_elem(&counts, &key);
 	struct podwire_transfer_record *record;
 	__u32 lane;
 
-	if (!counted)
-		return;
+	if (!counted || !from)
+		return 0;
 	record = bpf_ringbuf_reserve(&transfers, sizeof(*record), 0);
 	if (!record) {
 		__sync_fetch_and_add(&counted->ring_full, 1);
-		return;
+		return 0;
 	}
-	record->connection_id = connection_id;
-	record->end_ns = end_ns;
-	record->duration_ns = duration_ns;
+	if (from->call == PODWIRE_CALL_NONE)
+		pid_tid = 0; /* what is no call is no thread's either */
+	record->connection_id = from->connection_id;
+	record->end_ns = from->end_ns;
+	record->duration_ns = from->duration_ns;
 	record->sequence = count_submitted(counted, PODWIRE_KIND_TRANSFER, &lane);
-	record->size = size;
+	record->size = from->size;
 	record->pid = pid_tid >> 32;
 	record->tid = (__u32)pid_tid;
 	record->cpu = lane;
-	record->direction = direction;
-	record->call = call;
-	fill_figures(record, sk, counted_by_sock);
+	record->direction = from->direction;
+	record->call = from->call;
+	fill_figures(record, from->sk, &from->counted);
 	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+	return 0;
 }
 
 #endif

@@ -45,44 +45,27 @@ static __always_inline void release_held(struct call_state *call, __u64 now)
 	submit_connection(&call->held);
 }
 
-static __always_inline void forget_counted(struct call_state *call)
-{
-	call->packet_bytes = 0;
-	call->packets = 0;
-	call->retransmits = 0;
-	call->is_counted = 0;
-}
-
-/* Add what the sock has counted since it was last told. */
-static __always_inline void count_packets(struct call_state *call, struct sock *sk,
-					  struct socket_state *st)
-{
-	struct counted counted = {};
-
-	take_counters(sk, st, call->direction, &counted);
-	call->packet_bytes += counted.packet_bytes;
-	call->packets += counted.packets;
-	call->retransmits += counted.retransmits;
-	call->is_counted = 1;
-}
-
 static __always_inline void flush_transfer(struct call_state *call, __u64 now)
 {
-	struct counted counted;
+	struct transfer transfer = {};
 
 	if (!call->size)
 		return;
-	counted.packet_bytes = call->packet_bytes;
-	counted.packets = call->packets;
-	counted.retransmits = call->retransmits;
-	counted.is_known = call->is_counted;
-	if (call->is_announced)
-		submit_transfer(call->connection_id, now - call->start_ns, now, call->size,
-				call->direction, call->kind, call->sock, &counted);
-	else
+	if (call->is_announced) {
+		transfer.connection_id = call->connection_id;
+		transfer.duration_ns = now - call->start_ns;
+		transfer.end_ns = now;
+		transfer.sk = call->sock;
+		transfer.size = call->size;
+		transfer.direction = call->direction;
+		transfer.call = call->kind;
+		transfer.counted = call->counted;
+		submit_transfer(&transfer);
+	} else {
 		count(PODWIRE_KIND_TRANSFER, unannounced);
+	}
 	call->size = 0;
-	forget_counted(call);
+	__builtin_memset(&call->counted, 0, sizeof(call->counted));
 }
 
 /* A transfer's beginning and end; see transfers.h and descriptors.h, of which an object has one. */
@@ -235,7 +218,7 @@ int BPF_PROG(sys_enter, struct pt_regs *regs, long number)
 	call->kind = kind;
 	call->is_active = 1;
 	call->size = 0;
-	forget_counted(call);
+	__builtin_memset(&call->counted, 0, sizeof(call->counted));
 	call->held_kind = 0;
 	call->start_ns = bpf_ktime_get_ns();
 	if (kind == CALL_CONNECT) {

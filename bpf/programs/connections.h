@@ -205,12 +205,18 @@ static __always_inline int state_changed(struct sock *sk, int before, int after,
 /* What came to a connection after its last call, so that sums over its records are whole. */
 static __always_inline void tell_rest(struct sock *sk, struct socket_state *st, __u8 direction)
 {
-	struct counted counted = {};
+	struct transfer transfer = {};
 
-	take_counters(sk, st, direction, &counted);
-	if (has_figures((__u64)sk, direction, &counted))
-		submit_transfer(st->connection_id, PODWIRE_UNMEASURED, bpf_ktime_get_ns(), 0,
-				direction, PODWIRE_CALL_NONE, (__u64)sk, &counted);
+	take_counters(sk, st, direction, &transfer.counted);
+	if (!has_figures((__u64)sk, direction, &transfer.counted))
+		return;
+	transfer.connection_id = st->connection_id;
+	transfer.duration_ns = PODWIRE_UNMEASURED;
+	transfer.end_ns = bpf_ktime_get_ns();
+	transfer.sk = (__u64)sk;
+	transfer.direction = direction;
+	transfer.call = PODWIRE_CALL_NONE;
+	submit_transfer(&transfer);
 }
 
 static __always_inline int destroyed(struct sock *sk)

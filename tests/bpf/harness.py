@@ -92,13 +92,12 @@ class Watch:
     def transfers(
         self, port: int, role: Role, direction: Direction, call: Call | None = None
     ) -> NDArray[Any]:
-        """Transfer records of the connections of one end of a port."""
+        """Transfer records of the connections of one end of a port; `Call.NONE` only if asked."""
         told = self.connections(port)
         ids = told["connection_id"][told["role"] == role]
         found = self.records("transfers")
         mask = np.isin(found["connection_id"], ids) & (found["direction"] == direction)
-        if call is not None:
-            mask &= found["call"] == call
+        mask &= found["call"] != Call.NONE if call is None else found["call"] == call
         return found[mask]
 
     def moved(self, port: int, role: Role, direction: Direction) -> int:
