@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from sink.tables import SCHEMA_VERSION, STORED, Column, StoredTable
-from sink.views import VIEWS, View
+from sink.tables import SCHEMA_VERSION, STORED, Column, StoredTable, View
+from sink.views import VIEWS
 
-__all__ = ["Layout", "add_column", "fingerprint", "modify_ttl", "schema_statements"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Layout", "alter_columns", "fingerprint", "modify_ttl", "schema_statements"]
 
 DEDUPLICATION_WINDOW = 10_000
 """Tokens remembered per table; one per partition and minute: a week for one partition."""
@@ -149,18 +153,38 @@ def schema_statements(layout: Layout) -> list[str]:
     return statements
 
 
-def add_column(table: StoredTable, column: Column, layout: Layout) -> list[str]:
-    """Return the statements that add a column that an older declaration did not have."""
-    names = list(table.column_names)
-    position = names.index(column.name)
-    after = f" AFTER `{names[position - 1]}`" if position else " FIRST"
-    kinds = [(layout.local(table), _column(column))]
-    if layout.cluster:
-        plain = Column(column.name, column.type, column.comment)
-        kinds.append((layout.written(table), _column(plain)))
-    return [
-        f"ALTER TABLE {name}{layout.on_cluster} ADD COLUMN IF NOT EXISTS {text.strip()}{after}"
-        for name, text in kinds
+def alter_columns(
+    table: StoredTable, present: Mapping[str, str], layout: Layout
+) -> tuple[int, list[str]]:
+    """Return how many columns a table of an older declaration lacks, and what brings it up to date.
+
+    Args:
+        table: The declaration.
+        present: Comment of each column that the table has.
+        layout: Where it is.
+    """
+    added = 0
+    changes: list[tuple[str, str]] = []
+    after = " FIRST"
+    for column in table.columns:
+        if column.name not in present:
+            plain = Column(column.name, column.type, column.comment)
+            local, distributed = (
+                f"ADD COLUMN IF NOT EXISTS {_column(one).strip()}{after}" for one in (column, plain)
+            )
+            changes.append((local, distributed))
+            added += 1
+        elif present[column.name] != column.comment:
+            comment = f"COMMENT COLUMN `{column.name}` {_quoted(column.comment)}"
+            changes.append((comment, comment))
+        after = f" AFTER `{column.name}`"
+    if not changes:
+        return 0, []
+    # One statement for all: on a cluster each takes a round through every host.
+    names = (layout.local(table), layout.written(table))[: 2 if layout.cluster else 1]
+    return added, [
+        f"ALTER TABLE {name}{layout.on_cluster} {', '.join(texts)}"
+        for name, texts in zip(names, zip(*changes, strict=True), strict=False)
     ]
 
 
