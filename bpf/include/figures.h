@@ -24,6 +24,11 @@ static __always_inline void end_flow(struct sock *sk)
 		bpf_map_delete_elem(&flows, &key);
 }
 
+static __always_inline bool has_received_fin(struct sock *sk)
+{
+	return BPF_CORE_READ(sk, sk_flags) >> SOCK_DONE & 1;
+}
+
 /* What the sock has counted before we look at it for the first time is not ours to tell. */
 static __always_inline void skip_counters(struct sock *sk, struct socket_state *st)
 {
@@ -32,7 +37,7 @@ static __always_inline void skip_counters(struct sock *sk, struct socket_state *
 	st->told.packets_in = BPF_CORE_READ(tp, data_segs_in);
 	st->told.packets_out = BPF_CORE_READ(tp, data_segs_out);
 	st->told.retransmits = BPF_CORE_READ(tp, total_retrans);
-	st->told.bytes_in = BPF_CORE_READ(tp, bytes_received);
+	st->told.bytes_in = BPF_CORE_READ(tp, bytes_received) - has_received_fin(sk);
 	st->told.bytes_out = BPF_CORE_READ(tp, bytes_sent);
 }
 
@@ -55,8 +60,10 @@ static __always_inline void take_counters(struct sock *sk, struct socket_state *
 		to->packet_bytes += take_64(&told->bytes_out, READ_TCP(sk, bytes_sent));
 		to->retransmits += take_32(&told->retransmits, READ_TCP(sk, total_retrans));
 	} else {
+		/* tcp_rcv_nxt_update() counts the FIN as a byte; tcp_fin() says SOCK_DONE. */
 		to->packets += take_32(&told->packets_in, READ_TCP(sk, data_segs_in));
-		to->packet_bytes += take_64(&told->bytes_in, READ_TCP(sk, bytes_received));
+		to->packet_bytes += take_64(&told->bytes_in, READ_TCP(sk, bytes_received) -
+								     has_received_fin(sk));
 	}
 	to->is_known = 1;
 }

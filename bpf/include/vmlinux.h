@@ -207,6 +207,7 @@ struct socket;
 struct sock {
 	struct sock_common __sk_common;
 	socket_lock_t sk_lock;
+	unsigned long sk_flags;
 	__u16 sk_type;
 	__u16 sk_protocol;
 	int sk_err;
