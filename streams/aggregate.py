@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from schemas.catalogue import DISTRIBUTIONS, FIGURES
 from schemas.columns import UNMEASURED_U64
-from schemas.events import Direction, OpenKind
+from schemas.events import CALL_NONE, READ_FIGURES, WRITE_FIGURES, Direction, OpenKind
+from streams.figures import add_sums, is_unmeasured, measured
+from streams.histograms import EXCEEDS, WIDTH, RunningTally, Tally, spread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -38,32 +41,26 @@ __all__ = [
     "incident",
 ]
 
-COLUMNS: Final = (
-    "connect_count",
-    "connect_duration",
-    "connect_duration_measured_count",
-    "connect_success_count",
-    "accept_count",
-    "accept_duration",
-    "accept_duration_measured_count",
-    "close_count",
-    "close_duration",
-    "close_duration_measured_count",
-    "read_count",
-    "read_bytes",
-    "read_duration",
-    "read_duration_measured_count",
-    "write_count",
-    "write_bytes",
-    "write_duration",
-    "write_duration_measured_count",
+_STAGED: Final = (*READ_FIGURES, *WRITE_FIGURES)
+_PLAIN: Final = (
+    *(
+        column
+        for figure in FIGURES
+        if figure.group in ("connection", "read", "write") and figure.name not in _STAGED
+        for column in ((figure.name, figure.measured_name) if figure.optional else (figure.name,))
+    ),
+    "transfer_events",
 )
-"""Columns of the sums, in order."""
+COLUMNS: Final = (*_PLAIN, *_STAGED, *(f"{name}_measured_count" for name in _STAGED))
+"""Columns of the sums, in order: those of every batch, then those of `Transfers.figures`.
+
+``transfer_events`` is none of the catalogue's: it counts the rows that are no call as well.
+"""
 
 _AT: Final = {name: place for place, name in enumerate(COLUMNS)}
 _OPEN: Final = [_AT["connect_count"], _AT["accept_count"]]
 _CLOSE: Final = [_AT["close_count"]]
-_TRANSFER: Final = [_AT["read_count"], _AT["write_count"]]
+_TRANSFER: Final = [_AT["transfer_events"]]
 EVENT_COLUMNS: Final = (*_OPEN, *_CLOSE, *_TRANSFER)
 """Places of the columns that together count every event once."""
 
@@ -83,14 +80,18 @@ class Contribution:
 
     Attributes:
         relations: Whose the rows of `sums` are, each relation once.
-        sums: Shape (relations, COLUMNS).
+        sums: Shape (relations, columns): the first of COLUMNS, or all.
+        stages: How often the values of each stage occurred, by place in `relations`.
+        exceeding: Values that are in no bucket, by stage: a part was greater than its whole.
         ledger: in, out and dropped counts.
         lost: Events lost before they reached this batch, by its node.
     """
 
     minute_s: int
     relations: list[Relation] = field(default_factory=list)
-    sums: U64 = field(default_factory=lambda: np.zeros((0, len(COLUMNS)), np.uint64))
+    sums: U64 = field(default_factory=lambda: np.zeros((0, len(_PLAIN)), np.uint64))
+    stages: Tally | None = None
+    exceeding: dict[str, int] = field(default_factory=dict)
     ledger: dict[LedgerKey, list[int]] = field(default_factory=dict)
     lost: dict[str, int] = field(default_factory=dict)
 
@@ -104,7 +105,10 @@ class MinuteSums:
 
     def __init__(self) -> None:
         self._places: dict[Relation, int] = {}
-        self._sums = np.zeros((16, len(COLUMNS)), np.uint64)
+        self._sums = np.zeros((16, len(_PLAIN)), np.uint64)
+        self._services: dict[tuple[str, int, str, str], int] = {}
+        self._first: list[int] = []
+        self._stages = RunningTally()
         self.ledger: dict[LedgerKey, list[int]] = {}
         self.lost: dict[str, int] = {}
 
@@ -115,23 +119,51 @@ class MinuteSums:
 
     @property
     def sums(self) -> U64:
-        """Shape (relations, COLUMNS)."""
+        """Shape (relations, columns): the first of COLUMNS, or all. No batch had the others."""
         return self._sums[: len(self._places)]
+
+    def stages(self) -> Tally:
+        """How often the values of each stage occurred, ascending by relation and cell.
+
+        Relations between the same services are counted together, under the first of them.
+        """
+        return self._stages.total()
 
     def add(self, part: Contribution) -> None:
         """Add a contribution to this minute."""
         if part.relations:
-            places = self._places
-            index = [places.setdefault(relation, len(places)) for relation in part.relations]
-            if len(places) > len(self._sums):
-                grown = np.zeros((max(len(places), 2 * len(self._sums)), len(COLUMNS)), np.uint64)
-                grown[: len(self._sums)] = self._sums
-                self._sums = grown
-            self._sums[index] += part.sums  # each relation once, so no place is added to twice
+            index = np.array([self._place(relation) for relation in part.relations], np.intp)
+            width = part.sums.shape[1]
+            self._make_room(len(self._places), width)
+            # Each relation once, so no place is added to twice.
+            self._sums[:, :width][index] += part.sums
+            if part.stages is not None:
+                self._stages.add(part.stages, np.array(self._first, np.intp)[index])
         for key, (entered, left, dropped) in part.ledger.items():
             _count(self.ledger, key, entered, left, dropped)
         for node, count in part.lost.items():
             self.lost[node] = self.lost.get(node, 0) + count
+
+    def _place(self, relation: Relation) -> int:
+        place = self._places.get(relation)
+        if place is None:
+            place = self._places[relation] = len(self._places)
+            services = (
+                relation.cluster,
+                relation.role,
+                relation.local.service,
+                relation.remote.service,
+            )
+            self._first.append(self._services.setdefault(services, place))
+        return place
+
+    def _make_room(self, rows: int, width: int) -> None:
+        had_rows, had_width = self._sums.shape
+        if rows > had_rows or width > had_width:
+            rows = max(rows, 2 * had_rows) if rows > had_rows else had_rows
+            grown = np.zeros((rows, max(width, had_width)), np.uint64)
+            grown[:had_rows, :had_width] = self._sums
+            self._sums = grown
 
 
 def header_minute(header: BatchHeader) -> int:
@@ -150,8 +182,8 @@ def contributions(batch: EventBatch, resolution: Resolution) -> list[Contributio
             _drop_malformed(part, batch.header, opens, closes, transfers)
             continue
         part = found.setdefault(minute_s, Contribution(minute_s))
-        sums = _sums(resolution, opens, closes, transfers)
-        _keep(part, batch.header, resolution.relations, sums)
+        sums, stages = _sums(resolution, opens, closes, transfers)
+        _keep(part, batch.header, resolution.relations, sums, stages)
     _add_header(found, batch.header)
     return [found[minute_s] for minute_s in sorted(found)]
 
@@ -197,9 +229,13 @@ def _by_minute(
         yield minute * 60, opens, closes, transfers  # type: ignore[misc]
 
 
-def _sums(resolution: Resolution, opens: Opens, closes: Closes, transfers: Transfers) -> U64:
+def _sums(
+    resolution: Resolution, opens: Opens, closes: Closes, transfers: Transfers
+) -> tuple[U64, list[Tally]]:
     size = len(resolution.relations)
-    sums = np.zeros((size, len(COLUMNS)), np.uint64)
+    staged = not is_unmeasured(transfers.figures)
+    sums = np.zeros((size, len(COLUMNS) if staged else len(_PLAIN)), np.uint64)
+    stages: list[Tally] = []
     index = resolution.index
     if opens.rows:
         group = index[opens.connection]
@@ -215,22 +251,67 @@ def _sums(resolution: Resolution, opens: Opens, closes: Closes, transfers: Trans
         sums[:, _AT["close_count"]] = np.bincount(group, minlength=size)
         _add_duration(sums, "close_duration", group, closes.duration_ns, size)
     if transfers.rows:
-        _add_transfers(sums, index, transfers, size)
-    return sums
+        group = index[transfers.connection]
+        no_call = transfers.call == CALL_NONE
+        called = ~no_call if no_call.any() else None
+        _add_transfers(sums, group, transfers, called)
+        if staged:
+            stages = _add_staged(sums, group, transfers, called)
+    return sums, stages
 
 
-def _add_transfers(sums: U64, index: NDArray[np.intp], transfers: Transfers, size: int) -> None:
+def _add_transfers(
+    sums: U64, group: NDArray[np.intp], transfers: Transfers, called: NDArray[np.bool_] | None
+) -> None:
+    size = len(sums)
+    direction, sizes, duration_ns = transfers.direction, transfers.size, transfers.duration_ns
+    if called is not None:
+        sums[:, _TRANSFER[0]] = np.bincount(group, minlength=size)
+        group, direction, sizes = group[called], direction[called], sizes[called]
+        duration_ns = duration_ns[called]
     # Reads and writes in one pass: even places are reads, odd places are writes.
-    group = index[transfers.connection] * 2
-    group += transfers.direction == Direction.WRITE
-    counts = np.bincount(group, minlength=2 * size)
-    sizes = _exact_sums(group, transfers.size, 2 * size)
-    durations, measured = _durations(group, transfers.duration_ns, 2 * size, counts)
+    side = group * 2
+    side += direction == Direction.WRITE
+    counts = np.bincount(side, minlength=2 * size)
+    bytes_ = _exact_sums(side, sizes, 2 * size)
+    durations, measured_counts = _durations(side, duration_ns, 2 * size, counts)
     for offset, name in enumerate(("read", "write")):
         sums[:, _AT[f"{name}_count"]] = counts[offset::2]
-        sums[:, _AT[f"{name}_bytes"]] = sizes[offset::2]
+        sums[:, _AT[f"{name}_bytes"]] = bytes_[offset::2]
         sums[:, _AT[f"{name}_duration"]] = durations[offset::2]
-        sums[:, _AT[f"{name}_duration_measured_count"]] = measured[offset::2]
+        sums[:, _AT[f"{name}_duration_measured_count"]] = measured_counts[offset::2]
+    if called is None:
+        sums[:, _TRANSFER[0]] = counts[::2] + counts[1::2]
+
+
+def _add_staged(
+    sums: U64, group: NDArray[np.intp], transfers: Transfers, called: NDArray[np.bool_] | None
+) -> list[Tally]:
+    # What no call measured adds to the sums only: sum by measured count is a mean per call.
+    size = len(sums)
+    totals = np.zeros((len(_STAGED), size), np.uint64)
+    counts = np.zeros((len(_STAGED), size), np.uint64)
+    stages = []
+    for direction, figures in ((Direction.READ, READ_FIGURES), (Direction.WRITE, WRITE_FIGURES)):
+        first = _STAGED.index(figures[0])
+        places = slice(first, first + len(figures))
+        chosen = transfers.direction == direction
+        parts = [(chosen, True)]
+        if called is not None:
+            parts = [(chosen & called, True), (chosen & ~called, False)]
+        for rows, by_call in parts:
+            at = np.flatnonzero(rows)
+            if not len(at):
+                continue
+            found = measured(np.take(transfers.figures, at, axis=0), len(figures))
+            of_row = group[at]
+            add_sums(found, of_row, totals[places], counts[places] if by_call else None)
+            if by_call:
+                tally = spread(found, writes=direction == Direction.WRITE, group=of_row, size=size)
+                stages += [tally] if tally is not None else []
+    sums[:, len(_PLAIN) : len(_PLAIN) + len(_STAGED)] = totals.T
+    sums[:, len(_PLAIN) + len(_STAGED) :] = counts.T
+    return stages
 
 
 def _add_duration(
@@ -245,6 +326,8 @@ def _durations(
     group: NDArray[np.intp], duration_ns: U64, size: int, counts: NDArray[np.intp] | None
 ) -> tuple[U64, NDArray[np.intp]]:
     # Sums and number of the measured durations of each group.
+    if len(duration_ns) != len(group):
+        return np.zeros(size, np.uint64), np.zeros(size, np.intp)
     if len(duration_ns) and duration_ns.max() == UNMEASURED_U64:
         measured = duration_ns != UNMEASURED_U64
         group, duration_ns, counts = group[measured], duration_ns[measured], None
@@ -264,13 +347,24 @@ def _exact_sums(group: NDArray[np.intp], values: NDArray[Any], size: int) -> U64
     return low + (high << _HALF)
 
 
-def _keep(part: Contribution, header: BatchHeader, relations: list[Relation], sums: U64) -> None:
+def _keep(
+    part: Contribution,
+    header: BatchHeader,
+    relations: list[Relation],
+    sums: U64,
+    stages: Sequence[Tally],
+) -> None:
     # Rows of relations that had events, less those inside one pod; and the ledger of all.
     events = sums[:, EVENT_COLUMNS].sum(axis=1)
     internal = np.array([relation.internal for relation in relations], bool)
     kept = np.flatnonzero((events > 0) & ~internal)
-    part.relations = [relations[place] for place in kept.tolist()]
-    part.sums = sums[kept]
+    if len(kept) == len(relations):
+        part.relations, part.sums = relations, sums
+    else:
+        part.relations = [relations[place] for place in kept.tolist()]
+        part.sums = sums[kept]
+    if stages:
+        _keep_stages(part, Tally.joined(stages), internal, kept)
     for kind, columns in (("open", _OPEN), ("close", _CLOSE), ("transfer", _TRANSFER)):
         each = sums[:, columns].sum(axis=1)
         total, inside = int(each.sum()), int(each[internal].sum())
@@ -284,6 +378,25 @@ def _keep(part: Contribution, header: BatchHeader, relations: list[Relation], su
     if unnamed:
         key_ = (header.cluster, header.node, "streams", "connection", "instance_relation_dropped")
         part.count(key_, unnamed, 0, unnamed)
+
+
+def _keep_stages(
+    part: Contribution, tally: Tally, internal: NDArray[np.bool_], kept: NDArray[np.intp]
+) -> None:
+    if len(kept) < len(internal):
+        tally = tally.take(~internal[tally.relation])
+        places = np.zeros(len(internal), np.int64)
+        places[kept] = np.arange(len(kept))
+        tally.relation = places[tally.relation]
+    exceeding = tally.cell % WIDTH == EXCEEDS
+    if exceeding.any():
+        distribution = tally.cell[exceeding] // WIDTH
+        for place, count in enumerate(np.bincount(distribution, tally.count[exceeding]).tolist()):
+            if count:
+                part.exceeding[DISTRIBUTIONS[place].name] = int(count)
+        tally = tally.take(~exceeding)
+    if len(tally.count):
+        part.stages = tally
 
 
 def _drop_malformed(
