@@ -26,7 +26,7 @@ static __always_inline void end_flow(struct sock *sk)
 
 static __always_inline bool has_received_fin(struct sock *sk)
 {
-	return BPF_CORE_READ(sk, sk_flags) >> SOCK_DONE & 1;
+	return BPF_CORE_READ(sk, __sk_common.skc_flags) >> SOCK_DONE & 1;
 }
 
 /* What the sock has counted before we look at it for the first time is not ours to tell. */

@@ -158,6 +158,7 @@ struct sock_common {
 	__u16 skc_num;
 	unsigned short skc_family;
 	volatile unsigned char skc_state;
+	unsigned long skc_flags;
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
@@ -207,7 +208,6 @@ struct socket;
 struct sock {
 	struct sock_common __sk_common;
 	socket_lock_t sk_lock;
-	unsigned long sk_flags;
 	__u16 sk_type;
 	__u16 sk_protocol;
 	int sk_err;
