@@ -2,7 +2,8 @@
 
 A table class lists its columns once; `encode_table` and `decode_table` move them to and from the
 ``bytes`` fields of the protobuf twin with the same names. Values are little-endian on the wire, as
-protobuf's fixed-width types are.
+protobuf's fixed-width types are. Encoding goes past the twin's setters: these would copy megabytes
+four times, and the columns are most of what a collector writes.
 """
 
 from __future__ import annotations
@@ -121,15 +122,23 @@ class Table:
         return cls(**joined)
 
 
-def encode_table(table: Table, message: Any) -> None:
-    """Write every column into the twin message's ``bytes`` field of the same name.
+def encode_table(table: Table, field: Any) -> list[bytes | memoryview]:
+    """Return the wire form of a message field that holds the table, in pieces to be joined.
 
-    A measured column that is left empty stays out of the message.
+    Each column is the ``bytes`` field of its name. A measured column that is left empty stays out
+    of the message, and so does a table without rows.
+
+    Args:
+        table: The rows.
+        field: Descriptor of the field, whose type is the table's twin message.
 
     Raises:
         ValueError: If the columns differ in length.
     """
     rows = table.rows
+    places = field.message_type.fields_by_name
+    pieces: list[bytes | memoryview] = []
+    size = 0
     for name, dtype, _ in table.specs():
         values = getattr(table, name)
         if not len(values) and name in table.measured_columns():
@@ -137,7 +146,11 @@ def encode_table(table: Table, message: Any) -> None:
         if len(values) != rows:
             raise ValueError(f"column {name} has {len(values)} rows, not {rows}")
         if rows:
-            setattr(message, name, np.ascontiguousarray(values, dtype).tobytes())
+            data = np.ascontiguousarray(values, dtype)
+            head = _head(places[name].number, data.nbytes)
+            pieces += (head, data.data)
+            size += len(head) + data.nbytes
+    return [_head(field.number, size), *pieces] if pieces else []
 
 
 def decode_table(kind: type[T], message: Any) -> T:
@@ -166,6 +179,20 @@ def decode_table(kind: type[T], message: Any) -> T:
         values = np.frombuffer(data, dtype)
         columns[name] = values.reshape(count, width) if width > 1 else values
     return kind(**columns)
+
+
+def _head(number: int, size: int) -> bytes:
+    # https://protobuf.dev/programming-guides/encoding/: tag of wire type 2, then the length.
+    return _varint(number << 3 | 2) + _varint(size)
+
+
+def _varint(value: int) -> bytes:
+    low = bytearray()
+    while value > 0x7F:
+        low.append(value & 0x7F | 0x80)
+        value >>= 7
+    low.append(value)
+    return bytes(low)
 
 
 def _unmeasured(rows: int, dtype: np.dtype[Any], width: int) -> NDArray[Any]:

@@ -212,6 +212,7 @@ class EventBatch:
         return self.opens.rows + self.closes.rows + self.transfers.rows
 
 
+_FIELDS = wire.EventBatch.DESCRIPTOR.fields_by_name
 _HEADER_FIELDS = (
     "cluster",
     "node",
@@ -241,12 +242,12 @@ def encode_batch(batch: EventBatch) -> bytes:
         setattr(header, name, getattr(batch.header, name))
     for entry in batch.header.ledger:
         header.ledger.add(**{name: getattr(entry, name) for name in _ENTRY_FIELDS})
-    encode_table(batch.connections, message.connections)
     message.connections.names.extend(batch.names)
-    encode_table(batch.opens, message.opens)
-    encode_table(batch.closes, message.closes)
-    encode_table(batch.transfers, message.transfers)
-    return message.SerializeToString()
+    # What occurs twice on the wire is one message to its reader: the names, then the columns.
+    parts: list[bytes | memoryview] = [message.SerializeToString()]
+    for name in ("connections", "opens", "closes", "transfers"):
+        parts += encode_table(getattr(batch, name), _FIELDS[name])
+    return b"".join(parts)
 
 
 def decode_batch(data: bytes) -> EventBatch:

@@ -172,6 +172,20 @@ def test_damaged_bytes_raise_decode_error_or_still_make_sense(data: bytes) -> No
         assert not table.rows or int(table.connection.max()) < batch.connections.rows
 
 
+@pytest.mark.parametrize("rows", [1, 31, 32, 4096, 40_000])
+def test_columns_of_any_length_are_framed_as_protobuf_does(rows: int) -> None:
+    """Lengths of one to four bytes; the public class reads, and it writes the same amount."""
+    batch = small_batch()
+    batch.transfers = batch.transfers.take(np.zeros(rows, np.intp))
+    batch.transfers.figures = np.arange(rows * FIGURE_WIDTH, dtype="<u4").reshape(rows, -1)
+    data = encode_batch(batch)
+    message = public.EventBatch.FromString(data)
+    assert len(message.transfers.size) == rows
+    assert message.transfers.figures[-1] == rows * FIGURE_WIDTH - 1
+    # The connections come in two pieces, each with a head.
+    assert len(message.SerializeToString()) <= len(data) <= len(message.SerializeToString()) + 4
+
+
 def test_a_measured_column_may_be_left_out() -> None:
     """What an older collector does not send was not measured, for each of its rows."""
     message = to_public(small_batch())
