@@ -37,8 +37,9 @@ _STAGE_COLUMNS = (
 
 def _mean(distribution: Distribution) -> str:
     # Each figure over the events that measured it, before one is taken from the other.
+    # Where nothing did, the view that this reads has NULL already.
     def average(name: str) -> str:
-        return f"m.{name} / nullIf(m.{FIGURE_BY_NAME[name].measured_name}, 0)"
+        return f"m.{name} / m.{FIGURE_BY_NAME[name].measured_name}"
 
     plus = " + ".join(average(name) for name in distribution.plus)
     return " - ".join((plus, *(average(name) for name in distribution.minus)))
