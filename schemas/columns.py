@@ -125,8 +125,8 @@ class Table:
 def encode_table(table: Table, field: Any) -> list[bytes | memoryview]:
     """Return the wire form of a message field that holds the table, in pieces to be joined.
 
-    Each column is the ``bytes`` field of its name. A measured column that is left empty stays out
-    of the message, and so does a table without rows.
+    Each column is the ``bytes`` field of its name. A measured column that is left empty, or was not
+    in the message that it comes from, stays out, and so does a table without rows.
 
     Args:
         table: The rows.
@@ -141,7 +141,7 @@ def encode_table(table: Table, field: Any) -> list[bytes | memoryview]:
     size = 0
     for name, dtype, _ in table.specs():
         values = getattr(table, name)
-        if not len(values) and name in table.measured_columns():
+        if name in table.measured_columns() and _is_unmeasured(values):
             continue
         if len(values) != rows:
             raise ValueError(f"column {name} has {len(values)} rows, not {rows}")
@@ -198,3 +198,10 @@ def _varint(value: int) -> bytes:
 def _unmeasured(rows: int, dtype: np.dtype[Any], width: int) -> NDArray[Any]:
     nothing = np.array(np.iinfo(dtype).max, dtype)
     return np.broadcast_to(nothing, (rows, width) if width > 1 else (rows,))
+
+
+def _is_unmeasured(values: NDArray[Any]) -> bool:
+    # Without looking at every value: empty, or made by `_unmeasured`.
+    if not len(values):
+        return True
+    return not any(values.strides) and bool(values.flat[0] == np.iinfo(values.dtype).max)

@@ -172,6 +172,14 @@ def test_damaged_bytes_raise_decode_error_or_still_make_sense(data: bytes) -> No
         assert not table.rows or int(table.connection.max()) < batch.connections.rows
 
 
+@settings(deadline=None, max_examples=40)
+@given(batches())
+def test_what_was_read_is_written_as_it_was(batch: EventBatch) -> None:
+    """A replay sends the recorded bytes: what was left out stays out."""
+    data = encode_batch(batch)
+    assert encode_batch(decode_batch(data)) == data
+
+
 @pytest.mark.parametrize("rows", [1, 31, 32, 4096, 40_000])
 def test_columns_of_any_length_are_framed_as_protobuf_does(rows: int) -> None:
     """Lengths of one to four bytes; the public class reads, and it writes the same amount."""
