@@ -192,8 +192,11 @@ def _run(
             opened.load()
         except BpfError as error:
             opened.close()
-            # If each part loads alone but not all together, there is nothing to leave out.
-            refused |= _find_refused(chosen, open_with) or dict.fromkeys(chosen, _reason(error))
+            found = _find_refused(chosen, open_with)
+            if not found:  # each part loads alone, but not all together: do with less
+                less = [unit for unit in chosen if unit.twin] or chosen
+                found = dict.fromkeys(less, _reason(error))
+            refused |= found
             continue
         refused |= _attach_all(opened, chosen)
         attached = [unit for unit in chosen if unit not in refused]
