@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 import threading
 import time
@@ -24,13 +25,17 @@ R, W = ReadFigure, WriteFigure
 MS = 1_000_000
 
 
+def _has_arrived(talk: Talk, number: int) -> bool:
+    return tcp_info(talk.accepted).data_segs_in == number
+
+
 def deliver(talk: Talk, times: int, size: int) -> list[tuple[int, int]]:
     """Write so often, a packet each; before each write, and when it had reached the other queue."""
     moments = []
     for number in range(1, times + 1):
         before = time.monotonic_ns()
         talk.client.sendall(bytes(size))
-        until(lambda number=number: tcp_info(talk.accepted).data_segs_in == number)
+        until(functools.partial(_has_arrived, talk, number))
         moments.append((before, time.monotonic_ns()))
     return moments
 
@@ -99,9 +104,8 @@ def test_more_than_32_bits_of_nanoseconds(staged: Watch, network: Network) -> No
     after = time.monotonic_ns()
     ping_pong(talk.client, talk.accepted, 3, (size, size))
     _, server = talk.finish()
-    low, high = (
-        sum(end - write[side] for write in sent) for end, side in ((before, 1), (after, 0))
-    )
+    low = sum(before - arrived for _, arrived in sent)
+    high = sum(after - written for written, _ in sent)
     assert low > 1 << 32
     assert low <= server.read[R.READ_PACKET_FROM_QUEUE_DURATION] <= high + MS
     assert server.read.column(R.READ_PACKET_FROM_QUEUE_DURATION).max() == (1 << 32) - 2
