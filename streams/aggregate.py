@@ -16,10 +16,10 @@ from schemas.catalogue import DISTRIBUTIONS, FIGURES
 from schemas.columns import UNMEASURED_U64
 from schemas.events import CALL_NONE, READ_FIGURES, WRITE_FIGURES, Direction, OpenKind
 from streams.figures import add_sums, is_unmeasured, measured
-from streams.histograms import EXCEEDS, WIDTH, RunningTally, Tally, spread
+from streams.histograms import SpreadCounts, Values, spread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
@@ -81,8 +81,7 @@ class Contribution:
     Attributes:
         relations: Whose the rows of `sums` are, each relation once.
         sums: Shape (relations, columns): the first of COLUMNS, or all.
-        stages: How often the values of each stage occurred, by place in `relations`.
-        exceeding: Values that are in no bucket, by stage: a part was greater than its whole.
+        stages: The stage values of the calls, by place in `relations`.
         ledger: in, out and dropped counts.
         lost: Events lost before they reached this batch, by its node.
     """
@@ -90,14 +89,22 @@ class Contribution:
     minute_s: int
     relations: list[Relation] = field(default_factory=list)
     sums: U64 = field(default_factory=lambda: np.zeros((0, len(_PLAIN)), np.uint64))
-    stages: Tally | None = None
-    exceeding: dict[str, int] = field(default_factory=dict)
+    stages: list[Values] = field(default_factory=list)
     ledger: dict[LedgerKey, list[int]] = field(default_factory=dict)
     lost: dict[str, int] = field(default_factory=dict)
 
     def count(self, key: LedgerKey, entered: int, left: int, dropped: int) -> None:
         """Add to a row of the ledger."""
         _count(self.ledger, key, entered, left, dropped)
+
+    def exceeding(self) -> dict[str, int]:
+        """Stage values that are in no bucket, by stage: a part was greater than its whole."""
+        found: dict[str, int] = {}
+        for values in self.stages:
+            for place, count in enumerate(np.bincount(values.exceeding).tolist()):
+                if count:
+                    found[DISTRIBUTIONS[place].name] = count
+        return found
 
 
 class MinuteSums:
@@ -106,9 +113,9 @@ class MinuteSums:
     def __init__(self) -> None:
         self._places: dict[Relation, int] = {}
         self._sums = np.zeros((16, len(_PLAIN)), np.uint64)
-        self._services: dict[tuple[str, int, str, str], int] = {}
-        self._first: list[int] = []
-        self._stages = RunningTally()
+        self._owners: dict[tuple[str, int, str, str], int] = {}
+        self._owner: list[int] = []
+        self._spread = SpreadCounts()
         self.ledger: dict[LedgerKey, list[int]] = {}
         self.lost: dict[str, int] = {}
 
@@ -122,12 +129,14 @@ class MinuteSums:
         """Shape (relations, columns): the first of COLUMNS, or all. No batch had the others."""
         return self._sums[: len(self._places)]
 
-    def stages(self) -> Tally:
-        """How often the values of each stage occurred, ascending by relation and cell.
+    def spread(self) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.uint64]]:
+        """How often the values of each stage occurred: place in `relations`, cell and count.
 
-        Relations between the same services are counted together, under the first of them.
+        Relations between the same services are counted together, in the place of the first.
         """
-        return self._stages.total()
+        owner, cell, count = self._spread.counted()
+        _, first = np.unique(np.array(self._owner, np.intp), return_index=True)
+        return first[owner], cell, count
 
     def add(self, part: Contribution) -> None:
         """Add a contribution to this minute."""
@@ -137,8 +146,10 @@ class MinuteSums:
             self._make_room(len(self._places), width)
             # Each relation once, so no place is added to twice.
             self._sums[:, :width][index] += part.sums
-            if part.stages is not None:
-                self._stages.add(part.stages, np.array(self._first, np.intp)[index])
+            if part.stages:
+                owners = np.array(self._owner, np.intp)[index]
+                for values in part.stages:
+                    self._spread.add(values, owners)
         for key, (entered, left, dropped) in part.ledger.items():
             _count(self.ledger, key, entered, left, dropped)
         for node, count in part.lost.items():
@@ -154,7 +165,7 @@ class MinuteSums:
                 relation.local.service,
                 relation.remote.service,
             )
-            self._first.append(self._services.setdefault(services, place))
+            self._owner.append(self._owners.setdefault(services, len(self._owners)))
         return place
 
     def _make_room(self, rows: int, width: int) -> None:
@@ -231,11 +242,11 @@ def _by_minute(
 
 def _sums(
     resolution: Resolution, opens: Opens, closes: Closes, transfers: Transfers
-) -> tuple[U64, list[Tally]]:
+) -> tuple[U64, list[Values]]:
     size = len(resolution.relations)
     staged = not is_unmeasured(transfers.figures)
     sums = np.zeros((size, len(COLUMNS) if staged else len(_PLAIN)), np.uint64)
-    stages: list[Tally] = []
+    stages: list[Values] = []
     index = resolution.index
     if opens.rows:
         group = index[opens.connection]
@@ -243,13 +254,13 @@ def _sums(
         for chosen, name in ((connects, "connect"), (~connects, "accept")):
             of_kind = group[chosen]
             sums[:, _AT[f"{name}_count"]] = np.bincount(of_kind, minlength=size)
-            _add_duration(sums, f"{name}_duration", of_kind, opens.duration_ns[chosen], size)
+            _add_duration(sums, f"{name}_duration", of_kind, _duration_ns(opens)[chosen], size)
         good = group[connects & (opens.error == 0)]
         sums[:, _AT["connect_success_count"]] = np.bincount(good, minlength=size)
     if closes.rows:
         group = index[closes.connection]
         sums[:, _AT["close_count"]] = np.bincount(group, minlength=size)
-        _add_duration(sums, "close_duration", group, closes.duration_ns, size)
+        _add_duration(sums, "close_duration", group, _duration_ns(closes), size)
     if transfers.rows:
         group = index[transfers.connection]
         no_call = transfers.call == CALL_NONE
@@ -264,7 +275,7 @@ def _add_transfers(
     sums: U64, group: NDArray[np.intp], transfers: Transfers, called: NDArray[np.bool_] | None
 ) -> None:
     size = len(sums)
-    direction, sizes, duration_ns = transfers.direction, transfers.size, transfers.duration_ns
+    direction, sizes, duration_ns = transfers.direction, transfers.size, _duration_ns(transfers)
     if called is not None:
         sums[:, _TRANSFER[0]] = np.bincount(group, minlength=size)
         group, direction, sizes = group[called], direction[called], sizes[called]
@@ -286,7 +297,7 @@ def _add_transfers(
 
 def _add_staged(
     sums: U64, group: NDArray[np.intp], transfers: Transfers, called: NDArray[np.bool_] | None
-) -> list[Tally]:
+) -> list[Values]:
     # What no call measured adds to the sums only: sum by measured count is a mean per call.
     size = len(sums)
     totals = np.zeros((len(_STAGED), size), np.uint64)
@@ -307,8 +318,8 @@ def _add_staged(
             of_row = group[at]
             add_sums(found, of_row, totals[places], counts[places] if by_call else None)
             if by_call:
-                tally = spread(found, writes=direction == Direction.WRITE, group=of_row, size=size)
-                stages += [tally] if tally is not None else []
+                values = spread(found, writes=direction == Direction.WRITE, group=of_row)
+                stages += [values] if values is not None else []
     sums[:, len(_PLAIN) : len(_PLAIN) + len(_STAGED)] = totals.T
     sums[:, len(_PLAIN) + len(_STAGED) :] = counts.T
     return stages
@@ -322,12 +333,16 @@ def _add_duration(
     sums[:, _AT[f"{name}_measured_count"]] = measured
 
 
+def _duration_ns(table: Opens | Closes | Transfers) -> U64:
+    # A column that lacks all values may be empty.
+    values = table.duration_ns
+    return values if len(values) else np.broadcast_to(UNMEASURED_U64, table.rows)
+
+
 def _durations(
     group: NDArray[np.intp], duration_ns: U64, size: int, counts: NDArray[np.intp] | None
 ) -> tuple[U64, NDArray[np.intp]]:
     # Sums and number of the measured durations of each group.
-    if len(duration_ns) != len(group):
-        return np.zeros(size, np.uint64), np.zeros(size, np.intp)
     if len(duration_ns) and duration_ns.max() == UNMEASURED_U64:
         measured = duration_ns != UNMEASURED_U64
         group, duration_ns, counts = group[measured], duration_ns[measured], None
@@ -352,19 +367,20 @@ def _keep(
     header: BatchHeader,
     relations: list[Relation],
     sums: U64,
-    stages: Sequence[Tally],
+    stages: list[Values],
 ) -> None:
     # Rows of relations that had events, less those inside one pod; and the ledger of all.
     events = sums[:, EVENT_COLUMNS].sum(axis=1)
     internal = np.array([relation.internal for relation in relations], bool)
     kept = np.flatnonzero((events > 0) & ~internal)
     if len(kept) == len(relations):
-        part.relations, part.sums = relations, sums
+        part.relations, part.sums, part.stages = relations, sums, stages
     else:
         part.relations = [relations[place] for place in kept.tolist()]
         part.sums = sums[kept]
-    if stages:
-        _keep_stages(part, Tally.joined(stages), internal, kept)
+        places = np.full(len(relations), -1, np.intp)
+        places[kept] = np.arange(len(kept))
+        part.stages = [values.within(places) for values in stages]
     for kind, columns in (("open", _OPEN), ("close", _CLOSE), ("transfer", _TRANSFER)):
         each = sums[:, columns].sum(axis=1)
         total, inside = int(each.sum()), int(each[internal].sum())
@@ -378,25 +394,6 @@ def _keep(
     if unnamed:
         key_ = (header.cluster, header.node, "streams", "connection", "instance_relation_dropped")
         part.count(key_, unnamed, 0, unnamed)
-
-
-def _keep_stages(
-    part: Contribution, tally: Tally, internal: NDArray[np.bool_], kept: NDArray[np.intp]
-) -> None:
-    if len(kept) < len(internal):
-        tally = tally.take(~internal[tally.relation])
-        places = np.zeros(len(internal), np.int64)
-        places[kept] = np.arange(len(kept))
-        tally.relation = places[tally.relation]
-    exceeding = tally.cell % WIDTH == EXCEEDS
-    if exceeding.any():
-        distribution = tally.cell[exceeding] // WIDTH
-        for place, count in enumerate(np.bincount(distribution, tally.count[exceeding]).tolist()):
-            if count:
-                part.exceeding[DISTRIBUTIONS[place].name] = int(count)
-        tally = tally.take(~exceeding)
-    if len(tally.count):
-        part.stages = tally
 
 
 def _drop_malformed(

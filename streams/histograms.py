@@ -1,4 +1,4 @@
-"""How the stages of reads and writes are spread: sparse counts of (relation, distribution, bucket).
+"""How the stages of reads and writes are spread: how often each value of each stage occurred.
 
 Pure. A stage's value is a sum of figures less others. Where a part is greater than its whole the
 value is no time at all: it is in no bucket, but counted, and it is never made to fit.
@@ -7,7 +7,7 @@ value is no time at all: it is in no bucket, but counted, and it is never made t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -23,20 +23,17 @@ if TYPE_CHECKING:
 
     from streams.figures import Measured
 
-__all__ = ["CELLS", "EXCEEDS", "WIDTH", "RunningTally", "Tally", "spread", "summed"]
+__all__ = ["CELLS", "WIDTH", "SpreadCounts", "Values", "spread"]
 
+_PAGE_BITS: Final = 4
+_PAGE: Final = 1 << _PAGE_BITS
 _LARGEST = max(len(found.plus) for found in DISTRIBUTIONS) * int(UNMEASURED_U32)
 
-EXCEEDS: Final = int(bucket_of(np.array([_LARGEST]))[0]) + 1
-"""Stands for a bucket: a part was greater than its whole."""
-WIDTH: Final = EXCEEDS + 1
-"""Cells of a distribution: its buckets and `EXCEEDS`."""
+WIDTH: Final = -(-(int(bucket_of(np.array([_LARGEST]))[0]) + 1) // _PAGE) * _PAGE
+"""Cells of a distribution: one for each bucket, in whole pages."""
 CELLS: Final = WIDTH * len(DISTRIBUTIONS)
 """Cells of a relation: one for each distribution and bucket, in that order."""
-
-_DENSE = 8  # places per key up to which counting all places is cheaper than sorting keys
-_LEAST_PENDING = 1 << 16
-_DIGIT_BITS = 16
+_PAGES: Final = CELLS // _PAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,151 +61,128 @@ _WRITE: Final = _stages("write", WRITE_FIGURES)
 
 
 @dataclass(slots=True)
-class Tally:
-    """Counts of cells, columns of one length. A pair may come more than once, in any order.
+class Values:
+    """Values of stages, each with the relation it belongs to. Columns.
 
     Attributes:
-        relation: Whose it is.
-        cell: Of `CELLS`.
-        count: How many values.
+        relation: Whose a value is.
+        cell: Its distribution and bucket: see `CELLS`.
+        exceeding_relation: Whose a value is that has no bucket: a part exceeded its whole.
+        exceeding: Its distribution.
     """
 
-    relation: NDArray[np.int64]
-    cell: NDArray[np.int64]
-    count: NDArray[np.int64]
+    relation: NDArray[np.intp]
+    cell: NDArray[np.intp]
+    exceeding_relation: NDArray[np.intp]
+    exceeding: NDArray[np.intp]
 
-    @classmethod
-    def joined(cls, parts: Sequence[Tally]) -> Tally:
-        """Return one with the counts of all."""
-        nothing = np.empty(0, np.int64)
-        return cls(
-            np.concatenate([nothing, *(part.relation for part in parts)]),
-            np.concatenate([nothing, *(part.cell for part in parts)]),
-            np.concatenate([nothing, *(part.count for part in parts)]),
-        )
-
-    def take(self, chosen: NDArray[np.bool_]) -> Tally:
-        """Return some of the counts."""
-        return Tally(self.relation[chosen], self.cell[chosen], self.count[chosen])
-
-
-class RunningTally:
-    """Counts that grow by small parts, kept sorted but for what came last."""
-
-    def __init__(self) -> None:
-        self._keys = np.empty(0, np.int64)
-        self._counts = np.empty(0, np.int64)
-        self._pending: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
-        self._waiting = 0
-
-    def add(self, part: Tally, places: NDArray[np.intp]) -> None:
-        """Add counts.
+    def within(self, places: NDArray[np.intp]) -> Values:
+        """Return the values of some relations.
 
         Args:
-            part: The counts.
-            places: What its relations are called here.
+            places: By relation, what it is called from now on; below 0 if its values are left out.
         """
-        self._pending.append((places[part.relation] * CELLS + part.cell, part.count))
-        self._waiting += len(part.count)
-        # No small part moves all that is there.
-        if self._waiting > max(_LEAST_PENDING, len(self._keys) // 2):
-            self._merge()
-
-    def total(self) -> Tally:
-        """Return all counts, ascending by relation and cell, no pair twice."""
-        self._merge()
-        relation, cell = np.divmod(self._keys, CELLS)
-        return Tally(relation, cell, self._counts)
-
-    def _merge(self) -> None:
-        if not self._waiting:
-            return
-        keys, counts = summed(
-            np.concatenate([part[0] for part in self._pending]),
-            np.concatenate([part[1] for part in self._pending]),
+        relation, exceeding_relation = places[self.relation], places[self.exceeding_relation]
+        kept, exceeding_kept = relation >= 0, exceeding_relation >= 0
+        return Values(
+            relation[kept],
+            self.cell[kept],
+            exceeding_relation[exceeding_kept],
+            self.exceeding[exceeding_kept],
         )
-        self._pending, self._waiting = [], 0
-        at = np.searchsorted(self._keys, keys)
-        known = at < len(self._keys)
-        known[known] = self._keys[at[known]] == keys[known]
-        self._counts[at[known]] += counts[known]
-        if not known.all():
-            self._keys = np.insert(self._keys, at[~known], keys[~known])
-            self._counts = np.insert(self._counts, at[~known], counts[~known])
 
 
-def spread(found: Measured, *, writes: bool, group: NDArray[np.intp], size: int) -> Tally | None:
-    """Count the stage values of some rows.
+class SpreadCounts:
+    """Running counts of cells, for any number of owners.
+
+    Values lie close together, so the cells of an owner come in pages, of which only those are kept
+    that something was counted in.
+    """
+
+    def __init__(self) -> None:
+        self._slots = np.zeros(0, np.int32)  # by owner and page; 0: no such page
+        self._pages = np.zeros(1, np.intp)  # by slot, which of all pages it holds
+        self._used = 1
+        self._counts = np.zeros(_PAGE, np.uint32)  # a topic does not hold 2^32 events of a minute
+
+    def add(self, values: Values, owners: NDArray[np.intp]) -> None:
+        """Count values.
+
+        Args:
+            values: The values.
+            owners: By relation, the number of its owner.
+        """
+        if not len(values.cell):
+            return
+        keys = owners[values.relation]
+        keys *= CELLS
+        keys += values.cell
+        pages = keys >> _PAGE_BITS
+        self._slots = _grown(self._slots, (int(owners.max()) + 1) * _PAGES)
+        slots = self._slots[pages]
+        if not slots.all():
+            self._new_pages(np.unique(pages[slots == 0]))
+            slots = self._slots[pages]
+        keys &= _PAGE - 1
+        keys += np.left_shift(slots, _PAGE_BITS, dtype=np.intp)
+        np.add.at(self._counts, keys, np.uint32(1))
+
+    def counted(self) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.uint64]]:
+        """Return owner, cell and count of all cells that something was counted in."""
+        found = np.flatnonzero(self._counts)
+        keys = self._pages[found >> _PAGE_BITS] * _PAGE + (found & (_PAGE - 1))
+        owner, cell = np.divmod(keys, CELLS)
+        return owner, cell, self._counts[found].astype(np.uint64)
+
+    def _new_pages(self, pages: NDArray[np.intp]) -> None:
+        used = self._used + len(pages)
+        self._pages = _grown(self._pages, used)
+        self._counts = _grown(self._counts, used * _PAGE)
+        self._pages[self._used : used] = pages
+        self._slots[pages] = np.arange(self._used, used)
+        self._used = used
+
+
+def spread(found: Measured, *, writes: bool, group: NDArray[np.intp]) -> Values | None:
+    """Return the stage values of some rows.
 
     Args:
         found: The figures of the rows, all of them reads or all of them writes.
         writes: Which.
         group: The relation of each row.
-        size: Number of relations.
     """
     stages = [
         stage
         for stage in (_WRITE if writes else _READ)
         if all(place in found.columns for place in (*stage.plus, *stage.minus))
     ]
-    if not stages or not len(group):
+    if not stages:
         return None
     values, unmeasured = _values(found, stages, len(group))
+    relation = np.broadcast_to(group, values.shape)
+    distribution = np.array([[stage.distribution] for stage in stages], np.intp)
     exceeding = values < 0
-    some_exceed = bool(exceeding.any())
-    if some_exceed:
-        values[exceeding] = 0
-    buckets = bucket_of(values)
-    bits = (int(buckets.max()) + 1).bit_length()
-    beyond = (1 << bits) - 1  # no bucket that occurs
-    if some_exceed:
-        buckets[exceeding] = beyond
-    lines = np.arange(len(stages), dtype=np.int64)[:, None] * size
-    keys = ((lines + group) << bits) + buckets
-    keys = keys.ravel() if unmeasured is None else keys[~unmeasured]
-    keys, counts = _counted(keys, len(stages) * size << bits)
-    # Back to relations and cells. The keys come stage by stage; to divide would take longer.
-    place, bucket = keys >> bits, keys & beyond
-    ends = np.searchsorted(place, np.append(lines[1:], len(stages) * size))
-    repeats = np.diff(ends, prepend=0)
-    if some_exceed:
-        bucket[bucket == beyond] = EXCEEDS
-    first = np.array([stage.distribution * WIDTH for stage in stages], np.int64)
-    return Tally(place - np.repeat(lines, repeats), bucket + np.repeat(first, repeats), counts)
-
-
-def _counted(keys: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    # Keys below `size`, and how often each occurs; as they are when few of them can be equal.
-    if size > _DENSE * len(keys):
-        return keys, np.ones(len(keys), np.int64)
-    counts = np.bincount(keys, minlength=size)
-    distinct = np.flatnonzero(counts)
-    return distinct, counts[distinct]
-
-
-def summed(
-    keys: NDArray[np.int64], counts: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the distinct keys, ascending, and for each the sum of its counts; there is one."""
-    order = _order(keys)
-    keys = keys[order]
-    starts = np.flatnonzero(np.diff(keys, prepend=-1))
-    return keys[starts], np.add.reduceat(counts[order], starts)
-
-
-def _order(keys: NDArray[np.int64]) -> NDArray[np.intp]:
-    # Digit by digit: numpy sorts 16 bits by their radix, several times faster than wider numbers.
-    order = np.argsort(keys.astype(np.uint16), kind="stable")
-    for shift in range(_DIGIT_BITS, int(keys.max()).bit_length(), _DIGIT_BITS):
-        digits = (keys >> shift).astype(np.uint16)
-        order = order[np.argsort(digits[order], kind="stable")]
-    return order
+    if not exceeding.any():
+        none = np.empty(0, np.intp)
+        cell = bucket_of(values) + distribution * WIDTH
+        if unmeasured is None:
+            return Values(relation.ravel(), cell.ravel(), none, none)
+        return Values(relation[~unmeasured], cell[~unmeasured], none, none)
+    values[exceeding] = 0
+    cell = bucket_of(values) + distribution * WIDTH
+    counted = ~exceeding if unmeasured is None else ~(exceeding | unmeasured)
+    return Values(
+        relation[counted],
+        cell[counted],
+        relation[exceeding],
+        np.broadcast_to(distribution, values.shape)[exceeding],
+    )
 
 
 def _values(
     found: Measured, stages: Sequence[_Stage], rows: int
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_] | None]:
-    # The value of each stage and row, and which of them were not measured.
+    # The value of each stage and row, and which of them were not measured: they are 0.
     values = np.zeros((len(stages), rows))
     unmeasured = np.zeros((len(stages), rows), bool) if found.gaps else None
     for line, stage in enumerate(stages):
@@ -222,3 +196,11 @@ def _values(
                     unmeasured[line] |= found.gaps[place]
             values[line] *= ~unmeasured[line]
     return values, unmeasured
+
+
+def _grown(column: NDArray[Any], size: int) -> NDArray[Any]:
+    if size <= len(column):
+        return column
+    grown = np.zeros(max(size, 2 * len(column)), column.dtype)
+    grown[: len(column)] = column
+    return grown

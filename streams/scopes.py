@@ -16,19 +16,20 @@ from schemas.catalogue import (
 )
 from schemas.metrics import Histogram, MetricsTable
 from streams.aggregate import COLUMNS, EVENT_COLUMNS
-from streams.histograms import WIDTH, summed
+from streams.histograms import WIDTH
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from schemas.columns import U32, U64
     from streams.aggregate import MinuteSums
-    from streams.histograms import Tally
 
 __all__ = ["minute_tables"]
 
 _SCOPES: Final = ("service", "instance", "service_relation", "instance_relation")
 """Scopes that transfer and connection events make rows in; endpoints come with HTTP."""
+
+_Spread = tuple["NDArray[np.intp]", "NDArray[np.intp]", "U64"]
 
 _AT: Final = {name: place for place, name in enumerate(COLUMNS)}
 
@@ -71,11 +72,11 @@ def minute_tables(sums: MinuteSums) -> tuple[list[str], list[MetricsTable]]:
         node = names.column([relation.node for relation in relations])
         known = np.array([bool(relation.remote.instance) for relation in relations], bool)
         lost = {names.of(node): count for node, count in sums.lost.items()}
-        stages = sums.stages()
+        spread = sums.spread()
         for scope in _SCOPES:
             chosen = np.flatnonzero(known) if scope == "instance_relation" else slice(None)
             keys = {key: columns[key][chosen] for key in SCOPE_BY_NAME[scope].keys}
-            of_scope = stages if scope in DISTRIBUTION_SCOPES else None
+            of_scope = spread if scope in DISTRIBUTION_SCOPES else None
             table = _table(scope, keys, node[chosen], sums.sums[chosen], lost, of_scope)
             if table.rows:
                 tables.append(table)
@@ -90,7 +91,7 @@ def _table(
     node: U32,
     sums: U64,
     lost: dict[int, int],
-    stages: Tally | None,
+    spread: _Spread | None,
 ) -> MetricsTable:
     order, starts, group = _grouped(list(keys.values()))
     if not len(order):
@@ -110,26 +111,32 @@ def _table(
         table.figures[figure.name] = totals[:, place]
     table.figures["events_seen"] = totals[:, EVENT_COLUMNS].sum(axis=1)
     table.figures["events_lost"] = _lost(group, node, lost, len(starts))
-    if stages is not None and len(stages.count):
-        table.histograms = _histograms(stages, group)
+    if spread is not None and len(spread[0]):
+        table.histograms = _histograms(*spread, group)
     return table
 
 
-def _histograms(stages: Tally, group: NDArray[np.intp]) -> dict[str, Histogram]:
+def _histograms(
+    relation: NDArray[np.intp],
+    cell: NDArray[np.intp],
+    count: NDArray[np.uint64],
+    group: NDArray[np.intp],
+) -> dict[str, Histogram]:
     # Row by row and bucket by bucket for each distribution.
-    distribution, bucket = np.divmod(stages.cell, WIDTH)
     rows = int(group.max()) + 1
-    keys, counts = summed(
-        (distribution * rows + group[stages.relation]) * WIDTH + bucket, stages.count
-    )
-    place, bucket = np.divmod(keys, WIDTH)
+    distribution, bucket = np.divmod(cell, WIDTH)
+    keys = (distribution * rows + group[relation]) * WIDTH + bucket
+    order = np.argsort(keys, kind="stable")
+    starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
+    counts = np.add.reduceat(count[order], starts)
+    place, bucket = np.divmod(keys[order][starts], WIDTH)
     distribution, row = np.divmod(place, rows)
-    ends = np.searchsorted(distribution, np.arange(len(DISTRIBUTIONS) + 1))
+    ends = np.searchsorted(distribution, np.arange(len(DISTRIBUTIONS) + 1)).tolist()
     return {
         found.name: Histogram(
             row[start:end].astype(np.uint32),
             bucket[start:end].astype(np.uint32),
-            counts[start:end].astype(np.uint64),
+            counts[start:end],
         )
         for found, start, end in zip(DISTRIBUTIONS, ends, ends[1:], strict=False)
         if end > start
