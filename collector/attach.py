@@ -123,7 +123,10 @@ def core_of(path: Path) -> tuple[str, ...]:
 
 
 def attach_first(
-    paths: Sequence[Path], constants: Mapping[str, int], rings: Mapping[str, int]
+    paths: Sequence[Path],
+    constants: Mapping[str, int],
+    rings: Mapping[str, int],
+    prepare: Callable[[BpfObject], None] | None = None,
 ) -> tuple[BpfObject, list[Hook], str]:
     """Attach the first object whose core hooks this kernel takes.
 
@@ -131,6 +134,7 @@ def attach_first(
         paths: The objects in order of preference, at least one.
         constants: As for `attach`.
         rings: As for `attach`.
+        prepare: As for `attach`; called again for every object that is tried.
 
     Returns:
         As `attach`, and why the ones before were passed over, empty for the first.
@@ -141,7 +145,7 @@ def attach_first(
     errors: list[BpfError] = []
     for path in paths:
         try:
-            opened, hooks = attach(path, constants, rings, core_of(path))
+            opened, hooks = attach(path, constants, rings, core_of(path), prepare)
         except BpfError as error:
             errors.append(error)
         else:
@@ -154,6 +158,7 @@ def attach(
     constants: Mapping[str, int],
     rings: Mapping[str, int],
     core: Collection[str] = tuple(CORE),
+    prepare: Callable[[BpfObject], None] | None = None,
 ) -> tuple[BpfObject, list[Hook]]:
     """Open, load and attach whatever this kernel takes of an object.
 
@@ -162,6 +167,7 @@ def attach(
         constants: Values of its ``const volatile`` variables.
         rings: Size in bytes by the name of the ring map.
         core: Targets that must be attached.
+        prepare: Called with the loaded object before any of its programs is attached.
 
     Returns:
         The running object and the state of every program. Iterators are attached, not run.
@@ -187,6 +193,12 @@ def attach(
         except BpfError as second:
             opened.close()
             raise explain(second) from second
+    if prepare is not None:
+        try:
+            prepare(opened)
+        except BaseException:
+            opened.close()
+            raise
     hooks = [_attach_one(opened, program, refused) for program in opened.programs]
     _require_core(opened, hooks, core)
     return opened, hooks

@@ -47,7 +47,7 @@ class CollectorConfig(Config):
         1 << 20, "Connections known at most; 140 to 280 bytes each", minimum=1024, maximum=1 << 26
     )
     transfer_ring_bytes: int = setting(
-        32 << 20, "Ring for reads and writes, 64 bytes each", minimum=65_536, maximum=1 << 30
+        32 << 20, "Ring for reads and writes, 128 bytes each", minimum=65_536, maximum=1 << 30
     )
     connection_ring_bytes: int = setting(
         8 << 20, "Ring for opens and closes, 128 bytes each", minimum=65_536, maximum=1 << 30

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from collector.attach import Hook, Missing
     from collector.config import CollectorConfig
+    from collector.libbpf import BpfObject
 
 __all__ = ["ITERATORS", "KernelSource", "require_layout", "ring_sizes"]
 
@@ -101,12 +102,24 @@ class KernelSource:
         paths = object_paths(config)
         for path in paths:
             require_layout(path)
-        self._object, self.hooks, passed_over = attach_first(paths, constants, sizes)
+        self.stages = Stages(None)
+
+        def prepare(core: BpfObject) -> None:
+            # Before the core makes records: the first must not lack what hooks attached later would
+            # have added, and no ring fills up while the hooks are tried.
+            self._close_stages()
+            self.stages = start_stages(config, core, constants)
+
+        try:
+            self._object, self.hooks, passed_over = attach_first(paths, constants, sizes, prepare)
+        except BaseException:
+            self._close_stages()
+            raise
+        self.measured = measured((*self.hooks, *self.stages.hooks))
         if passed_over:
             _LOG.warning("using %s: %s", self._object.path.name, passed_over)
         self._counted = np.zeros((_KINDS, _OUTCOMES), np.uint64)
         self._skipped: Counter[str] = Counter()
-        self.stages = Stages(None)
         self.sequences = {name: SequenceTracker() for name in sizes}
         layouts = {
             "connections": abi.CONNECTION_RECORD,
@@ -123,8 +136,6 @@ class KernelSource:
                     self._object.library,
                     mapped=config.ring_reader == "mapped",
                 )
-            self.stages = start_stages(config, self._object, constants)
-            self.measured = measured((*self.hooks, *self.stages.hooks))
         except BaseException:
             self.close()
             raise
@@ -242,6 +253,9 @@ class KernelSource:
         for ring in self._rings.values():
             ring.close()
         self._rings.clear()
+        self._close_stages()
+        self._object.close()
+
+    def _close_stages(self) -> None:
         if self.stages.object is not None:
             self.stages.object.close()
-        self._object.close()

@@ -94,7 +94,7 @@ def attach_stages(
     """Open, load and attach whatever this kernel takes of the stages object.
 
     Args:
-        core: The running object whose maps it shares.
+        core: The loaded object whose maps it shares.
         path: The object file.
         twins: Ways to hook a kernel function that may be used, the preferred one first.
         constants: Values of ``const volatile`` variables, as far as the object has them.

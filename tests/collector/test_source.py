@@ -3,16 +3,17 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from collector.abi import Call, ConnectionEvent, Direction, Kind
-from collector.config import CollectorConfig, object_path
+from collector.config import CollectorConfig, object_path, object_paths
 from collector.figures import measured
+from collector.libbpf import BpfObject
 from collector.source import KernelSource, require_layout, ring_sizes
-from collector.stages import OFF
+from collector.stages import OFF, Stages, start_stages
 from schemas.errors import ConfigError, LayoutMismatch
 from schemas.telemetry import REGISTRY
 
@@ -97,6 +98,49 @@ def test_what_is_measured_follows_the_hooks_of_both_objects(source: KernelSource
         name = "podwire_collector_program_skipped_total"
         assert REGISTRY.get_sample_value(name, {"program": program}) is not None
     source.detach()
+    assert not source.stages.object._links
+
+
+@pytest.mark.bpf
+def test_the_stages_are_attached_before_the_core_makes_records(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    order: list[str] = []
+    attach = BpfObject.attach
+
+    def noted(opened: BpfObject, program: str) -> None:
+        attach(opened, program)
+        order.append(opened.path.name)
+
+    monkeypatch.setattr(BpfObject, "attach", noted)
+    KernelSource(CollectorConfig()).close()
+    assert order[0] == "podwire-stages.bpf.o"
+    assert order == sorted(order, key=lambda name: name != "podwire-stages.bpf.o")
+
+
+@pytest.mark.bpf
+def test_an_object_that_is_passed_over_leaves_no_stages_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    paths = object_paths(CollectorConfig())
+    lacking = tmp_path / "podwire.bpf.o"
+    section = b"tp_btf/sock_recv_length\0"
+    lacking.write_bytes(paths[0].read_bytes().replace(section, b"tp_btf/sock_recv_lengtx\0"))
+    monkeypatch.setattr("collector.source.object_paths", lambda _: [lacking, paths[1]])
+    started: list[Stages] = []
+
+    def start(*arguments: Any) -> Stages:
+        started.append(start_stages(*arguments))
+        return started[-1]
+
+    monkeypatch.setattr("collector.source.start_stages", start)
+    source = KernelSource(CollectorConfig())
+    try:
+        assert source.stages is started[-1]
+        assert [bool(each.object and each.object._links) for each in started] == [False, True]
+    finally:
+        source.close()
+    assert source.stages.object is not None
     assert not source.stages.object._links
 
 
