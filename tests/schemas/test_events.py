@@ -206,6 +206,15 @@ def test_a_measured_column_may_be_left_out() -> None:
     assert batch.transfers.take(np.array([0, 0])).figures.shape == (2, FIGURE_WIDTH)
 
 
+def test_a_row_without_its_first_figure_keeps_the_others() -> None:
+    batch = small_batch()
+    nothing = int(UNMEASURED_U32)
+    batch.transfers.figures = np.array([[nothing, 5, *[nothing] * 15]], "<u4")
+    assert decode_batch(encode_batch(batch)).transfers.figures.tolist() == [
+        [nothing, 5, *[nothing] * 15]
+    ]
+
+
 def test_places_of_the_figures_are_named_by_the_catalogue() -> None:
     for names, group in ((READ_FIGURES, "read"), (WRITE_FIGURES, "write")):
         assert len(set(names)) == len(names) <= FIGURE_WIDTH
