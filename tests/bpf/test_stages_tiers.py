@@ -27,7 +27,7 @@ pytestmark = pytest.mark.bpf
 R, W = ReadFigure, WriteFigure
 
 FIGURES: Final = frozenset(each.name for kind in (ReadFigure, WriteFigure) for each in kind)
-TIMES: Final = 8
+TIMES, SIZE = 8, 300
 
 _ARRIVAL: Final = (
     R.READ_L4_DURATION,
@@ -114,6 +114,17 @@ def test_records_say_what_they_measure(staged: Watch) -> None:
             assert set(found.records["measured"]) == {flags}
 
 
+def test_beside_every_core(variant: Path) -> None:
+    """What is told does not depend on how the bytes of calls are learnt."""
+    with _attached(variant, "tracepoint") as watch:
+        ends = _talk(watch)
+    check(*ends)
+    for end in ends:
+        check_undisturbed(end)
+        assert end.written[W.WRITE_PACKET_COUNT] == end.read[R.READ_PACKET_COUNT] == TIMES
+        assert end.written[W.WRITE_PACKET_SIZE] == end.read[R.READ_PACKET_SIZE] == TIMES * SIZE
+
+
 def test_tiers_agree(best: Path) -> None:
     """The same traffic has the same counts whichever way it is looked at."""
     told: dict[str, list[dict[str, int]]] = {}
@@ -178,7 +189,7 @@ def _attached(path: Path, tier: str) -> Iterator[Watch]:
 def _talk(watch: Watch) -> tuple[End, End]:
     with cable() as network:
         talk = Talk(watch, network)
-        ping_pong(talk.client, talk.accepted, TIMES, (300, 300))
+        ping_pong(talk.client, talk.accepted, TIMES, (SIZE, SIZE))
         return talk.finish()
 
 

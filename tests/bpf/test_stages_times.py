@@ -160,7 +160,7 @@ def test_a_write_that_waits_for_room(staged: Watch, network: Network) -> None:
 
 @FAMILIES
 @pytest.mark.parametrize("offload", [True, False], ids=["offload", "segments"])
-def test_waiting_in_a_slow_queue(
+def test_waiting_in_a_narrow_queue(
     staged: Watch, network: Network, family: int, offload: bool
 ) -> None:
     """A burst through a queue of one byte per microsecond: each packet waits for those before."""

@@ -11,12 +11,24 @@ import sys
 import time
 from typing import Any, Final
 
+from tests.bpf.harness import TIERS
 from tests.requirements import missing
 from tests.vm.kernels import CACHE, KERNELS, fetch
 from tests.vm.machine import boot
 
 _TIMEOUT_S: Final = 1800.0
 _TESTS: Final = ("tests/bpf", "-m", "bpf", "--timeout=300", "--durations=5", "-v")
+_QUICK: Final = (
+    "tests/bpf/test_programs.py",
+    "tests/bpf/test_transfers.py::test_write_calls",
+    "tests/bpf/test_transfers.py::test_read_calls",
+    "tests/bpf/test_stages.py::test_requests_and_responses",
+    "tests/bpf/test_stages_times.py::test_an_unknown_neighbour",
+    "tests/bpf/test_stages_times.py::test_delay_on_the_way_out",
+    "tests/bpf/test_stages_tiers.py::test_every_tier_measures_what_it_can",
+    "tests/bpf/test_stages_tiers.py::test_tiers_agree",
+)
+"""What a change is tried with before all is: every program, and every figure once."""
 _NOT_EMULATED: Final = {
     "slow": "hours without hardware virtualisation",
     "million": "the same",
@@ -30,28 +42,34 @@ def main(arguments: list[str]) -> int:
     own, _, given = " ".join(arguments).partition("-- ")
     parser = argparse.ArgumentParser(prog="python -m tests.vm", description=__doc__)
     parser.add_argument("--kernel", nargs="+", choices=list(KERNELS), default=list(KERNELS))
-    names = parser.parse_args(own.split()).kernel
+    parser.add_argument("--tier", nargs="+", choices=list(TIERS), default=list(TIERS))
+    parser.add_argument("--quick", action="store_true", help="one test of each kind")
+    options = parser.parse_args(own.split())
     reason = missing("vm")
     if reason is not None:
         print(reason, file=sys.stderr)
         return 2
-    reports = {name: _run(name, given.split() or _selection()) for name in names}
+    tests = given.split() or _selection(options.quick)
+    reports = {name: _run(name, options.tier, tests) for name in options.kernel}
     _print_costs({name: report for name, report in reports.items() if "programs" in report})
     return int(any(report.get("pytest") != 0 for report in reports.values()))
 
 
-def _selection() -> list[str]:
+def _selection(quick: bool) -> list[str]:
+    if quick:
+        return [*_QUICK, *_TESTS[1:]]
     # One word for the whole expression.
     left_out = [f"not({word})" for word in _NOT_EMULATED]
     return [*_TESTS, "-k", "(" + ")and(".join(left_out) + ")"]
 
 
-def _run(name: str, tests: list[str]) -> dict[str, Any]:
+def _run(name: str, tiers: list[str], tests: list[str]) -> dict[str, Any]:
     kernel = fetch(name)
     output = CACHE / "out" / name
     shutil.rmtree(output, ignore_errors=True)
     began = time.monotonic()
-    command = [sys.executable, "-B", "-m", "tests.vm.guest", str(output), *tests]
+    guest = [sys.executable, "-B", "-m", "tests.vm.guest", str(output), *tests]
+    command = ["env", f"PODWIRE_TIERS={','.join(tiers)}", *guest]
     failure = ""
     try:
         boot(kernel, command, output, _TIMEOUT_S)
