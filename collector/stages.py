@@ -40,7 +40,7 @@ _KPROBE_FILES: Final = (
 )
 """Any of these is enough for libbpf (``bpf_program__attach_kprobe_opts``)."""
 
-_PROGRAM_PREFIX: Final = re.compile(r"^prog '[^']*': ")
+_NAMES: Final = re.compile(r"^prog '[^']*': |( for)? '[^']*\+0x[0-9a-f]+'")
 
 
 T = TypeVar("T", bound="_Loadable")
@@ -280,5 +280,5 @@ def _hooks(
 
 
 def _reason(error: BpfError) -> str:
-    # The program's name is of no use where one reason stands for many.
-    return _PROGRAM_PREFIX.sub("", reason_of(error))
+    # Without the names of program and function, which the hook has: one reason stands for many.
+    return _NAMES.sub("", reason_of(error))

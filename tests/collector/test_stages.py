@@ -15,6 +15,7 @@ from collector.stages import (
     Stages,
     _hopeless,
     _named_in_btf,
+    _reason,
     _run,
     _units,
     attach_stages,
@@ -207,6 +208,28 @@ def test_what_may_not_be_used_says_so() -> None:
     reasons = {unit.twin: reason for unit, reason in _hopeless(units, ("kprobe",)).items()}
     assert reasons["fentry"] == OFF
     assert reasons.get("kprobe") != OFF
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        (
+            "libbpf: prog 'ip_rcv_enter': BPF program load failed: Operation not permitted",
+            "BPF program load failed: Operation not permitted (errno 1)",
+        ),
+        (
+            "libbpf: prog 'ip_rcv_enter_probe': failed to create kprobe 'ip_rcv+0x0' perf event:"
+            " No such file or directory",
+            "failed to create kprobe perf event: No such file or directory (errno 1)",
+        ),
+        (
+            "libbpf: failed to add legacy kprobe event for 'ip_rcv+0x0': Permission denied",
+            "failed to add legacy kprobe event: Permission denied (errno 1)",
+        ),
+    ],
+)
+def test_a_reason_names_no_function_so_that_it_is_the_same_for_all(log: str, expected: str) -> None:
+    assert _reason(BpfError("load", errno.EPERM, log)) == expected
 
 
 def test_names_are_looked_up_in_the_btf_of_kernel_and_modules(tmp_path: Path) -> None:
