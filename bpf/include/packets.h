@@ -17,6 +17,7 @@ enum sent_told {
 	TOLD_LOCAL = 1,
 	TOLD_OUTPUT = 2,
 	TOLD_NETFILTER = 4,
+	TOLD_ENTERED = 8, /* the device layer */
 };
 
 /* Times are of the entry into each function; 0: not reached. */

@@ -255,6 +255,7 @@ struct sk_buff {
 	char cb[48];
 	unsigned int len;
 	__u16 transport_header;
+	__u16 mac_header;
 	unsigned int end;
 	unsigned char *head;
 };

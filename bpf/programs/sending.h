@@ -170,7 +170,9 @@ static __always_inline int on_device_queue(__u64 skb, __u64 sk, bool is_gso)
 		__sync_fetch_and_add(&flow->write[PODWIRE_RESOLVE_MAC_DURATION],
 				     now - packet->neighbour_ns);
 	}
-	if (is_gso) { /* should it be segmented */
+	if (is_gso) { /* should it be segmented, nothing of it is seen to leave */
+		packet->told |= TOLD_ENTERED;
+		add_write(flow, L2_ENTER_QUEUE_COUNT, 1);
 		flow->segmented_ns = now;
 		flow->segmented_left_ns = packet->left_ns;
 	}
@@ -210,6 +212,13 @@ static __always_inline int on_driver(__u64 skb, __u64 sk)
 	return 0;
 }
 
+static __always_inline void tell_entered(struct flow *flow, struct sent_packet *packet)
+{
+	if (!(packet->told & TOLD_ENTERED))
+		add_write(flow, L2_ENTER_QUEUE_COUNT, 1);
+	packet->told |= TOLD_ENTERED;
+}
+
 /* The driver has it; the sk_buff may be gone. */
 static __always_inline int on_driver_left(__u64 skb, int result)
 {
@@ -236,8 +245,8 @@ static __always_inline int on_driver_left(__u64 skb, int result)
 	add_write(flow, L2_DURATION, now - packet->queue_ns);
 	add_write(flow, L2_READY_SEND_DURATION, packet->driver_ns - packet->queue_ns);
 	add_write(flow, L2_NETDEVICE_SEND_DURATION, now - packet->driver_ns);
-	if (!packet->is_segment || packet->queue_ns == flow->segmented_ns)
-		add_write(flow, L2_ENTER_QUEUE_COUNT, !packet->is_segment);
+	if (!packet->is_segment)
+		tell_entered(flow, packet);
 	since = packet->left_ns;
 	if (packet->is_segment) {
 		if (since && since < packet->queue_ns)
@@ -251,19 +260,26 @@ static __always_inline int on_driver_left(__u64 skb, int result)
 	return 0;
 }
 
-/* Freed other than by being sent or read. `source_port` is of the packet's TCP header. */
-static __always_inline int on_lost(__u64 skb, __u64 sk, __u16 segments)
+/*
+ * Freed other than by being sent or read, `is_given` to a device or still in IP. There it has no
+ * slot without the hooks of IP, only perhaps that of a packet that had its address before.
+ */
+static __always_inline int on_lost(__u64 skb, __u64 sk, __u16 segments, bool is_given)
 {
 	struct sent_packet *packet = find_sent(skb);
 	struct flow *flow;
 
-	if (packet && packet->sk == sk && packet->has_left)
+	if (packet && (packet->sk != sk || (packet->has_left && !is_given)))
+		packet = 0;
+	if (packet && packet->has_left)
 		return 0; /* some drivers free so what they have sent */
 	flow = find_flow(sk);
 	if (!flow)
 		return 0;
 	add_write(flow, LOST_PACKET_COUNT, segments ? segments : 1);
-	if (packet && packet->sk == sk) {
+	if (packet) {
+		if (packet->queue_ns && !packet->is_segment)
+			tell_entered(flow, packet);
 		if (packet->neighbour_ns && !packet->queue_ns) { /* nobody answered */
 			__sync_fetch_and_add(&flow->write[PODWIRE_RESOLVE_MAC_COUNT], 1);
 			__sync_fetch_and_add(&flow->write[PODWIRE_RESOLVE_MAC_DURATION],

@@ -20,6 +20,10 @@ int BPF_PROG(skb_copy_datagram_iovec, struct sk_buff *skb, int length)
 	return on_copied((__u64)skb->sk, length);
 }
 
+enum {
+	NO_MAC_HEADER = 0xffff, /* __dev_queue_xmit() sets one */
+};
+
 /* Where a sk_buff keeps what does not fit in itself. */
 static __always_inline struct skb_shared_info *shared_info(struct sk_buff *skb)
 {
@@ -64,5 +68,6 @@ int BPF_PROG(kfree_skb, struct sk_buff *skb)
 	header = (struct tcphdr *)(skb->head + skb->transport_header);
 	if (BPF_CORE_READ(header, source) != BPF_CORE_READ((struct inet_sock *)sk, inet_sport))
 		return 0;
-	return on_lost((__u64)skb, (__u64)sk, BPF_CORE_READ(shared_info(skb), gso_segs));
+	return on_lost((__u64)skb, (__u64)sk, BPF_CORE_READ(shared_info(skb), gso_segs),
+		       skb->mac_header != NO_MAC_HEADER);
 }
