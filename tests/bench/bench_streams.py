@@ -97,7 +97,9 @@ def _shape(shape: str, connections: int, transfers: int, opens: int) -> list[Row
     (minute_s,) = {part.minute_s for part in contributions(batch, resolution)}
     rows = [
         *(
-            _aggregate(shape, example_batch(connections, transfers, opens, measured), resolver, name)
+            _aggregate(
+                shape, example_batch(connections, transfers, opens, measured), resolver, name
+            )
             for name, measured in _MEASURED.items()
         ),
         measure(f"{shape}: decode", events, lambda: decode_batch(message), unit="event"),

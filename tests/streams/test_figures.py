@@ -41,14 +41,24 @@ if TYPE_CHECKING:
     from schemas.metrics import MetricsBlock
 
 GREATEST = int(UNMEASURED_U32) - 1
-PEERS = ("10.0.0.1", "10.0.0.2", "10.96.0.2", "203.0.113.1", "203.0.113.2")
-"""The pod itself, a pod, a service whose pod nobody knows, and two addresses of the world."""
+PEERS = {
+    "10.0.0.1": "web.shop",
+    "10.0.0.2": "api.shop",
+    "10.0.0.3": "api.shop",
+    "10.96.0.2": "data.shop",
+    "203.0.113.1": "203.0.113.1",
+    "203.0.113.2": "203.0.113.2",
+}
+"""The pod itself, two pods of a service, a service whose pod nobody knows, and two addresses of the
+world; each with the service that it counts as."""
+SERVICES = tuple(PEERS.values())
 
 
 def directory() -> Directory:
     found = Directory()
     found.apply(pod("web-1", "10.0.0.1"))
     found.apply(pod("api-1", "10.0.0.2"))
+    found.apply(pod("api-2", "10.0.0.3"))
     found.apply(service("data", "10.96.0.2"))
     return found
 
@@ -72,7 +82,7 @@ def random_batch(chance: random.Random, sequence: int = 0) -> EventBatch:
             call=CALL_NONE if chance.random() < 0.2 else chance.randrange(1, CALL_NONE),
         )
     if chance.random() < 0.3:
-        builder.open(rows[1]).close(rows[2])
+        builder.open(rows[1]).close(rows[3])
     batch = builder.batch()
     kind = chance.choice(("values", "values", "scattered", "flags", "columns", "absent"))
     numbers = np.random.default_rng(chance.randrange(2**32))
@@ -119,7 +129,7 @@ def counted_by_hand(batches: Iterable[EventBatch]) -> dict[int, ByHand]:
             peer = int(moves.connection[row])
             if peer == 0:
                 continue
-            name = ("", "api.shop", "data.shop", *PEERS[3:])[peer]
+            name = SERVICES[peer]
             minute = minutes.setdefault(int(moves.end_ns[row]) // 10**9 // 60 * 60, ByHand())
             write = moves.direction[row] == Direction.WRITE
             called = moves.call[row] != CALL_NONE
@@ -324,8 +334,8 @@ def test_parts_of_a_minute_hold_every_count_once() -> None:
     builder = BatchBuilder()
     for peer in range(300):
         c = builder.connection("10.0.0.1:40000", f"203.0.{peer // 250}.{peer % 250}:80")
-        for value in range(peer % 7 + 1):
-            builder.transfer(c, 1, write=True, resolve_mac_duration=10**value, write_l2_duration=5)
+        for place in range(peer % 30 + 1):
+            builder.transfer(c, 1, write=True, resolve_mac_duration=2**place)
     minutes, _ = minutes_of([builder.batch()])
     closed = ClosedMinute(MINUTE_S, 7, 9, minutes[MINUTE_S], late=False)
     whole = minute_blocks(closed, "events", 0, "a")
@@ -336,7 +346,7 @@ def test_parts_of_a_minute_hold_every_count_once() -> None:
     decoded = [decode_block(encode_block(block)) for block in small]
     for table in DISTRIBUTION_SCOPES:
         expected = spread_of(whole, table)
-        assert sum(expected.values()) == sum(peer % 7 + 1 for peer in range(300))
+        assert sum(expected.values()) == sum(peer % 30 + 1 for peer in range(300))
         assert spread_of(decoded, table) == expected
 
 
