@@ -68,10 +68,12 @@ static __always_inline void take_counters(struct sock *sk, struct socket_state *
 	to->is_known = 1;
 }
 
-#define take_figure(record, from, place)                                                           \
+/* Take what fits in a record; `has_rest` is set where that is not all. */
+#define take_figure(record, from, place, has_rest)                                                 \
 	do {                                                                                       \
 		__s64 value_ = (from)[place];                                                      \
 		if (value_ > 0) {                                                                  \
+			has_rest |= value_ > FIGURE_MAX;                                           \
 			value_ = at_most(value_);                                                  \
 			__sync_fetch_and_add(&(from)[place], -value_);                             \
 			(record)->figures[place] = value_;                                         \
@@ -113,11 +115,14 @@ static __always_inline void fill_call(struct podwire_transfer_record *record, __
 	}
 }
 
-/* Everything of `figures` and `measured`; the rest of the record is there already. */
-static __always_inline void fill_figures(struct podwire_transfer_record *record, __u64 sk,
+/*
+ * Everything of `figures` and `measured`; the rest of the record is there already. `flow` may be
+ * NULL. Returns whether something did not fit.
+ */
+static __always_inline bool fill_figures(struct podwire_transfer_record *record, struct flow *flow,
 					 const struct counted *counted)
 {
-	struct flow *flow;
+	bool has_rest = false;
 
 	record->measured = 0;
 	__builtin_memset(record->figures, 0, sizeof(record->figures));
@@ -129,50 +134,40 @@ static __always_inline void fill_figures(struct podwire_transfer_record *record,
 			record->figures[PODWIRE_WRITE_RETRANSMIT_PACKET_COUNT] =
 				counted->retransmits;
 	}
-	if (!podwire_stages)
-		return;
-	flow = find_flow(sk);
 	if (!flow)
-		return;
+		return false;
 	record->measured |= PODWIRE_MEASURED_STAGES;
 	if (record->direction == PODWIRE_WRITE) {
 #pragma clang loop unroll(full)
 		for (int i = PODWIRE_WRITE_LOST_PACKET_COUNT;
 		     i < PODWIRE_WRITE_UNATTRIBUTED_DURATION; i++)
-			take_figure(record, flow->write, i);
+			take_figure(record, flow->write, i, has_rest);
 	} else {
 #pragma clang loop unroll(full)
 		for (int i = PODWIRE_READ_L4_DURATION; i < PODWIRE_READ_CALL_DURATION; i++)
-			take_figure(record, flow->read, i);
+			take_figure(record, flow->read, i, has_rest);
 	}
 	if (record->call != PODWIRE_CALL_NONE)
 		fill_call(record, record->end_ns - record->duration_ns);
+	return has_rest;
 }
 
-/* Whether there is anything to tell after the last record of a direction. */
-static __always_inline bool has_figures(__u64 sk, __u8 direction, const struct counted *counted)
+/* Whether a direction has something that no record has told. */
+static __always_inline bool has_figures(const struct flow *flow, __u8 direction)
 {
-	struct flow *flow;
-	__s64 sum = 0;
+	bool found = false;
 
-	if (counted->packets || counted->packet_bytes || counted->retransmits)
-		return true;
-	if (!podwire_stages)
-		return false;
-	flow = find_flow(sk);
-	if (!flow)
-		return false;
 	if (direction == PODWIRE_WRITE) {
 #pragma clang loop unroll(full)
 		for (int i = PODWIRE_WRITE_LOST_PACKET_COUNT;
 		     i < PODWIRE_WRITE_UNATTRIBUTED_DURATION; i++)
-			sum |= flow->write[i] > 0;
+			found |= flow->write[i] > 0;
 	} else {
 #pragma clang loop unroll(full)
 		for (int i = PODWIRE_READ_L4_DURATION; i < PODWIRE_READ_CALL_DURATION; i++)
-			sum |= flow->read[i] > 0;
+			found |= flow->read[i] > 0;
 	}
-	return sum;
+	return found;
 }
 
 #endif

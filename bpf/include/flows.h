@@ -35,6 +35,7 @@ struct flow {
 	struct queued queue[MAX_QUEUED];
 	__u32 head;
 	__u32 count;
+	__u64 told_ns[2]; /* when a read, a write was last told of; 0: never */
 };
 
 struct {

@@ -56,20 +56,30 @@ struct transfer {
 	struct counted counted;
 };
 
-static __noinline int submit_transfer(struct transfer *from)
+enum {
+	/* So much waiting in a queue fits in no record; what is left then waits for the next call. */
+	MAX_RECORDS = 16,
+	/* How old figures of the direction that makes no calls may become: acknowledgements of a
+	 * connection that only reads are written, too. */
+	TOLD_EVERY_NS = 1000000000,
+};
+
+/* Returns whether figures are left that did not fit. */
+static __noinline bool submit_record(const struct transfer *from, struct flow *flow)
 {
 	__u32 key = PODWIRE_KIND_TRANSFER;
 	__u64 pid_tid = bpf_get_current_pid_tgid();
 	struct podwire_counts *counted = bpf_map_lookup_elem(&counts, &key);
 	struct podwire_transfer_record *record;
+	bool has_rest;
 	__u32 lane;
 
 	if (!counted || !from)
-		return 0;
+		return false;
 	record = bpf_ringbuf_reserve(&transfers, sizeof(*record), 0);
 	if (!record) {
 		__sync_fetch_and_add(&counted->ring_full, 1);
-		return 0;
+		return false;
 	}
 	if (from->call == PODWIRE_CALL_NONE)
 		pid_tid = 0; /* what is no call is no thread's either */
@@ -83,8 +93,47 @@ static __noinline int submit_transfer(struct transfer *from)
 	record->cpu = lane;
 	record->direction = from->direction;
 	record->call = from->call;
-	fill_figures(record, from->sk, &from->counted);
+	has_rest = fill_figures(record, flow, &from->counted);
 	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+	return has_rest;
+}
+
+/* What follows in this transfer's place is no call. */
+static __always_inline void become_rest(struct transfer *transfer)
+{
+	transfer->duration_ns = PODWIRE_UNMEASURED;
+	transfer->size = 0;
+	transfer->call = PODWIRE_CALL_NONE;
+	__builtin_memset(&transfer->counted, 0, sizeof(transfer->counted));
+}
+
+static __noinline int submit_transfer(struct transfer *transfer)
+{
+	struct flow *flow = 0;
+	__u64 *told_ns;
+	bool has_rest;
+
+	if (!transfer)
+		return 0;
+	if (podwire_stages)
+		flow = find_flow(transfer->sk);
+	has_rest = submit_record(transfer, flow);
+	if (!flow)
+		return 0;
+	for (int i = 1; has_rest && i < MAX_RECORDS; i++) {
+		become_rest(transfer);
+		has_rest = submit_record(transfer, flow);
+	}
+	flow->told_ns[transfer->direction == PODWIRE_WRITE] = transfer->end_ns;
+	transfer->direction = transfer->direction == PODWIRE_WRITE ? PODWIRE_READ : PODWIRE_WRITE;
+	told_ns = &flow->told_ns[transfer->direction == PODWIRE_WRITE];
+	if (*told_ns && transfer->end_ns - *told_ns < TOLD_EVERY_NS)
+		return 0;
+	if (*told_ns && has_figures(flow, transfer->direction)) {
+		become_rest(transfer);
+		submit_record(transfer, flow);
+	}
+	*told_ns = transfer->end_ns;
 	return 0;
 }
 

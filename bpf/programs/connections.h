@@ -203,13 +203,19 @@ static __always_inline int state_changed(struct sock *sk, int before, int after,
 }
 
 /* What came to a connection after its last call, so that sums over its records are whole. */
-static __always_inline void tell_rest(struct sock *sk, struct socket_state *st, __u8 direction)
+static __noinline int tell_rest(struct sock *sk, struct socket_state *st, __u8 direction)
 {
 	struct transfer transfer = {};
+	struct flow *flow = 0;
 
+	if (!st)
+		return 0;
 	take_counters(sk, st, direction, &transfer.counted);
-	if (!has_figures((__u64)sk, direction, &transfer.counted))
-		return;
+	if (podwire_stages)
+		flow = find_flow((__u64)sk);
+	if (!transfer.counted.packets && !transfer.counted.packet_bytes &&
+	    !transfer.counted.retransmits && !(flow && has_figures(flow, direction)))
+		return 0;
 	transfer.connection_id = st->connection_id;
 	transfer.duration_ns = PODWIRE_UNMEASURED;
 	transfer.end_ns = bpf_ktime_get_ns();
@@ -217,6 +223,7 @@ static __always_inline void tell_rest(struct sock *sk, struct socket_state *st, 
 	transfer.direction = direction;
 	transfer.call = PODWIRE_CALL_NONE;
 	submit_transfer(&transfer);
+	return 0;
 }
 
 static __always_inline int destroyed(struct sock *sk)
