@@ -11,7 +11,13 @@ import time
 from typing import TYPE_CHECKING
 
 from schemas.errors import FatalError
-from sink.statements import alter_columns, fingerprint, modify_ttl, schema_statements
+from sink.statements import (
+    alter_columns,
+    fingerprint,
+    modify_settings,
+    modify_ttl,
+    schema_statements,
+)
 from sink.tables import SCHEMA_VERSION, STORED, VERSIONS
 
 if TYPE_CHECKING:
@@ -76,7 +82,7 @@ def _recorded(store: Store) -> tuple[int, str] | None:
 
 
 def _upgrade_tables(store: Store) -> int:
-    """Add the columns that the tables lack; set the declared comments and retention."""
+    """Add the columns that the tables lack; set the declared comments, settings and retention."""
     found = store.rows(
         "SELECT table, name, comment FROM system.columns WHERE database = {database:String}",
         {"database": store.layout.store},
@@ -84,13 +90,12 @@ def _upgrade_tables(store: Store) -> int:
     columns: dict[str, dict[str, str]] = {}
     for table, name, comment in found:
         columns.setdefault(table, {})[name] = comment
-    expiring = {
-        str(name)
+    engines = {
+        str(name): str(engine)
         for name, engine in store.rows(
             "SELECT name, engine_full FROM system.tables WHERE database = {database:String}",
             {"database": store.layout.store},
         )
-        if " TTL " in engine
     }
     added = 0
     for declared in STORED:
@@ -99,10 +104,11 @@ def _upgrade_tables(store: Store) -> int:
         if present is None:
             continue
         count, statements = alter_columns(declared, present, store.layout)
+        statements += modify_settings(declared, store.layout, engines[local])
         for statement in statements:
             store.command(statement)
         added += count
-        for statement in modify_ttl(declared, store.layout, expires=local in expiring):
+        for statement in modify_ttl(declared, store.layout, expires=" TTL " in engines[local]):
             # Rows that are already there follow at their next merge; rewriting them all now
             # would hold up the start.
             store.command(statement, settings={"materialize_ttl_after_modify": 0})

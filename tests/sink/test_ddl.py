@@ -149,6 +149,10 @@ def test_a_database_of_version_1_is_upgraded(empty_store, clock):
             {"table": table.name},
         )
         assert found == [(c.name, c.type, c.comment, c.codec) for c in table.columns]
+    assert store.rows(
+        "SELECT count(), countIf(engine_full LIKE '%min_bytes_for_wide_part = 67108864%') "
+        "FROM system.tables WHERE database = 'podwire_store'"
+    ) == [(len(STORED), len(STORED))]
     sums = (
         "SELECT sum(connect_count), sum(connect_duration), sum(read_call_duration), "
         "sumMap(read_call_histogram) FROM podwire.service_relation_metrics{}"
@@ -216,6 +220,7 @@ def test_the_engine_can_parse_the_statements_of_a_cluster(empty_store, layout):
         assert added == 2
         assert len(altered) == (2 if layout.cluster else 1)
         texts += altered
+        texts += statements.modify_settings(table, layout, "MergeTree SETTINGS x = 1")
         texts += statements.modify_ttl(table, layout, expires=False)
     for text in texts:
         quoted = text.replace("\\", "\\\\").replace("'", "\\'")
