@@ -29,9 +29,9 @@ __all__ = [
 DEDUPLICATION_WINDOW = 10_000
 """Tokens remembered per table; one per partition and minute: a week for one partition."""
 
-COMPACT_BYTES = 64 << 20
-"""A new part below this size is one file, not one per column: that takes a quarter of the CPU for an
-insert of 20,000 rows (measured). Merges soon make larger parts, whose columns are read alone."""
+COMPACT_BYTES = 128 << 20
+"""A new part below this size is one file. A file per column takes two to four times the CPU for an
+insert of 20,000 to 100,000 rows (measured); merges soon make larger parts, which have them."""
 
 
 @dataclass(frozen=True, slots=True)

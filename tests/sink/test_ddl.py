@@ -150,7 +150,7 @@ def test_a_database_of_version_1_is_upgraded(empty_store, clock):
         )
         assert found == [(c.name, c.type, c.comment, c.codec) for c in table.columns]
     assert store.rows(
-        "SELECT count(), countIf(engine_full LIKE '%min_bytes_for_wide_part = 67108864%') "
+        "SELECT count(), countIf(engine_full LIKE '%min_bytes_for_wide_part = 134217728%') "
         "FROM system.tables WHERE database = 'podwire_store'"
     ) == [(len(STORED), len(STORED))]
     sums = (
