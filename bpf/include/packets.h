@@ -1,16 +1,18 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Packets under way, by the address of their sk_buff. A slot belongs to the packet that used it
- * last: nothing is ever deleted, so packets that are freed, forwarded or never read leave nothing
- * behind and no rate can fill it. A packet whose slot was taken by another is not measured; the
- * address is checked on every use, and times of the way down and the way up are kept apart, because
- * loopback and veth hand the same sk_buff from one to the other.
+ * Packets under way, by the address of their sk_buff: it says which bucket, and each bucket has room
+ * for a few. A slot belongs to the packet that used it last: nothing is ever deleted, so packets
+ * that are freed, forwarded or never read leave nothing behind and no rate can fill it. A packet
+ * whose slot was taken by another is not measured; a new one takes that of the oldest. The address
+ * is checked on every use, and times of the way down and the way up are kept apart, because loopback
+ * and veth hand the same sk_buff from one to the other.
  */
 #ifndef PODWIRE_PACKETS_H
 #define PODWIRE_PACKETS_H
 
 enum {
-	PACKET_BITS = 14,
+	BUCKET_BITS = 12,
+	SLOTS = 4, /* power of two */
 };
 
 enum sent_told {
@@ -53,18 +55,26 @@ struct received_packet {
 	__u32 pad;
 };
 
+struct sent_bucket {
+	struct sent_packet slots[SLOTS];
+};
+
+struct received_bucket {
+	struct received_packet slots[SLOTS];
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1 << PACKET_BITS);
+	__uint(max_entries, 1 << BUCKET_BITS);
 	__type(key, __u32);
-	__type(value, struct sent_packet);
+	__type(value, struct sent_bucket);
 } sent SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1 << PACKET_BITS);
+	__uint(max_entries, 1 << BUCKET_BITS);
 	__type(key, __u32);
-	__type(value, struct received_packet);
+	__type(value, struct received_bucket);
 } received SEC(".maps");
 
 /* When this CPU last began to receive a list of packets. */
@@ -76,41 +86,59 @@ struct {
 } list_ns SEC(".maps");
 
 /* Fibonacci hashing; of the lower half, because the verifier lets no pointer be multiplied. */
-static __always_inline __u32 slot_of_packet(__u64 skb)
+static __always_inline __u32 bucket_of_packet(__u64 skb)
 {
 	__u32 half = skb;
 
 	asm volatile("" : "+w"(half)); /* a 32-bit move, no shift */
-	return half * 0x9e3779b1U >> (32 - PACKET_BITS);
+	return half * 0x9e3779b1U >> (32 - BUCKET_BITS);
 }
 
-static __always_inline struct sent_packet *slot_of_sent(__u64 skb)
+/* Since when a slot is in use; 0: its packet is done with. */
+static __always_inline __u64 since_of_sent(const struct sent_packet *packet)
 {
-	__u32 key = slot_of_packet(skb);
-
-	return bpf_map_lookup_elem(&sent, &key);
+	if (!packet->skb || (packet->has_left && (!packet->ip_ns || packet->left_ns)))
+		return 0;
+	return packet->queue_ns ? packet->queue_ns : packet->ip_ns;
 }
 
-static __always_inline struct received_packet *slot_of_received(__u64 skb)
+static __always_inline __u64 since_of_received(const struct received_packet *packet)
 {
-	__u32 key = slot_of_packet(skb);
-
-	return bpf_map_lookup_elem(&received, &key);
+	return packet->device_ns;
 }
 
-static __always_inline struct sent_packet *find_sent(__u64 skb)
-{
-	struct sent_packet *packet = slot_of_sent(skb);
+/* The slot of a packet in its bucket; or, unless only_found, that of the oldest for it to take. */
+#define DEFINE_SLOTS(kind)                                                                         \
+	static __always_inline struct kind##_packet *look_up_##kind(__u64 skb, bool only_found)    \
+	{                                                                                          \
+		__u32 key = bucket_of_packet(skb), oldest = 0;                                     \
+		struct kind##_bucket *bucket = bpf_map_lookup_elem(&kind, &key);                   \
+		__u64 since, first = ~0ULL;                                                        \
+                                                                                                   \
+		if (!bucket)                                                                       \
+			return 0;                                                                  \
+		for (__u32 i = 0; i < SLOTS; i++) {                                                \
+			if (bucket->slots[i].skb == skb)                                           \
+				return &bucket->slots[i];                                          \
+			since = since_of_##kind(&bucket->slots[i]);                                \
+			if (since < first) {                                                       \
+				first = since;                                                     \
+				oldest = i;                                                        \
+			}                                                                          \
+		}                                                                                  \
+		return only_found ? 0 : &bucket->slots[oldest & (SLOTS - 1)];                      \
+	}                                                                                          \
+	static __always_inline struct kind##_packet *find_##kind(__u64 skb)                        \
+	{                                                                                          \
+		return look_up_##kind(skb, true);                                                  \
+	}                                                                                          \
+	static __always_inline struct kind##_packet *slot_of_##kind(__u64 skb)                     \
+	{                                                                                          \
+		return look_up_##kind(skb, false);                                                 \
+	}
 
-	return packet && packet->skb == skb ? packet : 0;
-}
-
-static __always_inline struct received_packet *find_received(__u64 skb)
-{
-	struct received_packet *packet = slot_of_received(skb);
-
-	return packet && packet->skb == skb ? packet : 0;
-}
+DEFINE_SLOTS(sent)
+DEFINE_SLOTS(received)
 
 #define add_read(flow, figure, value)                                                              \
 	__sync_fetch_and_add(&(flow)->read[PODWIRE_READ_##figure], (__s64)(value))

@@ -150,7 +150,10 @@ static __always_inline int on_device_queue(__u64 skb, __u64 sk, bool is_gso)
 	if (!packet)
 		return 0;
 	now = bpf_ktime_get_ns();
-	if (packet->skb != skb || packet->sk != sk || (packet->has_left && !packet->ip_ns)) {
+	/* Without the hooks of IP, an address may be that of an earlier packet: one that has left, or
+	 * was segmented and so never reached a driver itself. */
+	if (packet->skb != skb || packet->sk != sk ||
+	    (!packet->ip_ns && (packet->has_left || !packet->driver_ns))) {
 		flow = find_flow(sk);
 		if (!flow)
 			return 0;
@@ -189,9 +192,7 @@ static __always_inline int on_driver(__u64 skb, __u64 sk)
 	packet = slot_of_sent(skb);
 	if (!packet)
 		return 0;
-	if (packet->skb == skb && packet->sk == sk && packet->queue_ns) {
-		if (packet->has_left)
-			return 0;
+	if (packet->skb == skb && packet->sk == sk && packet->queue_ns && !packet->has_left) {
 		if (packet->driver_ns)
 			packet->depth++;
 		else
