@@ -216,3 +216,16 @@ def drop_port(cluster: Cluster, pod: Pod, port: int) -> None:
         f"add rule inet drops input tcp dport {port} drop",
     ):
         in_netns(cluster, pod, "nft", line)
+
+
+def segments_sent_again(cluster: Cluster, pod: Pod) -> int:
+    """TcpRetransSegs of the pod's namespace, over both families."""
+    netns = pod.netns(f"podwire-{cluster.tag}-")
+    text = subprocess.run(
+        ["ip", "netns", "exec", netns, "cat", "/proc/net/snmp"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    names, values = (line.split() for line in text.splitlines() if line.startswith("Tcp:"))
+    return int(values[names.index("RetransSegs")])

@@ -6,7 +6,8 @@ The plan is a list of steps, run in order:
   {"kind": "bulk",    "host", "port", "connections", "request", "response"}
   {"kind": "nonblocking", ...as short, with connect_ex and a poll}
   {"kind": "refused" | "timeout" | "abandoned", "host", "port", "connections"}
-It prints one JSON object: per "host:port" what this end counted. Standard library only.
+It prints one JSON object: per "host:port" what this end counted, and what its sockets counted
+until just before they were closed. Standard library only.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ import sys
 import time
 
 HEADER = struct.Struct("!II")
-COUNTS = ("connects", "successes", "closed", "bytes_written", "bytes_read", "writes", "reads")
+COUNTS = (
+    "connects", "successes", "closed", "bytes_written", "bytes_read", "writes", "reads",
+    "segments_out", "segments_in", "segment_bytes", "retransmits",
+)  # fmt: skip
 
 
 def family(host: str) -> int:
@@ -43,6 +47,15 @@ def exchange(sock: socket.socket, counts: dict[str, int], request: int, response
         counts["reads"] += 1
         counts["bytes_read"] += got
         left -= got
+
+
+def add_packets(sock: socket.socket, counts: dict[str, int]) -> None:
+    """Add what the socket itself counted (``struct tcp_info``)."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232)
+    counts["segments_in"] += struct.unpack_from("I", info, 152)[0]
+    counts["segments_out"] += struct.unpack_from("I", info, 156)[0]
+    counts["segment_bytes"] += struct.unpack_from("Q", info, 200)[0]  # those sent again as well
+    counts["retransmits"] += struct.unpack_from("I", info, 100)[0]
 
 
 def connect(step: dict[str, object], counts: dict[str, int]) -> socket.socket:
@@ -98,6 +111,8 @@ def main() -> None:
             sock = connect(step, counts)
             for _ in range(step.get("requests", 1)):
                 exchange(sock, counts, step["request"], step["response"])
+            # The answer was the last that came, and it acknowledged the request: these are final.
+            add_packets(sock, counts)
             sock.close()
             counts["closed"] += 1
     print(json.dumps(totals), flush=True)

@@ -2,7 +2,7 @@
 
 Protocol: a request is an 8-byte header (size of the request's body, size of the wanted response)
 and the body; the response is that many bytes. On SIGTERM it prints one JSON object with its own
-counts and exits. Standard library only: it runs inside the test pods.
+counts, and those of its sockets, and exits. Standard library only: it runs inside the test pods.
 """
 
 from __future__ import annotations
@@ -29,8 +29,12 @@ class Connection:
 
 def main() -> None:
     counts = dict.fromkeys(
-        ("accepted", "closed", "bytes_read", "bytes_written", "reads", "writes"), 0
-    )
+        (
+            "accepted", "closed", "bytes_read", "bytes_written", "reads", "writes",
+            "segments_out", "segments_in", "segment_bytes", "retransmits",
+        ),
+        0,
+    )  # fmt: skip
     poll = select.epoll()
     listeners: dict[int, socket.socket] = {}
     connections: dict[int, Connection] = {}
@@ -55,6 +59,12 @@ def main() -> None:
     def close(fd: int) -> None:
         connection = connections.pop(fd)
         poll.unregister(fd)
+        # The client's FIN acknowledged everything: these are final.
+        info = connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232)
+        counts["segments_in"] += struct.unpack_from("I", info, 152)[0]
+        counts["segments_out"] += struct.unpack_from("I", info, 156)[0]
+        counts["segment_bytes"] += struct.unpack_from("Q", info, 200)[0]  # those sent again as well
+        counts["retransmits"] += struct.unpack_from("I", info, 100)[0]
         connection.sock.close()
         counts["closed"] += 1
 
