@@ -321,6 +321,7 @@ def test_threads_on_one_socket(watch: Watch) -> None:
         port = port_of(server)
         client, accepted = pair(server)
         counted: collections.Counter[str] = collections.Counter()
+        calls: collections.Counter[str] = collections.Counter()
         lock = threading.Lock()
 
         def write(s: socket.socket, name: str) -> None:
@@ -328,13 +329,16 @@ def test_threads_on_one_socket(watch: Watch) -> None:
                 s.sendall(b"t" * 999)
             with lock:
                 counted[name] += CALLS * 999
+                calls[name] += CALLS
 
         def read(s: socket.socket, name: str) -> None:
-            total = 0
+            total = reads = 0
             while total < 2 * CALLS * 999:
                 total += len(s.recv(4096))
+                reads += 1
             with lock:
                 counted[name] += total
+                calls[name] += reads
 
         threads = [
             threading.Thread(target=write, args=(client, "client")),
@@ -354,6 +358,8 @@ def test_threads_on_one_socket(watch: Watch) -> None:
     for role, name in ((Role.CLIENT, "client"), (Role.SERVER, "server")):
         assert watch.moved(port, role, Direction.WRITE) == counted[name]
         assert watch.moved(port, role, Direction.READ) == counted[f"{name} read"]
+        assert len(watch.transfers(port, role, Direction.WRITE)) == calls[name]
+        assert len(watch.transfers(port, role, Direction.READ)) == calls[f"{name} read"]
 
 
 def _detach(watch: Watch, program: str) -> None:
