@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 APT_STAMP := .cache/apt.stamp
+VM_APT_STAMP := .cache/apt-vm.stamp
 
 .PHONY: help setup demo test test-fast test-vm bench bpf bpf-check gen gen-check fmt lint type clean
 
@@ -17,6 +18,10 @@ setup: $(APT_STAMP) $(STAMP) ## Install system packages and the Python environme
 
 $(APT_STAMP): deploy/apt-packages.txt deploy/setup-apt.sh
 	@bash deploy/setup-apt.sh
+	@mkdir -p .cache && touch $@
+
+$(VM_APT_STAMP): deploy/apt-packages-vm.txt deploy/setup-apt.sh
+	@bash deploy/setup-apt.sh apt-packages-vm.txt
 	@mkdir -p .cache && touch $@
 
 $(STAMP): requirements.lock pyproject.toml | $(APT_STAMP)
@@ -38,8 +43,8 @@ test: setup ## Run every check and every test, the real kernel, Kafka and ClickH
 test-fast: setup ## Run the tests that need neither kernel, Kafka nor ClickHouse
 	$(BIN)/python -m pytest -m "not bpf and not kafka and not clickhouse and not vm and not slow"
 
-test-vm: setup ## Run the kernel's tests on Debian's kernels 5.10 to the newest, under QEMU
-	$(BIN)/python -m tests.vm
+test-vm: setup $(VM_APT_STAMP) ## Run the kernel's tests on Debian's kernels 5.10 to the newest, under QEMU (VM="--quick")
+	$(BIN)/python -m tests.vm $(VM)
 
 bench: setup ## Print throughput and cost of every hot path
 	$(BIN)/python -m tests.bench

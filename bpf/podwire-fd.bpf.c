@@ -12,8 +12,10 @@
 
 #include "include/events.h"
 #include "include/maps.h"
+#include "include/flows.h"
 #include "include/socket.h"
 #include "include/hashes.h"
+#include "include/figures.h"
 #include "include/ring.h"
 #include "include/state.h"
 #include "include/syscalls.h"

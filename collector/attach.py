@@ -25,13 +25,17 @@ __all__ = [
     "CAPABILITIES",
     "CORE",
     "Hook",
+    "Missing",
     "attach",
     "attach_first",
     "core_of",
     "effective_capabilities",
     "explain",
     "missing_capabilities",
+    "missing_hooks",
     "preempts_programs",
+    "reason_of",
+    "twin_of",
 ]
 
 CORE: Final[Mapping[str, str]] = {
@@ -48,6 +52,13 @@ BY_DESCRIPTOR: Final = "podwire-fd.bpf.o"
 """The object that learns bytes by file descriptor, so without the hooks of sockets."""
 _BYTES: Final = ("sock_send_length", "sock_recv_length")
 
+_FUNCTION_HOOKS: Final = {
+    "fentry": ("fentry", "_enter"),
+    "fexit": ("fentry", "_exit"),
+    "kprobe": ("kprobe", "_enter"),
+    "kretprobe": ("kprobe", "_exit"),
+}
+"""By the kind of section: which way of hooking functions it is, and which end it hooks."""
 _TRIAL_RING_BYTES: Final = 65_536
 _SPARE: Final = "_spare_"
 """In the names of programs that are of use only where the kernel preempts programs."""
@@ -56,6 +67,7 @@ CAPABILITIES: Final = {"CAP_BPF": 39, "CAP_PERFMON": 38}
 """What loading needs, by bit; CAP_SYS_ADMIN includes both (capabilities(7))."""
 _CAP_SYS_ADMIN: Final = 21
 _VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
+_LISTING_END: Final = "-- END PROG LOAD LOG --"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +85,41 @@ class Hook:
         """The kernel's name of what it hooks, such as ``inet_sock_set_state``."""
         return self.section.rpartition("/")[2]
 
+    @property
+    def way(self) -> str:
+        """How it is hooked, such as ``tp_btf``, ``fentry`` or ``kretprobe``."""
+        return self.section.partition("/")[0]
+
+    @property
+    def twin(self) -> str:
+        """Which of the ways to hook a function it belongs to; empty if it hooks no function."""
+        return twin_of(self.section)
+
+    @property
+    def point(self) -> str:
+        """What it hooks, whichever way: a tracepoint, or a function's ``_enter`` or ``_exit``."""
+        _, end = _FUNCTION_HOOKS.get(self.way, ("", ""))
+        return self.target + end
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What could not be hooked, and why: a reason for each way that was tried."""
+
+    target: str
+    point: str
+    reasons: tuple[str, ...]
+
+    @property
+    def reason(self) -> str:
+        """All of them in one line."""
+        return "; ".join(self.reasons)
+
+
+def twin_of(section: str) -> str:
+    """Return ``fentry`` or ``kprobe`` for a program that hooks a function either way, or empty."""
+    return _FUNCTION_HOOKS.get(section.partition("/")[0], ("", ""))[0]
+
 
 def core_of(path: Path) -> tuple[str, ...]:
     """Return the targets of `CORE` that an object cannot do without."""
@@ -81,7 +128,10 @@ def core_of(path: Path) -> tuple[str, ...]:
 
 
 def attach_first(
-    paths: Sequence[Path], constants: Mapping[str, int], rings: Mapping[str, int]
+    paths: Sequence[Path],
+    constants: Mapping[str, int],
+    rings: Mapping[str, int],
+    prepare: Callable[[BpfObject], None] | None = None,
 ) -> tuple[BpfObject, list[Hook], str]:
     """Attach the first object whose core hooks this kernel takes.
 
@@ -89,6 +139,7 @@ def attach_first(
         paths: The objects in order of preference, at least one.
         constants: As for `attach`.
         rings: As for `attach`.
+        prepare: As for `attach`; called again for every object that is tried.
 
     Returns:
         As `attach`, and why the ones before were passed over, empty for the first.
@@ -99,7 +150,7 @@ def attach_first(
     errors: list[BpfError] = []
     for path in paths:
         try:
-            opened, hooks = attach(path, constants, rings, core_of(path))
+            opened, hooks = attach(path, constants, rings, core_of(path), prepare)
         except BpfError as error:
             errors.append(error)
         else:
@@ -112,6 +163,7 @@ def attach(
     constants: Mapping[str, int],
     rings: Mapping[str, int],
     core: Collection[str] = tuple(CORE),
+    prepare: Callable[[BpfObject], None] | None = None,
 ) -> tuple[BpfObject, list[Hook]]:
     """Open, load and attach whatever this kernel takes of an object.
 
@@ -120,6 +172,7 @@ def attach(
         constants: Values of its ``const volatile`` variables.
         rings: Size in bytes by the name of the ring map.
         core: Targets that must be attached.
+        prepare: Called with the loaded object before any of its programs is attached.
 
     Returns:
         The running object and the state of every program that is of use on this kernel. Iterators
@@ -147,6 +200,12 @@ def attach(
         except BpfError as second:
             opened.close()
             raise explain(second) from second
+    if prepare is not None:
+        try:
+            prepare(opened)
+        except BaseException:
+            opened.close()
+            raise
     hooks = [_attach_one(opened, program, refused) for program in programs]
     _require_core(opened, hooks, core)
     return opened, hooks
@@ -210,7 +269,7 @@ def _refused(
             _choose(trial, [program])
             trial.load()
         except BpfError as error:
-            reasons[program.name] = _reason(error)
+            reasons[program.name] = reason_of(error)
         finally:
             trial.close()
     return reasons
@@ -222,13 +281,36 @@ def _attach_one(opened: BpfObject, program: Program, refused: Mapping[str, str])
         try:
             opened.attach(program.name)
         except BpfError as error:
-            reason = _reason(error)
+            reason = reason_of(error)
     return Hook(program.name, program.section, attached=not reason, reason=reason)
 
 
-def _reason(error: BpfError) -> str:
+def missing_hooks(hooks: Sequence[Hook]) -> list[Missing]:
+    """Return what is hooked in no way at all, an end of a function once for all its ways."""
+    attached = {hook.point for hook in hooks if hook.attached and hook.twin}
+    tries: dict[str, list[Hook]] = {}
+    for hook in hooks:
+        if not hook.attached and hook.point not in attached:
+            tries.setdefault(hook.point if hook.twin else hook.program, []).append(hook)
+    return [Missing(each[0].target, each[0].point, _reasons(each)) for each in tries.values()]
+
+
+def _reasons(tries: list[Hook]) -> tuple[str, ...]:
+    if len(tries) > 1 and len({hook.reason for hook in tries}) == 1:
+        return (tries[0].reason,)
+    return tuple(f"{hook.twin}: {hook.reason}" if hook.twin else hook.reason for hook in tries)
+
+
+def reason_of(error: BpfError) -> str:
+    """Return in one line why the kernel or libbpf refused."""
+    lines = error.log_tail.splitlines()
+    if _LISTING_END in lines:  # the verifier's: its verdict stands before its statistics
+        listing = [line for line in lines[: lines.index(_LISTING_END)] if line.strip()]
+        verdict = [line for line in listing if not line.startswith("processed ")]
+        if verdict:
+            return f"the verifier: {verdict[-1]} (errno {error.errno})"
     # libbpf's lines start with what failed; the verifier's long listing follows in between.
-    lines = [line for line in error.log_tail.splitlines() if line.startswith("libbpf: ")]
+    lines = [line for line in lines if line.startswith("libbpf: ")]
     detail = lines[0].removeprefix("libbpf: ") if lines else error.operation
     return f"{detail} (errno {error.errno})"
 
@@ -255,7 +337,7 @@ def explain(
     elif lockdown.exists() and "[confidentiality]" in lockdown.read_text():
         cause = "kernel lockdown is in confidentiality mode, which forbids reading kernel memory"
     else:
-        cause = _reason(error)
+        cause = reason_of(error)
     return BpfError(f"cannot load the eBPF programs: {cause}", error.errno)
 
 

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
-from collector.abi import COUNTS, ConnectionEvent, Kind
+from collector.abi import COUNTS, Call, ConnectionEvent, Kind, MeasuredFlag
 from collector.connections import ROW
-from schemas.columns import Table
+from schemas.columns import UNMEASURED_U32, UNMEASURED_U64, Table
 from schemas.events import (
+    FIGURE_WIDTH,
+    READ_FIGURES,
+    WRITE_FIGURES,
     BatchHeader,
     Closes,
     Connections,
@@ -39,12 +42,36 @@ if TYPE_CHECKING:
     from schemas.clock import ClockAnchor
     from schemas.columns import U8, U32
 
-__all__ = ["BatchBuilder", "Limits", "Run", "as_undelivered", "finished", "kernel_entries"]
+__all__ = [
+    "COUNTERS",
+    "BatchBuilder",
+    "Limits",
+    "Run",
+    "as_undelivered",
+    "finished",
+    "kernel_entries",
+]
+
+COUNTERS: Final = frozenset(
+    {
+        "read_packet_count",
+        "read_packet_size",
+        "write_packet_count",
+        "write_packet_size",
+        "write_retransmit_packet_count",
+    }
+)
+"""Figures that the sock itself counts; a record has them with ``MEASURED_COUNTERS``, the others
+with ``MEASURED_STAGES``."""
 
 _KERNEL_KINDS: Final = tuple(kind.name.lower() for kind in sorted(Kind))
 _KERNEL_REASONS: Final = (COUNTS.names or ())[1:]
 """Ledger kinds and reasons are the kernel's own names: a test compares them."""
 
+_FLAGS: Final = 4
+"""How many values `MeasuredFlag` has."""
+
+_LAST_NS: Final = 2**63 - 1
 _HEADER_BYTES: Final = 64 * 1024
 
 T = TypeVar("T", bound=Table)
@@ -101,14 +128,23 @@ class _Events:
 
 @dataclass(slots=True)
 class BatchBuilder:
-    """Builds the batches of one run; ``sequence`` stays 0, whoever sends them numbers them."""
+    """Builds the batches of one run; ``sequence`` stays 0, whoever sends them numbers them.
+
+    ``measured`` are the figures that the hooks of this node can give, whatever a record says.
+    """
 
     run: Run
     table: ConnectionTable
     names: NameTable
     limits: Limits = field(default_factory=Limits)
+    measured: frozenset[str] = COUNTERS
     _waiting: NDArray[Any] | None = None
     _watermark_ns: int = 0
+    _unmeasured: U32 = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Prepare what every record is masked with."""
+        self._unmeasured = _unmeasured(self.measured)
 
     def build(
         self,
@@ -208,8 +244,20 @@ class BatchBuilder:
                 end_ns=anchor.to_unix_ns(transfers["end_ns"]),
                 duration_ns=transfers["duration_ns"],
                 size=transfers["size"],
+                figures=self._figures(transfers),
             ),
         ), held_since
+
+    def _figures(self, transfers: NDArray[Any]) -> U32:
+        # All ones over a value make it the one that means unmeasured.
+        flags = transfers["measured"].astype(np.uint8) & np.uint8(_FLAGS - 1)
+        masks = flags + (transfers["direction"] == Direction.WRITE) * np.uint8(_FLAGS)
+        nothing = (self._unmeasured == UNMEASURED_U32).all(axis=1)
+        if nothing[masks].all():
+            return np.empty((0, FIGURE_WIDTH), np.uint32)
+        figures: U32 = self._unmeasured.take(masks, axis=0)
+        np.bitwise_or(figures, transfers["figures"], out=figures)
+        return figures
 
     def _known_transfers(
         self, transfers: NDArray[Any], anchor: ClockAnchor, ledger: Ledger, final: bool
@@ -220,6 +268,10 @@ class BatchBuilder:
             transfers = np.concatenate([late, transfers])
         direction = transfers["direction"]
         valid = (direction == Direction.READ) | (direction == Direction.WRITE)
+        no_call = transfers["call"] == Call.NONE
+        if no_call.any():
+            timed = transfers["duration_ns"] != UNMEASURED_U64
+            valid &= ~(no_call & ((transfers["size"] != 0) | timed))
         slots = self.table.find(transfers["connection_id"])
         known = slots >= 0
         excluded = known & valid & (self.table.rows["excluded"][slots] != 0)
@@ -271,8 +323,9 @@ class BatchBuilder:
         times = [item.end_ns for item in (events.opens, events.closes, events.transfers)]
         times = [item for item in times if len(item)]
         if times:
-            batch.header.first_event_ns = min(int(item.min()) for item in times)
-            batch.header.last_event_ns = max(int(item.max()) for item in times)
+            # A header's times are signed; no clock goes that far, but a damaged record might.
+            batch.header.first_event_ns = min(_LAST_NS, *(int(item.min()) for item in times))
+            batch.header.last_event_ns = min(_LAST_NS, max(int(item.max()) for item in times))
         return [batch]
 
     def _split(self, events: _Events) -> list[EventBatch]:
@@ -294,9 +347,9 @@ class BatchBuilder:
         return (
             _HEADER_BYTES
             + _row_bytes(Connections) * connections
-            + _row_bytes(Opens) * events.opens.rows
-            + _row_bytes(Closes) * events.closes.rows
-            + _row_bytes(Transfers) * events.transfers.rows
+            + _table_bytes(events.opens)
+            + _table_bytes(events.closes)
+            + _table_bytes(events.transfers)
             + sum(len(name.encode()) + 4 for name in names)
         )
 
@@ -351,6 +404,26 @@ def _drop(ledger: Ledger, kind: str, reason: str, count: int) -> None:
 
 def _row_bytes(kind: type[Table]) -> int:
     return sum(dtype.itemsize * width for _, dtype, width in kind.specs())
+
+
+def _table_bytes(table: Table) -> int:
+    return sum(
+        dtype.itemsize * width * len(getattr(table, name)) for name, dtype, width in table.specs()
+    )
+
+
+def _unmeasured(measured: frozenset[str]) -> U32:
+    """Return all ones where a figure is not measured, by direction and flags, then by figure."""
+    masks = np.full((2 * _FLAGS, FIGURE_WIDTH), UNMEASURED_U32)
+    for direction, names in enumerate((READ_FIGURES, WRITE_FIGURES)):
+        for place, name in enumerate(names):
+            flag = (
+                MeasuredFlag.MEASURED_COUNTERS if name in COUNTERS else MeasuredFlag.MEASURED_STAGES
+            )
+            for flags in range(_FLAGS):
+                if name in measured and flags & flag:
+                    masks[direction * _FLAGS + flags, place] = 0
+    return masks
 
 
 def _connection_table(rows: NDArray[Any], container: U32, process: U32) -> Connections:

@@ -25,8 +25,10 @@ SOURCES: Final = ROOT / "bpf"
 OBJECTS: Final = SOURCES / "objects"
 ABI: Final = ROOT / "collector" / "abi.py"
 ARCHITECTURES: Final = {"x86_64": "x86", "aarch64": "arm64"}
-VARIANTS: Final = ("podwire", "podwire-fd")
-"""What is built per architecture; `collector.attach` chooses one."""
+CORE: Final = ("podwire", "podwire-fd")
+"""What is built per architecture and makes records; `collector.attach` chooses one."""
+VARIANTS: Final = (*CORE, "podwire-stages")
+"""All that is built per architecture."""
 FLAGS: Final = (
     "-target", "bpf", "-O2", "-g", "-Wall", "-Werror", "-mcpu=v3", "-fdebug-compilation-dir=.",
 )  # fmt: skip
@@ -106,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
         except (OSError, subprocess.CalledProcessError) as error:
             print(f"cannot build the eBPF objects: {error}", file=sys.stderr)
             return 1
-    btfs = {name: parse_object(raw) for name, raw in made.items()}
+    btfs = {name: parse_object(raw) for name, raw in made.items() if _makes_records(name)}
     first = next(iter(btfs.values()))
     source = abi_source(first)
     if any(_layout(btf) != _layout(first) for btf in btfs.values()):
@@ -164,7 +166,7 @@ def _compare(manifest: dict[str, Any], source: str) -> int:
         raw = (OBJECTS / name).read_bytes()
         if hashlib.sha256(raw).hexdigest() != entry["sha256"]:
             wrong.append(f"objects/{name}")
-        elif hash_layout(parse_object(raw)) != manifest["layout"]:
+        elif _makes_records(name) and hash_layout(parse_object(raw)) != manifest["layout"]:
             wrong.append(f"layout of objects/{name}")
     if wrong:
         print("out of date, run `make bpf`:", *wrong, file=sys.stderr)
@@ -177,6 +179,10 @@ def _compare(manifest: dict[str, Any], source: str) -> int:
             f"{committed['compiler']}, here is {manifest['compiler']} or other libbpf headers"
         )
     return 0
+
+
+def _makes_records(name: str) -> bool:
+    return name.rpartition("/")[2].removesuffix(".bpf.o") in CORE
 
 
 def _layout(btf: Btf) -> list[Any]:

@@ -107,12 +107,11 @@ def _collect(
     publisher = Publisher(config, kafka, identity.node)
     source = KernelSource(config)
     try:
-        for hook in source.missing_hooks:
-            _LOG.warning("hook %s is not available: %s", hook.target, hook.reason)
+        source.log_missing()
         _LOG.info(
             "watching as node %s with %d hooks, pid %d",
             identity.node,
-            sum(hook.attached for hook in source.hooks),
+            sum(hook.attached for hook in (*source.hooks, *source.stages.hooks)),
             os.getpid(),
         )
         pipeline = Pipeline(

@@ -10,7 +10,14 @@ from typing import ClassVar
 from schemas.config import Config, setting
 from schemas.errors import ConfigError, UnsupportedFeature
 
-__all__ = ["ARCHITECTURES", "CollectorConfig", "object_path", "object_paths"]
+__all__ = [
+    "ARCHITECTURES",
+    "CollectorConfig",
+    "allowed_twins",
+    "object_path",
+    "object_paths",
+    "stages_path",
+]
 
 ARCHITECTURES = ("x86_64", "aarch64")
 """Machines (``uname -m``) that objects are built for."""
@@ -40,7 +47,7 @@ class CollectorConfig(Config):
         1 << 20, "Connections known at most; 140 to 280 bytes each", minimum=1024, maximum=1 << 26
     )
     transfer_ring_bytes: int = setting(
-        32 << 20, "Ring for reads and writes, 64 bytes each", minimum=65_536, maximum=1 << 30
+        32 << 20, "Ring for reads and writes, 128 bytes each", minimum=65_536, maximum=1 << 30
     )
     connection_ring_bytes: int = setting(
         8 << 20, "Ring for opens and closes, 128 bytes each", minimum=65_536, maximum=1 << 30
@@ -58,6 +65,13 @@ class CollectorConfig(Config):
         "Leave out the connections of this process and of those with PODWIRE_RUN=<its id> in their"
         " environment; 0: of nobody",
         minimum=0,
+    )
+    stages: str = setting(
+        "auto",
+        "How kernel functions are hooked for the figures of layers 2 to 4; auto: fentry, else"
+        " kprobe; tracepoint: not at all, only what tracepoints tell; off: none of these figures"
+        " but those that a socket counts itself",
+        choices=("auto", "fentry", "kprobe", "tracepoint", "off"),
     )
     object_file: str = setting("", "eBPF object to load [default: the one for this machine]")
     proc_path: str = setting("/proc", "Where the /proc of the node's own processes is")
@@ -103,6 +117,26 @@ def object_paths(config: CollectorConfig) -> list[Path]:
         if not path.is_file():
             raise ConfigError("collector.object_file", f"{path} is no file")
         return [path]
+    return _built("podwire.bpf.o", "podwire-fd.bpf.o")
+
+
+def stages_path() -> Path:
+    """Return the eBPF object of the stages.
+
+    Raises:
+        UnsupportedFeature: If none is built for this machine.
+    """
+    return _built("podwire-stages.bpf.o")[0]
+
+
+def allowed_twins(config: CollectorConfig) -> tuple[str, ...]:
+    """Return the ways to hook a kernel function that are allowed, the preferred one first."""
+    return {"auto": ("fentry", "kprobe"), "fentry": ("fentry",), "kprobe": ("kprobe",)}.get(
+        config.stages, ()
+    )
+
+
+def _built(*names: str) -> list[Path]:
     import bpf
 
     machine = platform.machine()
@@ -112,7 +146,7 @@ def object_paths(config: CollectorConfig) -> list[Path]:
         )
     assert bpf.__file__ is not None
     folder = Path(bpf.__file__).parent / "objects" / machine
-    paths = [folder / name for name in ("podwire.bpf.o", "podwire-fd.bpf.o")]
+    paths = [folder / name for name in names]
     for path in paths:
         if not path.is_file():
             raise UnsupportedFeature("eBPF object", f"{path} is missing; build it with `make bpf`")

@@ -5,12 +5,15 @@ lookup is one multiplication, one gather and one comparison per event, without P
 
 Invariants: ids are never 0 and never reused within a boot. A row outlives the publish that saw its
 end by one more, because the last transfers of a connection can be drained after its close (the
-transfer ring is read first). A close that the ring had no room for never comes, so a full table
-gives up what was unused the longest.
+transfer ring is read first). After that it stays for `GRACE_SWEEPS`, because what the kernel still
+sends for a closed connection is told late: but ended rows are the first to go, and of them the
+oldest, when there are too many or the table is full. A close that the ring had no room for never
+comes, so a full table without ended rows gives up what was unused the longest.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
     from schemas.columns import U64
 
-__all__ = ["ROW", "ConnectionTable"]
+__all__ = ["GRACE_SWEEPS", "ROW", "ConnectionTable"]
 
 ROW: Final = np.dtype(
     [
@@ -44,6 +47,9 @@ ROW: Final = np.dtype(
 """What is kept of a connection, 88 bytes. ``container`` and ``process`` are name numbers; what an
 ``excluded`` one does is counted and left out."""
 
+GRACE_SWEEPS: Final = 120
+"""How many sweeps an ended connection is known on: TCP sends what is left for up to minutes."""
+
 _FREE: Final = np.uint64(0)
 _DELETED: Final = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 _MULTIPLIER: Final = np.uint64(0x9E37_79B9_7F4A_7C15)  # 2**64 / golden ratio: Knuth 6.4
@@ -51,19 +57,24 @@ _MIN_BITS: Final = 10
 _MAX_LOAD: Final = 0.7
 _EVICTED_SHARE: Final = 16
 """A full table gives up one of so many at once, because finding the oldest looks at all."""
+_ENDED_SHARE: Final = 8
+"""At most one of so many rows is that of an ended connection, apart from what ended just now."""
 
 
 class ConnectionTable:
     """Rows of `ROW` by connection id."""
 
-    def __init__(self, max_connections: int = 1 << 20) -> None:
+    def __init__(self, max_connections: int = 1 << 20, grace_sweeps: int = GRACE_SWEEPS) -> None:
         self.max_connections = max_connections
+        self._grace_sweeps = grace_sweeps
         self.evicted = 0
-        """Rows that were given up for new ones."""
+        """Rows of connections not known to have ended that were given up for new ones."""
         self._period = 2  # so that the rows of a new table count as old
         self._allocate(_MIN_BITS)
-        self._retired: list[U64] = []
         self._retiring: list[U64] = []
+        # One group for each of the last sweeps, the newest last. Its ids ended before that sweep.
+        self._ended: deque[U64] = deque()
+        self._ended_count = 0
 
     def _allocate(self, bits: int) -> None:
         self._bits = bits
@@ -148,16 +159,22 @@ class ConnectionTable:
         return slots, np.unique(np.concatenate([created, owned_slots[changed]]))
 
     def retire(self, ids: U64) -> None:
-        """Say that these connections ended: the second `sweep` from now frees them."""
+        """Say that these connections ended: the second `sweep` from now may free them."""
         if len(ids):
             self._retiring.append(ids)
 
     def sweep(self) -> None:
-        """Free what was retired before the previous sweep; call once after every publish."""
-        for ids in self._retired:
-            self._delete(ids)
-        self._retired, self._retiring = self._retiring, []
+        """Free what ended too long ago, or is too much; call once after every publish."""
         self._period += 1
+        ended = np.concatenate(self._retiring) if self._retiring else np.empty(0, np.uint64)
+        self._retiring = []
+        self._ended.append(ended)
+        self._ended_count += len(ended)
+        if len(self._ended) > self._grace_sweeps:
+            self._free_oldest(len(self._ended[0]))
+        kept = self.max_connections // _ENDED_SHARE
+        while self._ended_count > kept and len(self._ended) > 1:
+            self._free_oldest(self._ended_count - kept)
 
     def use(self, slots: NDArray[np.int64]) -> None:
         """Say that these rows were needed since the last `sweep`."""
@@ -176,6 +193,9 @@ class ConnectionTable:
         fresh = np.unique(absent[(absent != _FREE) & (absent != _DELETED)])
         self.use(slots[slots >= 0])
         missing = self._live + len(fresh) - self.max_connections
+        # The newest group stays: transfers of it may still come.
+        while missing > 0 and len(self._ended) > 1:
+            missing -= self._free_oldest(missing)
         if missing > 0:
             self._evict(max(missing, self.max_connections // _EVICTED_SHARE))
         fresh = fresh[: max(0, self.max_connections - self._live)]
@@ -216,6 +236,14 @@ class ConnectionTable:
         slots = self._place(kept["connection_id"])
         self.rows[slots], self._used[slots] = kept, used
 
+    def _free_oldest(self, count: int) -> int:
+        # Up to so many ids of the oldest group; some of them may have gone before.
+        ids = self._ended.popleft()
+        if count < len(ids):
+            self._ended.appendleft(ids[count:])
+        self._ended_count -= len(ids[:count])
+        return self._delete(ids[:count])
+
     def _evict(self, count: int) -> None:
         live = self.live_slots()
         # What was used just now may have events that wait for the next batch.
@@ -225,9 +253,10 @@ class ConnectionTable:
         self._delete(self._keys[idle])
         self.evicted += len(idle)
 
-    def _delete(self, ids: U64) -> None:
+    def _delete(self, ids: U64) -> int:
         slots = np.unique(self.find(ids))
         slots = slots[slots >= 0]
         self._keys[slots] = _DELETED
         self._live -= len(slots)
         self._dead += len(slots)
+        return len(slots)

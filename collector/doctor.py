@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,16 +21,19 @@ from collector.attach import (
     attach_first,
     effective_capabilities,
     missing_capabilities,
+    missing_hooks,
 )
 from collector.config import CollectorConfig, object_paths
-from collector.figures import availability
+from collector.figures import STAGE_FIGURES, availability, measured
 from collector.libbpf import load_library
+from collector.stages import Stages, start_stages
 from schemas.config import KafkaConfig, load_file
 from schemas.errors import BpfError, PodwireError
 from schemas.topics import EVENTS
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
     from collector.libbpf import BpfObject
 
@@ -42,6 +45,7 @@ _VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
 _LOCKDOWN: Final = Path("/sys/kernel/security/lockdown")
 _KAFKA_TIMEOUT_S: Final = 3.0
 _SMALL_RING: Final = 65_536
+_STAGES_ADVICE: Final = "all else is measured; what is missing, and why, is said below"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,21 @@ class Check:
     good: bool
     found: str
     advice: str = ""
+    is_partial: bool = False
+    """Good enough to work, but not all that there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The state of the programs."""
+
+    hooks: tuple[Hook, ...] = ()
+    stages: Stages = field(default_factory=lambda: Stages(None))
+
+    @property
+    def all_hooks(self) -> tuple[Hook, ...]:
+        """Those of both objects."""
+        return (*self.hooks, *self.stages.hooks)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,11 +86,11 @@ def run(arguments: argparse.Namespace) -> int:
     config = CollectorConfig.load(file, options=vars(arguments))
     kafka = KafkaConfig.load(file, options=vars(arguments))
     checks = machine_checks()
-    loaded, hooks = load_check(config)
-    checks.append(loaded)
+    loaded, found = load_check(config)
+    checks += loaded
     if not arguments.skip_kafka:
         checks.append(kafka_check(kafka))
-    report(Console(), checks, hooks)
+    report(Console(), checks, found)
     return 0 if all(check.good for check in checks) else 1
 
 
@@ -111,29 +130,45 @@ def machine_checks() -> list[Check]:
     return checks
 
 
-def load_check(config: CollectorConfig) -> tuple[Check, list[Hook]]:
+def load_check(config: CollectorConfig) -> tuple[list[Check], Found]:
     """Load and attach the programs, then let them go."""
+    constants = {"podwire_stages": int(config.stages != "off")}
     try:
         paths = object_paths(config)
         rings = dict.fromkeys(("connections", "transfers", "processes"), _SMALL_RING)
-        opened, hooks, passed_over = _attach(paths, rings)
+        opened, hooks, passed_over = _attach(paths, constants, rings)
     except PodwireError as error:
-        return Check("programs", False, "not loaded", str(error).splitlines()[0]), []
-    opened.close()
-    missing = [hook for hook in hooks if not hook.attached]
-    good = not missing
-    object_name = "/".join(opened.path.parts[-2:])
-    found = f"{len(hooks) - len(missing)} of {len(hooks)} attached ({object_name})"
+        return [Check("programs", False, "not loaded", str(error).splitlines()[0])], Found()
+    stages = start_stages(config, opened, constants)
+    for each in (stages.object, opened):
+        if each is not None:
+            each.close()
+    found = Found(tuple(hooks), stages)
+    attached = sum(hook.attached for hook in hooks)
+    text = f"{attached} of {len(hooks)} attached ({'/'.join(opened.path.parts[-2:])})"
     if passed_over:
-        found += f"; {passed_over}"
-    return Check("programs", good, found, "see the hooks below"), hooks
+        text += f"; {passed_over}"
+    core = Check("programs", attached == len(hooks), text, "see the hooks below")
+    return [core, _stages_check(found)], found
 
 
-def _attach(paths: list[Path], rings: dict[str, int]) -> tuple[BpfObject, list[Hook], str]:
+def _stages_check(found: Found) -> Check:
+    # The core figures need none of it: what is missing here is no failure.
+    here = measured(found.all_hooks)
+    count = sum(figure in here for figure in STAGE_FIGURES)
+    text = f"{count} of {len(STAGE_FIGURES)} figures of layers 2 to 4"
+    if found.stages.reason:
+        text += f": {found.stages.reason}"
+    return Check("stages", True, text, _STAGES_ADVICE, is_partial=count < len(STAGE_FIGURES))
+
+
+def _attach(
+    paths: list[Path], constants: dict[str, int], rings: dict[str, int]
+) -> tuple[BpfObject, list[Hook], str]:
     try:
-        return attach_first(paths, {}, rings)
+        return attach_first(paths, constants, rings)
     except BpfError:  # shown by hook, unless nothing loads at all
-        opened, hooks = attach(paths[0], {}, rings, core=())
+        opened, hooks = attach(paths[0], constants, rings, core=())
         return opened, hooks, ""
 
 
@@ -161,23 +196,75 @@ def kafka_check(kafka: KafkaConfig) -> Check:
     return Check("kafka", True, f"{kafka.bootstrap_servers}, {EVENTS.name} with {partitions}")
 
 
-def report(console: Console, checks: list[Check], hooks: list[Hook]) -> None:
-    """Print the checks, the hooks and the figures."""
+def report(console: Console, checks: list[Check], found: Found) -> None:
+    """Print the checks, the hooks, the figures, and why what is missing is missing."""
     table = _table("this machine", "check", "state", "found", "what to do")
     for check in checks:
-        advice = "" if check.good else check.advice
-        table.add_row(check.name, _mark(check.good), Text(check.found), Text(advice))
+        advice = "" if check.good and not check.is_partial else check.advice
+        state = Text("partly", "yellow") if check.is_partial else _mark(check.good)
+        table.add_row(check.name, state, Text(check.found), Text(advice))
     console.print(table)
-    if not hooks:
+    if not found.hooks:
         return
+    footnotes = Footnotes()
     table = _table("hooks", "program", "state", "section", "why not")
-    for hook in hooks:
+    for hook in found.hooks:
         table.add_row(hook.program, _mark(hook.attached), hook.section, Text(hook.reason))
-    console.print(table)
-    table = _table("figures", "figure", "state", "through, or why not")
-    for row in availability(hooks):
-        table.add_row(row.figure, _mark(row.available, "-"), Text(row.note))
-    console.print(table)
+    console.print("", table)
+    if found.stages.hooks:
+        table = _table("hooks of layers 2 to 4", "where", "state", "through", "why not")
+        for target in stage_targets(found.stages.hooks):
+            ways = ", ".join(target.ways)
+            why = footnotes.marks(target.refusals)
+            table.add_row(target.name, _mark(bool(ways), "-"), ways, Text(why))
+        console.print("", table)
+    table = _table("figures", "figure", "state", "through, or what is missing")
+    for row in availability(found.all_hooks, found.stages.reason):
+        lacking = [f"{names} {footnotes.marks(reasons)}" for names, reasons in row.lacking]
+        note = row.through or row.reason or "; ".join(lacking)
+        table.add_row(row.figure, _mark(row.available, "-"), Text(note))
+    console.print("", table)
+    if footnotes.texts:
+        table = _table("why not", "", "")
+        table.show_header = False
+        for number, text in enumerate(footnotes.texts, 1):
+            table.add_row(f"({number})", Text(text))
+        console.print("", table)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A function or tracepoint: the ways it is hooked, and why it is not in others."""
+
+    name: str
+    ways: tuple[str, ...]
+    refusals: tuple[str, ...]
+
+
+def stage_targets(hooks: Sequence[Hook]) -> list[Target]:
+    """Group hooks by what they hook, in the order of the object."""
+    grouped: dict[tuple[str, bool], list[Hook]] = {}
+    for hook in hooks:
+        grouped.setdefault((hook.target, bool(hook.twin)), []).append(hook)
+    targets = []
+    for (name, _), each in grouped.items():
+        ways = sorted({hook.way for hook in each if hook.attached})
+        refused = [hook for hook in each if not hook.attached]
+        refusals = dict.fromkeys(reason for why in missing_hooks(refused) for reason in why.reasons)
+        targets.append(Target(name, tuple(ways), tuple(refusals)))
+    return targets
+
+
+class Footnotes:
+    """Texts that many rows need: each shown once, referred to by number."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def marks(self, texts: Sequence[str]) -> str:
+        """Return the numbers that stand for texts, such as ``(1) (2)``."""
+        self.texts += [each for each in texts if each not in self.texts]
+        return " ".join(f"({self.texts.index(each) + 1})" for each in texts)
 
 
 def _table(title: str, *columns: str) -> Table:

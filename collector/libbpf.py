@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
-from schemas.errors import BpfError, ConfigError, UnsupportedFeature
+from schemas.errors import BpfError, ConfigError, LayoutMismatch, UnsupportedFeature
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-__all__ = ["BpfObject", "Libbpf", "Program", "load_library"]
+__all__ = ["BpfObject", "Libbpf", "MapShape", "Program", "load_library"]
 
 _POINTER = ctypes.c_void_p
 _TEXT = ctypes.c_char_p
@@ -50,20 +50,28 @@ _FUNCTIONS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "bpf_object__close": (None, (_POINTER,)),
     "bpf_object__btf": (_POINTER, (_POINTER,)),
     "bpf_object__next_program": (_POINTER, (_POINTER, _POINTER)),
+    "bpf_object__next_map": (_POINTER, (_POINTER, _POINTER)),
     "bpf_object__find_map_by_name": (_POINTER, (_POINTER, _TEXT)),
     "bpf_program__name": (_TEXT, (_POINTER,)),
     "bpf_program__section_name": (_TEXT, (_POINTER,)),
     "bpf_program__set_autoload": (_INT, (_POINTER, _BOOL)),
+    "bpf_program__fd": (_INT, (_POINTER,)),
     "bpf_program__attach": (_POINTER, (_POINTER,)),
     "bpf_link__fd": (_INT, (_POINTER,)),
     "bpf_link__destroy": (_INT, (_POINTER,)),
     "bpf_iter_create": (_INT, (_INT,)),
     "bpf_map__fd": (_INT, (_POINTER,)),
+    "bpf_map__reuse_fd": (_INT, (_POINTER, _INT)),
+    "bpf_map__name": (_TEXT, (_POINTER,)),
+    "bpf_map__is_internal": (_BOOL, (_POINTER,)),
+    "bpf_map__type": (_INT, (_POINTER,)),
+    "bpf_map__key_size": (_U32, (_POINTER,)),
     "bpf_map__max_entries": (_U32, (_POINTER,)),
     "bpf_map__set_max_entries": (_INT, (_POINTER, _U32)),
     "bpf_map__value_size": (_U32, (_POINTER,)),
     "bpf_map__initial_value": (_POINTER, (_POINTER, ctypes.POINTER(_SIZE))),
     "bpf_map_lookup_elem": (_INT, (_INT, _POINTER, _POINTER)),
+    "bpf_obj_get_info_by_fd": (_INT, (_INT, _POINTER, ctypes.POINTER(_U32))),
     "btf__find_by_name_kind": (ctypes.c_int32, (_POINTER, _TEXT, _U32)),
     "btf__type_by_id": (_POINTER, (_POINTER, _U32)),
     "btf__name_by_offset": (_TEXT, (_POINTER, _U32)),
@@ -80,10 +88,22 @@ _OPTIONAL: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
 
 _LIBRARIES: Final = ("libbpf.so.1", "libbpf.so")
 _BTF_KIND_DATASEC: Final = 15
+_PROGRAM_INFO_BYTES: Final = 232
+_RECURSION_MISSES: Final = 208
+"""Where ``struct bpf_prog_info`` has ``recursion_misses`` (linux/bpf.h)."""
 _LOG_BUFFER_BYTES: Final = 1 << 18
 _LOG_LINES: Final = 200
 _TAIL_LINES: Final = 15
 _DEBUG_LEVEL: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class MapShape:
+    """What two maps must have in common to be one: the kernel's type, bytes of key and value."""
+
+    type: int  # enum bpf_map_type
+    key_size: int
+    value_size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +275,13 @@ class BpfObject:
                 raise ConfigError(name, "lies outside .rodata")
             ctypes.memmove(start + offset, content, width)
 
+    @property
+    def constants(self) -> frozenset[str]:
+        """Names of the ``const volatile`` variables that `set_rodata` can set."""
+        if not self.library.call("bpf_object__find_map_by_name", self._handle, b".rodata"):
+            return frozenset()
+        return frozenset(self._rodata_variables())
+
     def _rodata_variables(self) -> dict[str, tuple[int, int]]:
         # struct btf_type is three u32 (name, info, size or type); a DATASEC is followed by
         # vlen times struct btf_var_secinfo, three u32 (type, offset, size): linux/btf.h
@@ -280,6 +307,48 @@ class BpfObject:
             name = library.call("btf__name_by_offset", btf, name_offset).decode()
             variables[name] = (offset, size)
         return variables
+
+    def maps(self) -> dict[str, MapShape]:
+        """Return the maps that the object defines itself, without those of global variables."""
+        library = self.library
+        return {
+            library.call("bpf_map__name", pointer).decode(): MapShape(
+                library.call("bpf_map__type", pointer),
+                library.call("bpf_map__key_size", pointer),
+                library.call("bpf_map__value_size", pointer),
+            )
+            for pointer in self._all_maps()
+            if not library.call("bpf_map__is_internal", pointer)
+        }
+
+    def _all_maps(self) -> Iterator[int]:
+        pointer = self.library.call("bpf_object__next_map", self._handle, None)
+        while pointer:
+            yield pointer
+            pointer = self.library.call("bpf_object__next_map", self._handle, pointer)
+
+    def share_maps(self, owner: BpfObject) -> list[str]:
+        """Use a loaded object's maps in place of those of the same name; before `load`.
+
+        Returns:
+            The names of the shared maps.
+
+        Raises:
+            LayoutMismatch: If a map of the same name holds something else there.
+        """
+        theirs = owner.maps()
+        shared = []
+        for name, shape in self.maps().items():
+            if name not in theirs:
+                continue
+            if shape != theirs[name]:  # libbpf would take it without a word
+                where = f"map {name} of {self.path.name} and {owner.path.name}"
+                raise LayoutMismatch(where, shape, theirs[name])
+            self.library.checked(
+                f"share map {name}", "bpf_map__reuse_fd", self._map(name), owner.map_fd(name)
+            )
+            shared.append(name)
+        return shared
 
     def set_max_entries(self, map_name: str, entries: int) -> None:
         """Set the size of a map, for a ring its bytes; between open and load."""
@@ -329,11 +398,34 @@ class BpfObject:
         finally:
             os.close(fd)
 
-    def detach(self) -> None:
-        """Detach every program; maps stay readable."""
-        while self._links:
-            _, link = self._links.popitem()
-            self.library.call("bpf_link__destroy", link)
+    def detach(self, *programs: str) -> None:
+        """Detach these programs if they are attached, or every one; maps stay readable."""
+        for program in programs or tuple(self._links):
+            link = self._links.pop(program, None)
+            if link is not None:
+                self.library.call("bpf_link__destroy", link)
+
+    def recursion_misses(self) -> dict[str, int]:
+        """Return how often the kernel did not run a program as it was running there already.
+
+        By program, loaded ones only, since their load. Kernels before 5.12 do not count; then the
+        program is left out.
+
+        Source: ``struct bpf_prog_info``; Linux commit 9ed9e9ba2337 (in v5.12).
+        """
+        misses = {}
+        for name, (_, pointer) in self._programs.items():
+            fd = self.library.call("bpf_program__fd", pointer)
+            if fd < 0:
+                continue
+            info = ctypes.create_string_buffer(_PROGRAM_INFO_BYTES)
+            length = _U32(_PROGRAM_INFO_BYTES)
+            self.library.checked(
+                f"ask about {name}", "bpf_obj_get_info_by_fd", fd, info, ctypes.byref(length)
+            )
+            if length.value >= _RECURSION_MISSES + 8:  # how much of it this kernel knows
+                (misses[name],) = struct.unpack_from("<Q", info, _RECURSION_MISSES)
+        return misses
 
     def map_fd(self, map_name: str) -> int:
         """Return the file descriptor of a map, valid from `load` to `close`."""

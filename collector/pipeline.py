@@ -66,6 +66,11 @@ class Source(Protocol):
         ...
 
     @property
+    def measured(self) -> frozenset[str]:
+        """Names of the figures that its hooks can give."""
+        ...
+
+    @property
     def is_crowded(self) -> bool:
         """Whether a ring was so full at the last drain that the next must not wait."""
         ...
@@ -125,7 +130,11 @@ class Pipeline:
         self._names = NameTable()
         self.table = ConnectionTable(config.max_connections)
         self._builder = BatchBuilder(
-            run, self.table, self._names, Limits(events=config.batch_max_events)
+            run,
+            self.table,
+            self._names,
+            Limits(events=config.batch_max_events),
+            measured=source.measured,
         )
         self.ledger = Ledger()
         self.sequence = 0

@@ -6,27 +6,32 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from collector import abi
-from collector.attach import attach_first
+from collector.attach import attach_first, missing_hooks
 from collector.btf import parse_object
 from collector.build import hash_layout
 from collector.config import object_paths
+from collector.figures import POINTS, STAGE_FIGURES, measured
 from collector.pipeline import Drained
 from collector.ringbuf import Ring, SequenceTracker, create_ring
+from collector.stages import OFF, Stages, start_stages
 from schemas.errors import BpfError, ConfigError, DecodeError, LayoutMismatch
 from schemas.telemetry import counter, gauge
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from collector.attach import Hook
+    from collector.attach import Hook, Missing
     from collector.config import CollectorConfig
+    from collector.libbpf import BpfObject
 
 __all__ = ["ITERATORS", "KernelSource", "require_layout", "ring_sizes"]
 
@@ -71,8 +76,13 @@ def require_layout(path: Path) -> None:
         raise LayoutMismatch(f"record layout of {path}", abi.LAYOUT_HASH, found)
 
 
+def _needed(hooks: Sequence[Hook]) -> list[Missing]:
+    # The kernel need not have every function: some are of other versions.
+    return [hook for hook in missing_hooks(hooks) if hook.point in POINTS]
+
+
 class KernelSource:
-    """Records of the live kernel.
+    """Records of the live kernel; `measured` says which figures they can carry.
 
     Raises:
         LayoutMismatch: If the object writes other records than this package reads.
@@ -85,16 +95,31 @@ class KernelSource:
         constants = {
             "podwire_own_pid": 0 if config.own_traffic else os.getpid(),
             "podwire_id_base": time.clock_gettime_ns(time.CLOCK_MONOTONIC),
+            "podwire_stages": int(config.stages != "off"),
         }
         self._rings: dict[str, Ring] = {}
         self._finder: threading.Thread | None = None
         paths = object_paths(config)
         for path in paths:
             require_layout(path)
-        self._object, self.hooks, passed_over = attach_first(paths, constants, sizes)
+        self.stages = Stages(None)
+
+        def prepare(core: BpfObject) -> None:
+            # Before the core makes records: the first must not lack what hooks attached later would
+            # have added, and no ring fills up while the hooks are tried.
+            self._close_stages()
+            self.stages = start_stages(config, core, constants)
+
+        try:
+            self._object, self.hooks, passed_over = attach_first(paths, constants, sizes, prepare)
+        except BaseException:
+            self._close_stages()
+            raise
+        self.measured = measured((*self.hooks, *self.stages.hooks))
         if passed_over:
             _LOG.warning("using %s: %s", self._object.path.name, passed_over)
         self._counted = np.zeros((_KINDS, _OUTCOMES), np.uint64)
+        self._skipped: Counter[str] = Counter()
         self.sequences = {name: SequenceTracker() for name in sizes}
         layouts = {
             "connections": abi.CONNECTION_RECORD,
@@ -118,9 +143,9 @@ class KernelSource:
         # open sockets than the ring holds.
         self._finder = threading.Thread(target=self._find_older, name="older-sockets", daemon=True)
         self._finder.start()
-        states = [hook.attached for hook in self.hooks]
-        gauge("podwire_collector_hooks").labels("attached").set(sum(states))
-        gauge("podwire_collector_hooks").labels("missing").set(len(states) - sum(states))
+        attached = sum(hook.attached for hook in (*self.hooks, *self.stages.hooks))
+        gauge("podwire_collector_hooks").labels("attached").set(attached)
+        gauge("podwire_collector_hooks").labels("missing").set(len(self.missing_hooks))
 
     def _find_older(self) -> None:
         attached = {hook.program for hook in self.hooks if hook.attached}
@@ -135,9 +160,28 @@ class KernelSource:
                 _LOG.warning("older connections were not looked up: %s", error)
 
     @property
-    def missing_hooks(self) -> list[Hook]:
-        """Hooks that this kernel does not take."""
-        return [hook for hook in self.hooks if not hook.attached]
+    def missing_hooks(self) -> list[Missing]:
+        """Hooks that this kernel does not take and some figure needs."""
+        return missing_hooks(self.hooks) + _needed(self.stages.hooks)
+
+    def log_missing(self) -> None:
+        """Say what will not be measured."""
+        for hook in missing_hooks(self.hooks):
+            _LOG.warning("hook %s is not available: %s", hook.target, hook.reason)
+        # One line for all of the stages: what a kernel forbids, it mostly forbids everywhere.
+        lost = sum(figure not in self.measured for figure in STAGE_FIGURES)
+        if not lost:
+            return
+        reasons = [self.stages.reason]
+        if self.stages.object is not None:
+            reasons = [hook.reason for hook in _needed(self.stages.hooks)]
+        _LOG.log(
+            logging.INFO if set(reasons) == {OFF} else logging.WARNING,
+            "%d of %d figures of layers 2 to 4 are not measured (see podwire doctor): %s",
+            lost,
+            len(STAGE_FIGURES),
+            "; ".join(dict.fromkeys(reasons)),
+        )
 
     def drain(self) -> Drained:
         """Take what is in the rings.
@@ -161,6 +205,7 @@ class KernelSource:
 
     def counts(self) -> NDArray[np.uint64]:
         """Return the increments of the kernel's counters, summed over CPUs, shape (5, 4)."""
+        self._count_skipped()
         for name, ring in self._rings.items():
             gauge("podwire_collector_ring_used_bytes").labels(name).set(ring.used)
             missing = self.sequences[name].missing
@@ -177,10 +222,28 @@ class KernelSource:
         self._counted = now
         return increments
 
+    def _count_skipped(self) -> None:
+        now: Counter[str] = Counter()
+        try:
+            for opened in (self._object, self.stages.object):
+                if opened is not None:
+                    now.update(opened.recursion_misses())
+        except BpfError as error:
+            counter("podwire_errors_total").labels("collector", "program_info").inc()
+            _LOG.debug("skipped runs are not known: %s", error)
+            return
+        for program, count in now.items():
+            skipped = counter("podwire_collector_program_skipped_total").labels(program)
+            skipped.inc(count - self._skipped[program])
+        self._skipped = now
+
     def detach(self) -> None:
         """Detach every program; the rings can still be drained."""
         if self._finder is not None:
             self._finder.join()
+        # What the stages add to a flow, the core tells: they end first.
+        if self.stages.object is not None:
+            self.stages.object.detach()
         self._object.detach()
 
     def close(self) -> None:
@@ -190,4 +253,9 @@ class KernelSource:
         for ring in self._rings.values():
             ring.close()
         self._rings.clear()
+        self._close_stages()
         self._object.close()
+
+    def _close_stages(self) -> None:
+        if self.stages.object is not None:
+            self.stages.object.close()

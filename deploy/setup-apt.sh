@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Install the Debian packages of deploy/apt-packages.txt that are missing. Safe to repeat.
+# Install the Debian packages that are missing: bash setup-apt.sh [LIST]. Safe to repeat.
+# LIST is a file beside this one, apt-packages.txt unless said otherwise.
 set -euo pipefail
 cd "$(dirname "$0")"
 missing=()
@@ -10,13 +11,14 @@ while read -r package; do
     default-jre-headless) command=java ;;
     maven) command=mvn ;;
     nodejs) command=node ;;
+    qemu-system-x86) command=qemu-system-x86_64 ;;
     bpftool | clang | conntrack | curl | openssl | wrk) command=$package ;;
     *) command= ;;
   esac
   [[ -n $command ]] && command -v "$command" >/dev/null && continue
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q '^install ok installed' && continue
   missing+=("$package")
-done <apt-packages.txt
+done <"${1:-apt-packages.txt}"
 if ((${#missing[@]} == 0)); then
   echo "==> Debian packages: all there"
   exit 0

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
+    "DISTRIBUTIONS",
+    "DISTRIBUTION_BY_NAME",
+    "DISTRIBUTION_SCOPES",
     "FIGURES",
     "FIGURE_BY_NAME",
     "LEDGER",
@@ -17,11 +20,13 @@ __all__ = [
     "ROLES",
     "SCOPES",
     "SCOPE_BY_NAME",
+    "Distribution",
     "Figure",
     "Scope",
 ]
 
 Group = Literal["connection", "read", "write", "http", "grpc", "provenance", "ledger"]
+Direction = Literal["read", "write"]
 Unit = Literal["count", "ns", "bytes"]
 
 ROLES = ("client", "server")
@@ -69,6 +74,25 @@ class Scope:
         return self.name if self.name.endswith("_relation") else f"{self.name}_traffic"
 
 
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """How the time in one stage is spread over reads or writes: a histogram per minute.
+
+    The value of a read or write is the sum of its figures ``plus`` less those of ``minus``.
+    """
+
+    name: str
+    direction: Direction
+    plus: tuple[str, ...]
+    minus: tuple[str, ...]
+    description: str
+
+    @property
+    def column(self) -> str:
+        """Column of the histogram."""
+        return f"{self.name}_histogram"
+
+
 def _figures(group: Group, rows: str) -> tuple[Figure, ...]:
     figures = []
     for row in rows.strip().splitlines():
@@ -96,16 +120,20 @@ FIGURES: tuple[Figure, ...] = (
         read_count                      | count | always   | Calls that received payload bytes
         read_bytes                      | bytes | always   | Payload bytes that these calls handed to the application
         read_duration                   | ns    | optional | Time in these calls, from system call entry to exit
-        read_packet_count               | count | optional | TCP segments received
-        read_packet_size                | bytes | optional | Bytes of these segments
-        read_l4_duration                | ns    | optional | Time in TCP on the receive path
-        read_l3_duration                | ns    | optional | Time in IP on the receive path
-        read_l3_recv_duration           | ns    | optional | Part of it: from the device to the routing decision
-        read_l3_local_duration          | ns    | optional | Part of it: local delivery
+        read_packet_count               | count | optional | TCP segments with payload that were received
+        read_packet_size                | bytes | optional | New payload bytes of these segments: what came twice counts once
+        read_l4_duration                | ns    | optional | Time of packets in TCP on the receive path
+        read_l3_duration                | ns    | optional | Time of packets in IP on the receive path: the next two together
+        read_l3_recv_duration           | ns    | optional | Part of it: from entering IP to local delivery, with the routing decision
+        read_l3_local_duration          | ns    | optional | Part of it: from local delivery to TCP
         read_packet_to_queue_duration   | ns    | optional | From the device to the socket's queue
         read_packet_from_queue_duration | ns    | optional | From the socket's queue to the application's copy
         read_netfilter_count            | count | optional | Netfilter hook runs on the receive path
         read_netfilter_duration         | ns    | optional | Time in these runs
+        read_device_to_ip_duration      | ns    | optional | From the device to IP
+        read_ip_to_queue_duration       | ns    | optional | From TCP, where IP hands over, to the socket's queue
+        read_call_duration              | ns    | optional | Part of the calls: from the first copy to the end
+        read_unattributed_duration      | ns    | optional | Rest of the calls, before the first copy: waiting for data or for a CPU
         """,
     ),
     *_figures(
@@ -114,22 +142,23 @@ FIGURES: tuple[Figure, ...] = (
         write_count                     | count | always   | Calls that sent payload bytes
         write_bytes                     | bytes | always   | Payload bytes that these calls took from the application
         write_duration                  | ns    | optional | Time in these calls, from system call entry to exit
-        write_packet_count              | count | optional | TCP segments transmitted
-        write_packet_size               | bytes | optional | Bytes of these segments
+        write_packet_count              | count | optional | TCP segments with payload that were transmitted, again or for the first time
+        write_packet_size               | bytes | optional | Payload bytes of these segments
         write_retransmit_packet_count   | count | optional | Segments transmitted again
         write_lost_packet_count         | count | optional | Packets dropped on this host on the way out
-        write_l4_duration               | ns    | optional | Time in TCP on the send path
-        write_l3_duration               | ns    | optional | Time in IP on the send path
-        write_l3_local_duration         | ns    | optional | Part of it: local output with routing
+        write_l4_duration               | ns    | optional | Time in the TCP part of the calls, and what IP took outside of them
+        write_l3_duration               | ns    | optional | Time of packets from entering IP until they have left the host, with the device layer
+        write_l3_local_duration         | ns    | optional | Part of it: local output with routing, up to IP output
         write_l3_output_duration        | ns    | optional | Part of it: from IP output to the device layer
         write_netfilter_count           | count | optional | Netfilter hook runs on the send path
         write_netfilter_duration        | ns    | optional | Time in these runs
-        resolve_mac_count               | count | optional | Waits for an unknown link-layer address
-        resolve_mac_duration            | ns    | optional | Time in these waits
-        write_l2_duration               | ns    | optional | Time in the device layer
-        write_l2_enter_queue_count      | count | optional | Packets that entered a queue discipline
-        write_l2_ready_send_duration    | ns    | optional | From the device layer to the driver
-        write_l2_netdevice_send_duration| ns    | optional | Time in the driver
+        resolve_mac_count               | count | optional | Packets that waited for an unknown link-layer address
+        resolve_mac_duration            | ns    | optional | Time of packets from link-layer address resolution to the device layer
+        write_l2_duration               | ns    | optional | Time of packets in the device layer: queue discipline and driver
+        write_l2_enter_queue_count      | count | optional | Packets given to the device layer
+        write_l2_ready_send_duration    | ns    | optional | Part of it: from the device layer to the driver, with the queue discipline
+        write_l2_netdevice_send_duration| ns    | optional | Part of it: time in the driver
+        write_unattributed_duration     | ns    | optional | Part of the calls outside TCP
         """,
     ),
     *_figures(
@@ -158,6 +187,49 @@ FIGURES: tuple[Figure, ...] = (
     ),
 )
 """Figures of every metrics table, in column order."""
+
+
+def _distributions(direction: Direction, rows: str) -> tuple[Distribution, ...]:
+    distributions = []
+    for row in rows.strip().splitlines():
+        name, terms, description = (part.strip() for part in row.split("|"))
+        plus, _, minus = terms.partition(" - ")
+        distributions.append(
+            Distribution(
+                name, direction, (plus,), tuple(minus.split(" - ")) if minus else (), description
+            )
+        )
+    return tuple(distributions)
+
+
+DISTRIBUTIONS: tuple[Distribution, ...] = (
+    *_distributions(
+        "read",
+        """
+        read_device_to_ip | read_device_to_ip_duration                 | From the device to IP
+        read_ip           | read_l3_duration - read_netfilter_duration | In IP, without netfilter
+        read_netfilter    | read_netfilter_duration                    | In netfilter hooks
+        read_ip_to_queue  | read_ip_to_queue_duration                  | From TCP, where IP hands over, to the socket's queue
+        read_in_queue     | read_packet_from_queue_duration            | In the socket's queue, until the application's copy
+        read_call         | read_call_duration                         | In the call, from its first copy to its end
+        """,
+    ),
+    *_distributions(
+        "write",
+        """
+        write_tcp              | write_l4_duration - write_l3_duration | In TCP
+        write_ip               | write_l3_duration - write_netfilter_duration - resolve_mac_duration - write_l2_duration | In IP, without the stages below
+        write_netfilter        | write_netfilter_duration         | In netfilter hooks
+        write_neighbour        | resolve_mac_duration             | In link-layer address resolution
+        write_queue_discipline | write_l2_ready_send_duration     | In the queue discipline
+        write_device           | write_l2_netdevice_send_duration | In the driver
+        """,
+    ),
+)
+"""Histograms of the metrics tables of `DISTRIBUTION_SCOPES`, in column order."""
+
+DISTRIBUTION_SCOPES = ("service", "service_relation")
+"""The scopes that have them."""
 
 PROVENANCE: tuple[Figure, ...] = _figures(
     "provenance",
@@ -198,6 +270,7 @@ SCOPES: tuple[Scope, ...] = (
 
 FIGURE_BY_NAME = {figure.name: figure for figure in (*FIGURES, *PROVENANCE)}
 SCOPE_BY_NAME = {scope.name: scope for scope in SCOPES}
+DISTRIBUTION_BY_NAME = {distribution.name: distribution for distribution in DISTRIBUTIONS}
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,13 +161,15 @@ def _metavar(hint: Any) -> str:
 
 
 def _checked(key: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
+    choices = metadata["choices"]
+    if value is False and choices and "off" in choices:
+        value = "off"  # what YAML makes false of
     result = _converted(key, value, hint)
     minimum, maximum = metadata["minimum"], metadata["maximum"]
     if minimum is not None and result < minimum:
         raise ConfigError(key, f"{result} is below the minimum {minimum}")
     if maximum is not None and result > maximum:
         raise ConfigError(key, f"{result} is above the maximum {maximum}")
-    choices = metadata["choices"]
     if choices and result not in choices:
         raise ConfigError(key, f"{result!r} is not one of {', '.join(choices)}")
     return result

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
+    "CALL_NONE",
+    "FIGURE_WIDTH",
     "LAYOUT_VERSION",
+    "READ_FIGURES",
+    "WRITE_FIGURES",
     "BatchHeader",
     "Closes",
     "ConnectionFlag",
@@ -34,6 +38,52 @@ __all__ = [
 ]
 
 LAYOUT_VERSION = 1
+
+CALL_NONE = 14
+"""In ``Transfers.call``: no call, but what came to a connection after its last one. Such a row adds
+its figures; it counts no call, has no bytes and no duration."""
+
+READ_FIGURES = (
+    "read_packet_count",
+    "read_packet_size",
+    "read_l4_duration",
+    "read_l3_duration",
+    "read_l3_recv_duration",
+    "read_l3_local_duration",
+    "read_packet_to_queue_duration",
+    "read_packet_from_queue_duration",
+    "read_netfilter_count",
+    "read_netfilter_duration",
+    "read_device_to_ip_duration",
+    "read_ip_to_queue_duration",
+    "read_call_duration",
+    "read_unattributed_duration",
+)
+"""Which figure of the catalogue each place of ``Transfers.figures`` holds for a read."""
+
+WRITE_FIGURES = (
+    "write_packet_count",
+    "write_packet_size",
+    "write_retransmit_packet_count",
+    "write_lost_packet_count",
+    "write_l4_duration",
+    "write_l3_duration",
+    "write_l3_local_duration",
+    "write_l3_output_duration",
+    "write_netfilter_count",
+    "write_netfilter_duration",
+    "resolve_mac_count",
+    "resolve_mac_duration",
+    "write_l2_duration",
+    "write_l2_enter_queue_count",
+    "write_l2_ready_send_duration",
+    "write_l2_netdevice_send_duration",
+    "write_unattributed_duration",
+)
+"""The same for a write."""
+
+FIGURE_WIDTH = 17
+"""Places in a row of ``Transfers.figures``; those beyond `READ_FIGURES` say nothing of a read."""
 
 
 class Role(IntEnum):
@@ -108,7 +158,11 @@ class Closes(Table):
 
 @dataclass(slots=True)
 class Transfers(Table):
-    """Calls that moved payload bytes. ``duration_ns`` may be `UNMEASURED_U64`."""
+    """Calls that moved payload bytes. ``duration_ns`` may be `UNMEASURED_U64`.
+
+    ``figures``, shape (n, `FIGURE_WIDTH`), holds what the row adds to each of `READ_FIGURES` or
+    `WRITE_FIGURES`, or `UNMEASURED_U32`.
+    """
 
     connection: U32 = column("<u4")
     direction: U8 = column("u1")
@@ -116,6 +170,7 @@ class Transfers(Table):
     end_ns: U64 = column("<u8")
     duration_ns: U64 = column("<u8", measured=True)
     size: U32 = column("<u4")
+    figures: U32 = column("<u4", FIGURE_WIDTH, measured=True)
 
 
 @dataclass(slots=True)
@@ -157,6 +212,7 @@ class EventBatch:
         return self.opens.rows + self.closes.rows + self.transfers.rows
 
 
+_FIELDS = wire.EventBatch.DESCRIPTOR.fields_by_name
 _HEADER_FIELDS = (
     "cluster",
     "node",
@@ -186,12 +242,12 @@ def encode_batch(batch: EventBatch) -> bytes:
         setattr(header, name, getattr(batch.header, name))
     for entry in batch.header.ledger:
         header.ledger.add(**{name: getattr(entry, name) for name in _ENTRY_FIELDS})
-    encode_table(batch.connections, message.connections)
     message.connections.names.extend(batch.names)
-    encode_table(batch.opens, message.opens)
-    encode_table(batch.closes, message.closes)
-    encode_table(batch.transfers, message.transfers)
-    return message.SerializeToString()
+    # What occurs twice on the wire is one message to its reader: the names, then the columns.
+    parts: list[bytes | memoryview] = [message.SerializeToString()]
+    for name in ("connections", "opens", "closes", "transfers"):
+        parts += encode_table(getattr(batch, name), _FIELDS[name])
+    return b"".join(parts)
 
 
 def decode_batch(data: bytes) -> EventBatch:

@@ -8,13 +8,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 
-from schemas.catalogue import FIGURE_BY_NAME, LEDGER, SCOPE_BY_NAME
+from schemas.catalogue import (
+    DISTRIBUTION_BY_NAME,
+    DISTRIBUTION_SCOPES,
+    FIGURE_BY_NAME,
+    LEDGER,
+    SCOPE_BY_NAME,
+)
 from schemas.errors import DecodeError
+from schemas.histograms import BUCKETS
 from schemas.pb import metrics_columns_pb2 as wire
 
 __all__ = [
     "LAYOUT_VERSION",
     "BlockIdentity",
+    "Histogram",
     "MetricsBlock",
     "MetricsTable",
     "decode_block",
@@ -50,6 +58,23 @@ class BlockIdentity:
 
 
 @dataclass(slots=True)
+class Histogram:
+    """How often the values of a distribution occurred, sparse; columns of shape (entries,).
+
+    Ascending by row and then bucket, no pair twice.
+
+    Attributes:
+        row: Row of the table.
+        bucket: See `schemas.histograms.bucket_of`.
+        count: Values in this bucket.
+    """
+
+    row: U32
+    bucket: U32
+    count: U64
+
+
+@dataclass(slots=True)
 class MetricsTable:
     """Rows of one scope, or of the ledger.
 
@@ -58,6 +83,8 @@ class MetricsTable:
         keys: Key column name to indices into the block's names, shape (rows,).
         figures: Figure name to values, shape (rows,). A figure that is absent was not measured.
         measured: For optional figures, how many events measured it, shape (rows,).
+        histograms: Distribution name (not its column) to its histogram; only in the tables of
+            `DISTRIBUTION_SCOPES`. One that is absent was not measured.
     """
 
     table: str
@@ -65,6 +92,7 @@ class MetricsTable:
     keys: dict[str, U32] = field(default_factory=dict)
     figures: dict[str, U64] = field(default_factory=dict)
     measured: dict[str, U64] = field(default_factory=dict)
+    histograms: dict[str, Histogram] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -103,6 +131,13 @@ def encode_block(block: MetricsBlock) -> bytes:
             )
             if name in table.measured:
                 figure.measured = np.ascontiguousarray(table.measured[name], "<u8").tobytes()
+        for name, histogram in table.histograms.items():
+            out.histograms.add(
+                name=name,
+                row=np.ascontiguousarray(histogram.row, "<u4").tobytes(),
+                bucket=np.ascontiguousarray(histogram.bucket, "<u4").tobytes(),
+                count=np.ascontiguousarray(histogram.count, "<u8").tobytes(),
+            )
     return message.SerializeToString()
 
 
@@ -110,8 +145,9 @@ def decode_block(data: bytes) -> MetricsBlock:
     """Read a message of ``podwire.metrics.v1``.
 
     Raises:
-        DecodeError: On any bytes that are not a block of this layout, on unknown tables, keys or
-            figures, and on columns of the wrong length.
+        DecodeError: On any bytes that are not a block of this layout, on unknown tables, keys,
+            figures or distributions, on columns of the wrong length, and on histograms that are not
+            in order or point at nothing.
     """
     try:
         message = wire.MetricsBlock.FromString(data)
@@ -156,7 +192,32 @@ def _decode_table(message: wire.MetricsTable, names: int) -> MetricsTable:
         table.figures[figure.name] = _column(where, figure.values, "<u8", table.rows)
         if figure.measured:
             table.measured[figure.name] = _column(where, figure.measured, "<u8", table.rows)
+    for histogram in message.histograms:
+        where = f"{message.table}.{histogram.name}"
+        if histogram.name not in DISTRIBUTION_BY_NAME:
+            raise DecodeError(f"{message.table}: unknown distribution {histogram.name!r}")
+        if message.table not in DISTRIBUTION_SCOPES:
+            raise DecodeError(f"{where}: this table has no distributions")
+        if histogram.name in table.histograms:
+            raise DecodeError(f"{where}: a second histogram")
+        table.histograms[histogram.name] = _decode_histogram(where, histogram, table.rows)
     return table
+
+
+def _decode_histogram(where: str, message: wire.Histogram, rows: int) -> Histogram:
+    entries = len(message.count) // 8
+    row = _column(where, message.row, "<u4", entries)
+    bucket = _column(where, message.bucket, "<u4", entries)
+    count = _column(where, message.count, "<u8", entries)
+    if entries:
+        if int(row.max()) >= rows:
+            raise DecodeError(f"{where}: row {int(row.max())} of {rows}")
+        if int(bucket.max()) >= BUCKETS:
+            raise DecodeError(f"{where}: bucket {int(bucket.max())} of {BUCKETS}")
+        place = row.astype(np.int64) * BUCKETS + bucket
+        if not (place[1:] > place[:-1]).all():
+            raise DecodeError(f"{where}: not in order of row and bucket")
+    return Histogram(row, bucket, count)
 
 
 def _column(where: str, data: bytes, dtype: str, rows: int) -> NDArray[Any]:

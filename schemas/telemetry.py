@@ -50,6 +50,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("podwire_collector_ring_missing_records", "gauge", ("ring",), "Records that the kernel numbered and the ring has not given yet; 0 but for moments"),
     Metric("podwire_collector_clock_step_ns", "gauge", (), "How far the two clocks moved apart at the last re-sync"),
     Metric("podwire_collector_hooks", "gauge", ("state",), "BPF hooks by state: attached or missing"),
+    Metric("podwire_collector_program_skipped_total", "counter", ("program",), "Runs that the kernel left out because the BPF program was running on that CPU already"),
     # kube
     Metric("podwire_kube_objects", "gauge", ("kind",), "Kubernetes objects known now"),
     Metric("podwire_kube_published_total", "counter", ("kind", "change"), "Metadata records published"),
@@ -62,6 +63,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("podwire_streams_committed_age_seconds", "gauge", ("partition",), "Age of the oldest event behind the committed offset"),
     Metric("podwire_streams_metadata_objects", "gauge", ("kind",), "Kubernetes objects in the cache"),
     Metric("podwire_streams_metadata_waits_total", "counter", ("outcome",), "Batches that waited for metadata: resolved or missed"),
+    Metric("podwire_streams_part_exceeds_whole_total", "counter", ("stage",), "Stage values of reads and writes that are in no histogram: a part was greater than its whole"),
     # sink
     Metric("podwire_sink_blocks_total", "counter", ("outcome",), "Metrics blocks: inserted, duplicate or abandoned"),
     Metric("podwire_sink_rows_total", "counter", ("table",), "Rows inserted"),

@@ -13,11 +13,28 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from schemas.catalogue import FIGURES, LEDGER, PROVENANCE, SCOPE_BY_NAME, Figure
+from schemas.catalogue import (
+    DISTRIBUTION_SCOPES,
+    DISTRIBUTIONS,
+    FIGURES,
+    LEDGER,
+    PROVENANCE,
+    SCOPE_BY_NAME,
+    Distribution,
+    Figure,
+)
 from schemas.errors import DecodeError
 from schemas.metrics import MetricsTable
 from sink.native import NativeBlock
-from sink.tables import BASE_TABLES, BLOCKS, DEAD_LETTERS, ENTITY_TABLES, LEDGER_TABLE, StoredTable
+from sink.tables import (
+    BASE_TABLES,
+    BLOCKS,
+    DEAD_LETTERS,
+    ENTITY_TABLES,
+    HISTOGRAM,
+    LEDGER_TABLE,
+    StoredTable,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,6 +148,9 @@ def block_inserts(parts: Sequence[MetricsBlock], epoch: str) -> list[Insert]:
                 block.add_names(key, names, _codes(key, pieces))
             for figure in _FIGURES[name]:
                 _add_figure(block, figure, pieces)
+            if name in DISTRIBUTION_SCOPES:
+                for distribution in DISTRIBUTIONS:
+                    _add_histogram(block, distribution, pieces)
             inserts.append(_finished(BASE_TABLES[name], block, mark, epoch, block_name(identity)))
     cluster = _cluster(names, inserts_of=parts, moves=moves)
     stored = LedgerRow(identity.minute_s, cluster, "", 1, 1, 0)
@@ -233,6 +253,22 @@ def _add_figure(block: NativeBlock, figure: Figure, pieces: Sequence[Piece]) -> 
                 for (table, _), value in zip(pieces, values, strict=True)
             ]
             block.add_numbers(name, "UInt64", *filled)
+
+
+def _add_histogram(block: NativeBlock, distribution: Distribution, pieces: Sequence[Piece]) -> None:
+    # One that no part has is left out of the insert; the table's default is the empty map.
+    rows, buckets, counts = [], [], []
+    first = 0
+    for table, _ in pieces:
+        histogram = table.histograms.get(distribution.name)
+        if histogram is not None:
+            rows.append(histogram.row + np.uint32(first))
+            buckets.append(histogram.bucket.astype("<u2"))
+            counts.append(histogram.count)
+        first += table.rows
+    if rows:
+        entries = [np.concatenate(parts) for parts in (rows, buckets, counts)]
+        block.add_maps(distribution.column, HISTOGRAM, *entries)
 
 
 def _finished(table: StoredTable, block: NativeBlock, mark: int, epoch: str, cause: str) -> Insert:

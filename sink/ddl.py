@@ -11,7 +11,13 @@ import time
 from typing import TYPE_CHECKING
 
 from schemas.errors import FatalError
-from sink.statements import add_column, fingerprint, modify_ttl, schema_statements
+from sink.statements import (
+    alter_columns,
+    fingerprint,
+    modify_settings,
+    modify_ttl,
+    schema_statements,
+)
 from sink.tables import SCHEMA_VERSION, STORED, VERSIONS
 
 if TYPE_CHECKING:
@@ -76,21 +82,20 @@ def _recorded(store: Store) -> tuple[int, str] | None:
 
 
 def _upgrade_tables(store: Store) -> int:
-    """Add the columns that the tables lack, and set the declared retention."""
+    """Add the columns that the tables lack; set the declared comments, settings and retention."""
     found = store.rows(
-        "SELECT table, name FROM system.columns WHERE database = {database:String}",
+        "SELECT table, name, comment FROM system.columns WHERE database = {database:String}",
         {"database": store.layout.store},
     )
-    columns: dict[str, set[str]] = {}
-    for table, name in found:
-        columns.setdefault(table, set()).add(name)
-    expiring = {
-        str(name)
+    columns: dict[str, dict[str, str]] = {}
+    for table, name, comment in found:
+        columns.setdefault(table, {})[name] = comment
+    engines = {
+        str(name): str(engine)
         for name, engine in store.rows(
             "SELECT name, engine_full FROM system.tables WHERE database = {database:String}",
             {"database": store.layout.store},
         )
-        if " TTL " in engine
     }
     added = 0
     for declared in STORED:
@@ -98,12 +103,12 @@ def _upgrade_tables(store: Store) -> int:
         present = columns.get(local)
         if present is None:
             continue
-        for column in declared.columns:
-            if column.name not in present:
-                for statement in add_column(declared, column, store.layout):
-                    store.command(statement)
-                added += 1
-        for statement in modify_ttl(declared, store.layout, expires=local in expiring):
+        count, statements = alter_columns(declared, present, store.layout)
+        statements += modify_settings(declared, store.layout, engines[local])
+        for statement in statements:
+            store.command(statement)
+        added += count
+        for statement in modify_ttl(declared, store.layout, expires=" TTL " in engines[local]):
             # Rows that are already there follow at their next merge; rewriting them all now
             # would hold up the start.
             store.command(statement, settings={"materialize_ttl_after_modify": 0})

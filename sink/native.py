@@ -116,6 +116,30 @@ class NativeBlock:
             position[codes].data,
         )
 
+    def add_maps(
+        self, name: str, kind: str, row: NDArray[Any], keys: NDArray[Any], values: NDArray[Any]
+    ) -> None:
+        """Add a column of maps, from one entry per row and key.
+
+        Args:
+            name: Column name.
+            kind: ``Map(..)`` of the types that the arrays have.
+            row: Shape (entries,), ascending: which row the entry belongs to.
+            keys: Shape (entries,).
+            values: Shape (entries,).
+
+        Raises:
+            ValueError: If the rows are not in order or not all in the block.
+        """
+        ends = np.cumsum(np.bincount(row, minlength=self.rows), dtype="<u8")
+        if len(ends) != self.rows or (row[1:] < row[:-1]).any():
+            raise ValueError(f"{name}: entries are not in the order of {self.rows} rows")
+        if not len(row) == len(keys) == len(values):
+            raise ValueError(f"{name}: {len(row)}, {len(keys)} and {len(values)} entries")
+        self._header(name, kind)
+        # As the Array(Tuple(key, value)) that a map is: where each row ends, all keys, all values.
+        self._parts += (np.ascontiguousarray(part).data for part in (ends, keys, values))
+
     def to_bytes(self) -> bytes:
         """Return the block as it goes to the server."""
         head = variable_length(len(self._names)) + variable_length(self.rows)

@@ -13,13 +13,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from schemas.catalogue import FIGURES, LEDGER, PROVENANCE, SCOPES, Figure, Scope
+from schemas.catalogue import (
+    DISTRIBUTION_SCOPES,
+    DISTRIBUTIONS,
+    FIGURES,
+    LEDGER,
+    PROVENANCE,
+    SCOPES,
+    Figure,
+    Scope,
+)
 
 __all__ = [
     "BASE_TABLES",
     "BLOCKS",
     "DEAD_LETTERS",
     "ENTITY_TABLES",
+    "HISTOGRAM",
     "LEDGER_TABLE",
     "METRICS_TABLES",
     "ROLLED",
@@ -30,11 +40,15 @@ __all__ = [
     "Column",
     "Rollup",
     "StoredTable",
+    "View",
     "metrics_columns",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised when a stored table changes in a way that older software must not write to."""
+
+HISTOGRAM = "Map(UInt16, UInt64)"
+"""How often each bucket of `schemas.histograms` occurred; maps are summed key by key."""
 
 COUNTER = "CODEC(T64, ZSTD(1))"
 TIME = "CODEC(DoubleDelta, ZSTD(1))"
@@ -94,6 +108,16 @@ class StoredTable:
 
 
 @dataclass(frozen=True, slots=True)
+class View:
+    """One view. ``select`` has ``{store}`` and ``{public}`` in the place of the databases."""
+
+    name: str
+    comment: str
+    columns: tuple[Column, ...]
+    select: str
+
+
+@dataclass(frozen=True, slots=True)
 class Rollup:
     """A coarser copy of a metrics table, written once when its hour or day is over.
 
@@ -129,12 +153,28 @@ def _figure_columns(figures: tuple[Figure, ...]) -> tuple[Column, ...]:
     return tuple(columns)
 
 
+def _histogram_columns(scope: Scope) -> tuple[Column, ...]:
+    if scope.name not in DISTRIBUTION_SCOPES:
+        return ()
+    return tuple(
+        Column(
+            distribution.column,
+            HISTOGRAM,
+            f"{distribution.description}: {distribution.direction}s per bucket of nanoseconds; "
+            "empty when nothing measured it",
+            "CODEC(ZSTD(1))",
+        )
+        for distribution in DISTRIBUTIONS
+    )
+
+
 def metrics_columns(scope: Scope, time_comment: str) -> tuple[Column, ...]:
-    """Columns of a scope's rows: time, keys, figures with their measured counts, provenance."""
+    """Columns of a scope's rows: time, keys, figures with their counts, provenance, histograms."""
     return (
         Column("time", "DateTime('UTC')", time_comment, TIME),
         *_names(scope.keys),
         *_figure_columns((*FIGURES, *PROVENANCE)),
+        *_histogram_columns(scope),
     )
 
 

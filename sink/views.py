@@ -7,13 +7,19 @@ returns is one row per key, final at any moment.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from schemas.catalogue import FIGURES, LEDGER, PROVENANCE, SCOPES, Figure, Scope
+from schemas.catalogue import (
+    FIGURES,
+    LEDGER,
+    PROVENANCE,
+    SCOPES,
+    Figure,
+    Scope,
+)
 from sink.tables import (
     BLOCKS,
     DEAD_LETTERS,
     ENTITY_TABLES,
+    HISTOGRAM,
     KEY_COMMENTS,
     LEDGER_TABLE,
     ROLLED,
@@ -21,25 +27,17 @@ from sink.tables import (
     Column,
     Rollup,
     StoredTable,
+    View,
     metrics_columns,
 )
+from sink.waits import WAIT_VIEWS
 
-__all__ = ["VIEWS", "View", "rollup_insert"]
+__all__ = ["VIEWS", "rollup_insert"]
 
 NAME = "LowCardinality(String)"
 MILLISECONDS = "DateTime64(3, 'UTC')"
 
 _PERIOD_SECONDS = 60
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """One view. ``select`` has ``{store}`` and ``{public}`` in the place of the databases."""
-
-    name: str
-    comment: str
-    columns: tuple[Column, ...]
-    select: str
 
 
 def _metrics_view(scope: Scope, name: str, what: str, source: str) -> View:
@@ -63,6 +61,10 @@ def _metrics_view(scope: Scope, name: str, what: str, source: str) -> View:
         comment = f"Events that measured {figure.name}"
         columns.append(Column(figure.measured_name, "UInt64", comment))
         terms.append(f"{measured} AS {figure.measured_name}")
+    for column in declared.values():
+        if column.type == HISTOGRAM:
+            columns.append(Column(column.name, HISTOGRAM, column.comment))
+            terms.append(f"{_total(column)} AS {column.name}")
     keys = ", ".join(f"t.{key}" for key in ("time", *scope.keys))
     return View(
         name=name,
@@ -70,6 +72,10 @@ def _metrics_view(scope: Scope, name: str, what: str, source: str) -> View:
         columns=tuple(columns),
         select=f"SELECT {', '.join(terms)} FROM {source} AS t GROUP BY {keys}",
     )
+
+
+def _total(column: Column) -> str:
+    return f"{'sumMap' if column.type == HISTOGRAM else 'sum'}(t.{column.name})"
 
 
 def _rollup_view(rollup: Rollup) -> View:
@@ -100,16 +106,17 @@ def _finer(rollup: Rollup) -> tuple[str, str]:
 
 def rollup_insert(rollup: Rollup, store: str, public: str) -> str:
     """Return the statement of one run; parameters: ``start``, ``end``, ``version``."""
-    names = [c.name for c in metrics_columns(rollup.scope, "") if c.name != "time"]
-    keys = ", ".join(f"f.{key}" for key in rollup.scope.keys)
-    sums = ", ".join(f"sum(f.{name})" for name in names if name not in rollup.scope.keys)
+    columns = [c for c in metrics_columns(rollup.scope, "") if c.name != "time"]
+    names = [column.name for column in columns]
+    keys = ", ".join(f"t.{key}" for key in rollup.scope.keys)
+    sums = ", ".join(_total(column) for column in columns if column.name not in rollup.scope.keys)
     finer, values = _finer(rollup)
     return (
         f"INSERT INTO {store}.{rollup.target.name} (time, version, {', '.join(names)}) "
         f"SELECT toDateTime({{start:UInt32}}, 'UTC'), {{version:UInt64}}, {keys}, {sums} "
         f"FROM (SELECT {values} FROM {finer.format(store=store, public=public)} AS f "
         "WHERE f.time >= toDateTime({start:UInt32}, 'UTC') "
-        f"AND f.time < toDateTime({{end:UInt32}}, 'UTC')) AS f GROUP BY {keys}"
+        f"AND f.time < toDateTime({{end:UInt32}}, 'UTC')) AS t GROUP BY {keys}"
     )
 
 
@@ -141,6 +148,13 @@ def _average(figure: Figure) -> tuple[Column, str]:
     )
 
 
+def _attributed(direction: str) -> str:
+    # Packets after a connection's last call have stages but no call: more events may have measured
+    # the stages, but never fewer, or calls without stages would look explained.
+    rest, whole = f"m.{direction}_unattributed_duration", f"m.{direction}_duration"
+    return f"if({rest}_measured_count >= {whole}_measured_count, 1 - {rest} / nullIf({whole}, 0), NULL)"
+
+
 # name, type, SQL, meaning
 _DERIVED = (
     ("connects_per_second", "Float64", f"m.connect_count / {_PERIOD_SECONDS}", "Connections tried per second"),
@@ -151,6 +165,8 @@ _DERIVED = (
     ("writes_per_second", "Float64", f"m.write_count / {_PERIOD_SECONDS}", "Writing calls per second"),
     ("write_bytes_per_second", "Float64", f"m.write_bytes / {_PERIOD_SECONDS}", "Payload bytes written per second"),
     ("retransmit_ratio", "Nullable(Float64)", "m.write_retransmit_packet_count / nullIf(m.write_packet_count, 0)", "Segments transmitted again per segment transmitted"),
+    ("read_attributed_ratio", "Nullable(Float64)", _attributed("read"), "Part of the time in reading calls that the stages explain; NULL when it was not measured for all"),
+    ("write_attributed_ratio", "Nullable(Float64)", _attributed("write"), "Part of the time in writing calls that the stages explain; NULL when it was not measured for all"),
     ("http_calls_per_second", "Nullable(Float64)", f"m.http_call_count / {_PERIOD_SECONDS}", "HTTP calls per second"),
     ("http_error_ratio", "Nullable(Float64)", "1 - m.http_success_count / nullIf(m.http_call_count, 0)", "Part of the HTTP calls answered with 500 or above"),
     ("grpc_error_ratio", "Nullable(Float64)", "m.grpc_error_count / nullIf(m.grpc_call_count, 0)", "Part of the gRPC calls that failed"),
@@ -304,6 +320,7 @@ VIEWS: tuple[View, ...] = (
     ),
     *(_rollup_view(rollup) for rollup in ROLLUPS),
     *(_overview(scope) for scope in SCOPES),
+    *WAIT_VIEWS,
     *(_entity_view(scope) for scope in SCOPES),
     _ledger_view(),
     _balance_view(),

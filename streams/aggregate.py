@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from schemas.catalogue import DISTRIBUTIONS, FIGURES
 from schemas.columns import UNMEASURED_U64
-from schemas.events import Direction, OpenKind
+from schemas.events import CALL_NONE, READ_FIGURES, WRITE_FIGURES, Direction, OpenKind
+from streams.figures import add_sums, is_unmeasured, measured
+from streams.histograms import SpreadCounts, Values, spread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,32 +41,26 @@ __all__ = [
     "incident",
 ]
 
-COLUMNS: Final = (
-    "connect_count",
-    "connect_duration",
-    "connect_duration_measured_count",
-    "connect_success_count",
-    "accept_count",
-    "accept_duration",
-    "accept_duration_measured_count",
-    "close_count",
-    "close_duration",
-    "close_duration_measured_count",
-    "read_count",
-    "read_bytes",
-    "read_duration",
-    "read_duration_measured_count",
-    "write_count",
-    "write_bytes",
-    "write_duration",
-    "write_duration_measured_count",
+_STAGED: Final = (*READ_FIGURES, *WRITE_FIGURES)
+_PLAIN: Final = (
+    *(
+        column
+        for figure in FIGURES
+        if figure.group in ("connection", "read", "write") and figure.name not in _STAGED
+        for column in ((figure.name, figure.measured_name) if figure.optional else (figure.name,))
+    ),
+    "transfer_events",
 )
-"""Columns of the sums, in order."""
+COLUMNS: Final = (*_PLAIN, *_STAGED, *(f"{name}_measured_count" for name in _STAGED))
+"""Columns of the sums, in order: those of every batch, then those of `Transfers.figures`.
+
+``transfer_events`` is none of the catalogue's: it counts the rows that are no call as well.
+"""
 
 _AT: Final = {name: place for place, name in enumerate(COLUMNS)}
 _OPEN: Final = [_AT["connect_count"], _AT["accept_count"]]
 _CLOSE: Final = [_AT["close_count"]]
-_TRANSFER: Final = [_AT["read_count"], _AT["write_count"]]
+_TRANSFER: Final = [_AT["transfer_events"]]
 EVENT_COLUMNS: Final = (*_OPEN, *_CLOSE, *_TRANSFER)
 """Places of the columns that together count every event once."""
 
@@ -83,14 +80,16 @@ class Contribution:
 
     Attributes:
         relations: Whose the rows of `sums` are, each relation once.
-        sums: Shape (relations, COLUMNS).
+        sums: Shape (relations, columns): the first of COLUMNS, or all.
+        stages: The stage values of the calls, by place in `relations`.
         ledger: in, out and dropped counts.
         lost: Events lost before they reached this batch, by its node.
     """
 
     minute_s: int
     relations: list[Relation] = field(default_factory=list)
-    sums: U64 = field(default_factory=lambda: np.zeros((0, len(COLUMNS)), np.uint64))
+    sums: U64 = field(default_factory=lambda: np.zeros((0, len(_PLAIN)), np.uint64))
+    stages: list[Values] = field(default_factory=list)
     ledger: dict[LedgerKey, list[int]] = field(default_factory=dict)
     lost: dict[str, int] = field(default_factory=dict)
 
@@ -98,13 +97,25 @@ class Contribution:
         """Add to a row of the ledger."""
         _count(self.ledger, key, entered, left, dropped)
 
+    def exceeding(self) -> dict[str, int]:
+        """Stage values that are in no bucket, by stage: a part was greater than its whole."""
+        found: dict[str, int] = {}
+        for values in self.stages:
+            for place, count in enumerate(np.bincount(values.exceeding).tolist()):
+                if count:
+                    found[DISTRIBUTIONS[place].name] = count
+        return found
+
 
 class MinuteSums:
     """The running sums of one minute."""
 
     def __init__(self) -> None:
         self._places: dict[Relation, int] = {}
-        self._sums = np.zeros((16, len(COLUMNS)), np.uint64)
+        self._sums = np.zeros((16, len(_PLAIN)), np.uint64)
+        self._owners: dict[tuple[str, int, str, str], int] = {}
+        self._owner: list[int] = []
+        self._spread = SpreadCounts()
         self.ledger: dict[LedgerKey, list[int]] = {}
         self.lost: dict[str, int] = {}
 
@@ -115,23 +126,55 @@ class MinuteSums:
 
     @property
     def sums(self) -> U64:
-        """Shape (relations, COLUMNS)."""
+        """Shape (relations, columns): the first of COLUMNS, or all. No batch had the others."""
         return self._sums[: len(self._places)]
+
+    def spread(self) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.uint64]]:
+        """How often the values of each stage occurred: place in `relations`, cell and count.
+
+        Relations between the same services are counted together, in the place of the first.
+        """
+        owner, cell, count = self._spread.counted()
+        _, first = np.unique(np.array(self._owner, np.intp), return_index=True)
+        return first[owner], cell, count
 
     def add(self, part: Contribution) -> None:
         """Add a contribution to this minute."""
         if part.relations:
-            places = self._places
-            index = [places.setdefault(relation, len(places)) for relation in part.relations]
-            if len(places) > len(self._sums):
-                grown = np.zeros((max(len(places), 2 * len(self._sums)), len(COLUMNS)), np.uint64)
-                grown[: len(self._sums)] = self._sums
-                self._sums = grown
-            self._sums[index] += part.sums  # each relation once, so no place is added to twice
+            index = np.array([self._place(relation) for relation in part.relations], np.intp)
+            width = part.sums.shape[1]
+            self._make_room(len(self._places), width)
+            # Each relation once, so no place is added to twice.
+            self._sums[:, :width][index] += part.sums
+            if part.stages:
+                owners = np.array(self._owner, np.intp)[index]
+                for values in part.stages:
+                    self._spread.add(values, owners)
         for key, (entered, left, dropped) in part.ledger.items():
             _count(self.ledger, key, entered, left, dropped)
         for node, count in part.lost.items():
             self.lost[node] = self.lost.get(node, 0) + count
+
+    def _place(self, relation: Relation) -> int:
+        place = self._places.get(relation)
+        if place is None:
+            place = self._places[relation] = len(self._places)
+            services = (
+                relation.cluster,
+                relation.role,
+                relation.local.service,
+                relation.remote.service,
+            )
+            self._owner.append(self._owners.setdefault(services, len(self._owners)))
+        return place
+
+    def _make_room(self, rows: int, width: int) -> None:
+        had_rows, had_width = self._sums.shape
+        if rows > had_rows or width > had_width:
+            rows = max(rows, 2 * had_rows) if rows > had_rows else had_rows
+            grown = np.zeros((rows, max(width, had_width)), np.uint64)
+            grown[:had_rows, :had_width] = self._sums
+            self._sums = grown
 
 
 def header_minute(header: BatchHeader) -> int:
@@ -150,8 +193,8 @@ def contributions(batch: EventBatch, resolution: Resolution) -> list[Contributio
             _drop_malformed(part, batch.header, opens, closes, transfers)
             continue
         part = found.setdefault(minute_s, Contribution(minute_s))
-        sums = _sums(resolution, opens, closes, transfers)
-        _keep(part, batch.header, resolution.relations, sums)
+        sums, stages = _sums(resolution, opens, closes, transfers)
+        _keep(part, batch.header, resolution.relations, sums, stages)
     _add_header(found, batch.header)
     return [found[minute_s] for minute_s in sorted(found)]
 
@@ -197,9 +240,13 @@ def _by_minute(
         yield minute * 60, opens, closes, transfers  # type: ignore[misc]
 
 
-def _sums(resolution: Resolution, opens: Opens, closes: Closes, transfers: Transfers) -> U64:
+def _sums(
+    resolution: Resolution, opens: Opens, closes: Closes, transfers: Transfers
+) -> tuple[U64, list[Values]]:
     size = len(resolution.relations)
-    sums = np.zeros((size, len(COLUMNS)), np.uint64)
+    staged = not is_unmeasured(transfers.figures)
+    sums = np.zeros((size, len(COLUMNS) if staged else len(_PLAIN)), np.uint64)
+    stages: list[Values] = []
     index = resolution.index
     if opens.rows:
         group = index[opens.connection]
@@ -207,30 +254,75 @@ def _sums(resolution: Resolution, opens: Opens, closes: Closes, transfers: Trans
         for chosen, name in ((connects, "connect"), (~connects, "accept")):
             of_kind = group[chosen]
             sums[:, _AT[f"{name}_count"]] = np.bincount(of_kind, minlength=size)
-            _add_duration(sums, f"{name}_duration", of_kind, opens.duration_ns[chosen], size)
+            _add_duration(sums, f"{name}_duration", of_kind, _duration_ns(opens)[chosen], size)
         good = group[connects & (opens.error == 0)]
         sums[:, _AT["connect_success_count"]] = np.bincount(good, minlength=size)
     if closes.rows:
         group = index[closes.connection]
         sums[:, _AT["close_count"]] = np.bincount(group, minlength=size)
-        _add_duration(sums, "close_duration", group, closes.duration_ns, size)
+        _add_duration(sums, "close_duration", group, _duration_ns(closes), size)
     if transfers.rows:
-        _add_transfers(sums, index, transfers, size)
-    return sums
+        group = index[transfers.connection]
+        no_call = transfers.call == CALL_NONE
+        called = ~no_call if no_call.any() else None
+        _add_transfers(sums, group, transfers, called)
+        if staged:
+            stages = _add_staged(sums, group, transfers, called)
+    return sums, stages
 
 
-def _add_transfers(sums: U64, index: NDArray[np.intp], transfers: Transfers, size: int) -> None:
+def _add_transfers(
+    sums: U64, group: NDArray[np.intp], transfers: Transfers, called: NDArray[np.bool_] | None
+) -> None:
+    size = len(sums)
+    direction, sizes, duration_ns = transfers.direction, transfers.size, _duration_ns(transfers)
+    if called is not None:
+        sums[:, _TRANSFER[0]] = np.bincount(group, minlength=size)
+        group, direction, sizes = group[called], direction[called], sizes[called]
+        duration_ns = duration_ns[called]
     # Reads and writes in one pass: even places are reads, odd places are writes.
-    group = index[transfers.connection] * 2
-    group += transfers.direction == Direction.WRITE
-    counts = np.bincount(group, minlength=2 * size)
-    sizes = _exact_sums(group, transfers.size, 2 * size)
-    durations, measured = _durations(group, transfers.duration_ns, 2 * size, counts)
+    side = group * 2
+    side += direction == Direction.WRITE
+    counts = np.bincount(side, minlength=2 * size)
+    bytes_ = _exact_sums(side, sizes, 2 * size)
+    durations, measured_counts = _durations(side, duration_ns, 2 * size, counts)
     for offset, name in enumerate(("read", "write")):
         sums[:, _AT[f"{name}_count"]] = counts[offset::2]
-        sums[:, _AT[f"{name}_bytes"]] = sizes[offset::2]
+        sums[:, _AT[f"{name}_bytes"]] = bytes_[offset::2]
         sums[:, _AT[f"{name}_duration"]] = durations[offset::2]
-        sums[:, _AT[f"{name}_duration_measured_count"]] = measured[offset::2]
+        sums[:, _AT[f"{name}_duration_measured_count"]] = measured_counts[offset::2]
+    if called is None:
+        sums[:, _TRANSFER[0]] = counts[::2] + counts[1::2]
+
+
+def _add_staged(
+    sums: U64, group: NDArray[np.intp], transfers: Transfers, called: NDArray[np.bool_] | None
+) -> list[Values]:
+    # What no call measured adds to the sums only: sum by measured count is a mean per call.
+    size = len(sums)
+    totals = np.zeros((len(_STAGED), size), np.uint64)
+    counts = np.zeros((len(_STAGED), size), np.uint64)
+    stages = []
+    for direction, figures in ((Direction.READ, READ_FIGURES), (Direction.WRITE, WRITE_FIGURES)):
+        first = _STAGED.index(figures[0])
+        places = slice(first, first + len(figures))
+        chosen = transfers.direction == direction
+        parts = [(chosen, True)]
+        if called is not None:
+            parts = [(chosen & called, True), (chosen & ~called, False)]
+        for rows, by_call in parts:
+            at = np.flatnonzero(rows)
+            if not len(at):
+                continue
+            found = measured(np.take(transfers.figures, at, axis=0), len(figures))
+            of_row = group[at]
+            add_sums(found, of_row, totals[places], counts[places] if by_call else None)
+            if by_call:
+                values = spread(found, writes=direction == Direction.WRITE, group=of_row)
+                stages += [values] if values is not None else []
+    sums[:, len(_PLAIN) : len(_PLAIN) + len(_STAGED)] = totals.T
+    sums[:, len(_PLAIN) + len(_STAGED) :] = counts.T
+    return stages
 
 
 def _add_duration(
@@ -239,6 +331,12 @@ def _add_duration(
     durations, measured = _durations(group, duration_ns, size, None)
     sums[:, _AT[name]] = durations
     sums[:, _AT[f"{name}_measured_count"]] = measured
+
+
+def _duration_ns(table: Opens | Closes | Transfers) -> U64:
+    # A column that lacks all values may be empty.
+    values = table.duration_ns
+    return values if len(values) else np.broadcast_to(UNMEASURED_U64, table.rows)
 
 
 def _durations(
@@ -264,13 +362,25 @@ def _exact_sums(group: NDArray[np.intp], values: NDArray[Any], size: int) -> U64
     return low + (high << _HALF)
 
 
-def _keep(part: Contribution, header: BatchHeader, relations: list[Relation], sums: U64) -> None:
+def _keep(
+    part: Contribution,
+    header: BatchHeader,
+    relations: list[Relation],
+    sums: U64,
+    stages: list[Values],
+) -> None:
     # Rows of relations that had events, less those inside one pod; and the ledger of all.
     events = sums[:, EVENT_COLUMNS].sum(axis=1)
     internal = np.array([relation.internal for relation in relations], bool)
     kept = np.flatnonzero((events > 0) & ~internal)
-    part.relations = [relations[place] for place in kept.tolist()]
-    part.sums = sums[kept]
+    if len(kept) == len(relations):
+        part.relations, part.sums, part.stages = relations, sums, stages
+    else:
+        part.relations = [relations[place] for place in kept.tolist()]
+        part.sums = sums[kept]
+        places = np.full(len(relations), -1, np.intp)
+        places[kept] = np.arange(len(kept))
+        part.stages = [values.within(places) for values in stages]
     for kind, columns in (("open", _OPEN), ("close", _CLOSE), ("transfer", _TRANSFER)):
         each = sums[:, columns].sum(axis=1)
         total, inside = int(each.sum()), int(each[internal].sum())

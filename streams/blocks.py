@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from schemas.metrics import BlockIdentity, MetricsBlock, MetricsTable
+from schemas.metrics import BlockIdentity, Histogram, MetricsBlock, MetricsTable
 from schemas.topics import MAX_MESSAGE_BYTES
 from streams.scopes import minute_tables
 
@@ -111,8 +111,25 @@ def _slice(table: MetricsTable, start: int, stop: int) -> MetricsTable:
         return {name: values[start:stop] for name, values in columns.items()}
 
     return MetricsTable(
-        table.table, stop - start, cut(table.keys), cut(table.figures), cut(table.measured)
+        table.table,
+        stop - start,
+        cut(table.keys),
+        cut(table.figures),
+        cut(table.measured),
+        _slice_histograms(table.histograms, start, stop),
     )
+
+
+def _slice_histograms(
+    histograms: dict[str, Histogram], start: int, stop: int
+) -> dict[str, Histogram]:
+    found = {}
+    for name, whole in histograms.items():
+        first, end = np.searchsorted(whole.row, (start, stop)).tolist()
+        if end > first:
+            row = whole.row[first:end] - np.uint32(start)
+            found[name] = Histogram(row, whole.bucket[first:end], whole.count[first:end])
+    return found
 
 
 def _size(part: _Part) -> int:
@@ -121,4 +138,6 @@ def _size(part: _Part) -> int:
     for table in part.tables:
         for columns in (table.keys, table.figures, table.measured):
             size += sum(values.nbytes + 64 for values in columns.values())
+        for found in table.histograms.values():
+            size += found.row.nbytes + found.bucket.nbytes + found.count.nbytes + 96
     return size

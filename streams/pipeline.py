@@ -358,3 +358,5 @@ def _count_events(batch: EventBatch, parts: Sequence[Contribution] | None) -> No
                 total.labels(stage, kind, "out").inc(left)
                 if dropped:
                     total.labels(stage, kind, reason).inc(dropped)
+        for stage, count in part.exceeding().items():
+            counter("podwire_streams_part_exceeds_whole_total").labels(stage).inc(count)

@@ -6,9 +6,17 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from schemas.catalogue import FIGURES, LEDGER, ROLES, SCOPE_BY_NAME
-from schemas.metrics import MetricsTable
+from schemas.catalogue import (
+    DISTRIBUTION_SCOPES,
+    DISTRIBUTIONS,
+    FIGURES,
+    LEDGER,
+    ROLES,
+    SCOPE_BY_NAME,
+)
+from schemas.metrics import Histogram, MetricsTable
 from streams.aggregate import COLUMNS, EVENT_COLUMNS
+from streams.histograms import WIDTH
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,6 +28,8 @@ __all__ = ["minute_tables"]
 
 _SCOPES: Final = ("service", "instance", "service_relation", "instance_relation")
 """Scopes that transfer and connection events make rows in; endpoints come with HTTP."""
+
+_Spread = tuple["NDArray[np.intp]", "NDArray[np.intp]", "U64"]
 
 _AT: Final = {name: place for place, name in enumerate(COLUMNS)}
 
@@ -62,10 +72,12 @@ def minute_tables(sums: MinuteSums) -> tuple[list[str], list[MetricsTable]]:
         node = names.column([relation.node for relation in relations])
         known = np.array([bool(relation.remote.instance) for relation in relations], bool)
         lost = {names.of(node): count for node, count in sums.lost.items()}
+        spread = sums.spread()
         for scope in _SCOPES:
             chosen = np.flatnonzero(known) if scope == "instance_relation" else slice(None)
             keys = {key: columns[key][chosen] for key in SCOPE_BY_NAME[scope].keys}
-            table = _table(scope, keys, node[chosen], sums.sums[chosen], lost)
+            of_scope = spread if scope in DISTRIBUTION_SCOPES else None
+            table = _table(scope, keys, node[chosen], sums.sums[chosen], lost, of_scope)
             if table.rows:
                 tables.append(table)
     if sums.ledger:
@@ -74,7 +86,12 @@ def minute_tables(sums: MinuteSums) -> tuple[list[str], list[MetricsTable]]:
 
 
 def _table(
-    scope: str, keys: dict[str, U32], node: U32, sums: U64, lost: dict[int, int]
+    scope: str,
+    keys: dict[str, U32],
+    node: U32,
+    sums: U64,
+    lost: dict[int, int],
+    spread: _Spread | None,
 ) -> MetricsTable:
     order, starts, group = _grouped(list(keys.values()))
     if not len(order):
@@ -83,17 +100,47 @@ def _table(
     table = MetricsTable(scope, len(starts), {k: v[order][starts] for k, v in keys.items()})
     for figure in FIGURES:
         place = _AT.get(figure.name)
-        if place is None:
+        if place is None or place >= totals.shape[1]:
             continue
         if figure.optional:
             measured = totals[:, _AT[figure.measured_name]]
-            if not measured.any():
+            # What only rows that are no call measured has a sum and a count of 0.
+            if not measured.any() and not totals[:, place].any():
                 continue
             table.measured[figure.name] = measured
         table.figures[figure.name] = totals[:, place]
     table.figures["events_seen"] = totals[:, EVENT_COLUMNS].sum(axis=1)
     table.figures["events_lost"] = _lost(group, node, lost, len(starts))
+    if spread is not None and len(spread[0]):
+        table.histograms = _histograms(*spread, group)
     return table
+
+
+def _histograms(
+    relation: NDArray[np.intp],
+    cell: NDArray[np.intp],
+    count: NDArray[np.uint64],
+    group: NDArray[np.intp],
+) -> dict[str, Histogram]:
+    # Row by row and bucket by bucket for each distribution.
+    rows = int(group.max()) + 1
+    distribution, bucket = np.divmod(cell, WIDTH)
+    keys = (distribution * rows + group[relation]) * WIDTH + bucket
+    order = np.argsort(keys, kind="stable")
+    starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
+    counts = np.add.reduceat(count[order], starts)
+    place, bucket = np.divmod(keys[order][starts], WIDTH)
+    distribution, row = np.divmod(place, rows)
+    ends = np.searchsorted(distribution, np.arange(len(DISTRIBUTIONS) + 1)).tolist()
+    return {
+        found.name: Histogram(
+            row[start:end].astype(np.uint32),
+            bucket[start:end].astype(np.uint32),
+            counts[start:end],
+        )
+        for found, start, end in zip(DISTRIBUTIONS, ends, ends[1:], strict=False)
+        if end > start
+    }
 
 
 def _grouped(columns: list[U32]) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:

@@ -112,6 +112,31 @@ static __always_inline struct task_struct *current_task(void)
 /* A member of a task, which the verifier does not know here. */
 #define READ_TASK(task, member) BPF_CORE_READ(task, member)
 
+/* A counter of a TCP sock. */
+#define READ_TCP(sk, member) BPF_CORE_READ((struct tcp_sock *)(sk), member)
+
+/* The increase of a counter since it was told. Two that tell it at once both do, without atomics
+ * that compare: then the next increase is told less often. */
+static __always_inline __u32 take_32(__u32 *told, __u32 now)
+{
+	__s32 increase = now - *told;
+
+	if (increase <= 0)
+		return 0;
+	__sync_fetch_and_add(told, (__u32)increase);
+	return increase;
+}
+
+static __always_inline __u64 take_64(__u64 *told, __u64 now)
+{
+	__s64 increase = now - *told;
+
+	if (increase <= 0)
+		return 0;
+	__sync_fetch_and_add(told, (__u64)increase);
+	return increase;
+}
+
 static __always_inline struct call_state *current_call(void)
 {
 	__u32 key = bpf_get_current_pid_tgid();

@@ -26,10 +26,30 @@ struct owner {
 	char comm[16];
 };
 
+/* How much of a sock's own counters records have told. */
+struct told {
+	__u64 bytes_in;
+	__u64 bytes_out;
+	__u32 packets_in;
+	__u32 packets_out;
+	__u32 retransmits;
+	__u32 pad;
+};
+
+/* What is told of a sock's own counters with one record. */
+struct counted {
+	__u64 packet_bytes;
+	__u32 packets;
+	__u32 retransmits;
+	__u32 is_known;
+	__u32 pad;
+};
+
 struct socket_state {
 	__u64 connection_id;
 	__u64 start_ns; /* of the connect; 0 when not seen */
 	struct owner owner;
+	struct told told;
 	__u8 stage;        /* enum socket_stage */
 	__u8 role;         /* enum podwire_role */
 	__u8 flags;        /* enum podwire_connection_flag */
@@ -45,8 +65,9 @@ struct call_state {
 	__u64 start_ns;
 	__u64 left_ns; /* when the last call was left, or the last file closed after it */
 	__u64 connection_id;
-	__u64 sock; /* connect: whom */
+	__u64 sock; /* to whom */
 	__u64 address;
+	struct counted counted; /* by the sock, in the call */
 	__u32 address_length;
 	__u32 size; /* payload bytes moved so far */
 	__u8 kind;  /* enum podwire_call or enum other_call */

@@ -44,35 +44,97 @@ static __noinline bool submit_connection(struct podwire_connection_record *from)
 	return true;
 }
 
-static __always_inline void submit_transfer(__u64 connection_id, __u64 duration_ns, __u64 end_ns,
-					    __u32 size, __u8 direction, __u8 call)
+struct transfer {
+	__u64 connection_id;
+	__u64 duration_ns; /* or PODWIRE_UNMEASURED */
+	__u64 end_ns;
+	__u64 sk; /* the address of the sock, which need not be there any more */
+	__u32 size;
+	__u8 direction; /* enum podwire_direction */
+	__u8 call;	/* enum podwire_call */
+	__u16 pad;
+	struct counted counted;
+};
+
+enum {
+	/* So much waiting in a queue fits in no record; what is left then waits for the next call. */
+	MAX_RECORDS = 16,
+	/* How old figures of the direction that makes no calls may become: acknowledgements of a
+	 * connection that only reads are written, too. */
+	TOLD_EVERY_NS = 1000000000,
+};
+
+/* Returns whether figures are left that did not fit. */
+static __noinline bool submit_record(const struct transfer *from, struct flow *flow)
 {
 	__u32 key = PODWIRE_KIND_TRANSFER;
 	__u64 pid_tid = bpf_get_current_pid_tgid();
 	struct podwire_counts *counted = bpf_map_lookup_elem(&counts, &key);
 	struct podwire_transfer_record *record;
+	bool has_rest;
 	__u32 lane;
 
-	if (!counted)
-		return;
+	if (!counted || !from)
+		return false;
 	record = bpf_ringbuf_reserve(&transfers, sizeof(*record), 0);
 	if (!record) {
 		__sync_fetch_and_add(&counted->ring_full, 1);
-		return;
+		return false;
 	}
-	record->connection_id = connection_id;
-	record->end_ns = end_ns;
-	record->duration_ns = duration_ns;
+	if (from->call == PODWIRE_CALL_NONE)
+		pid_tid = 0; /* what is no call is no thread's either */
+	record->connection_id = from->connection_id;
+	record->end_ns = from->end_ns;
+	record->duration_ns = from->duration_ns;
 	record->sequence = count_submitted(counted, PODWIRE_KIND_TRANSFER, &lane);
-	record->size = size;
+	record->size = from->size;
 	record->pid = pid_tid >> 32;
 	record->tid = (__u32)pid_tid;
 	record->cpu = lane;
-	record->direction = direction;
-	record->call = call;
-	record->measured = 0;
-	__builtin_memset(record->figures, 0, sizeof(record->figures));
+	record->direction = from->direction;
+	record->call = from->call;
+	has_rest = fill_figures(record, flow, &from->counted);
 	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+	return has_rest;
+}
+
+/* What follows in this transfer's place is no call. */
+static __always_inline void become_rest(struct transfer *transfer)
+{
+	transfer->duration_ns = PODWIRE_UNMEASURED;
+	transfer->size = 0;
+	transfer->call = PODWIRE_CALL_NONE;
+	__builtin_memset(&transfer->counted, 0, sizeof(transfer->counted));
+}
+
+static __noinline int submit_transfer(struct transfer *transfer)
+{
+	struct flow *flow = 0;
+	__u64 *told_ns;
+	bool has_rest;
+
+	if (!transfer)
+		return 0;
+	if (podwire_stages)
+		flow = find_flow(transfer->sk);
+	has_rest = submit_record(transfer, flow);
+	if (!flow)
+		return 0;
+	for (int i = 1; has_rest && i < MAX_RECORDS; i++) {
+		become_rest(transfer);
+		has_rest = submit_record(transfer, flow);
+	}
+	flow->told_ns[transfer->direction == PODWIRE_WRITE] = transfer->end_ns;
+	transfer->direction = transfer->direction == PODWIRE_WRITE ? PODWIRE_READ : PODWIRE_WRITE;
+	told_ns = &flow->told_ns[transfer->direction == PODWIRE_WRITE];
+	if (*told_ns && transfer->end_ns - *told_ns < TOLD_EVERY_NS)
+		return 0;
+	if (*told_ns && has_figures(flow, transfer->direction)) {
+		become_rest(transfer);
+		submit_record(transfer, flow);
+	}
+	*told_ns = transfer->end_ns;
+	return 0;
 }
 
 #endif

@@ -12,6 +12,7 @@ enum {
 	S_IFSOCK = 0140000,
 	MSG_PEEK = 0x2,
 	MSG_ERRQUEUE = 0x2000,
+	SOCK_DONE = 1, /* enum sock_flags: a FIN was received */
 	PF_EXITING = 0x4,
 	PF_IO_WORKER = 0x10,
 	PF_KTHREAD = 0x200000,

@@ -99,6 +99,8 @@ static __always_inline void start_preexisting(struct socket_state *st, struct so
 		    bpf_map_lookup_elem(&listeners, &key) ? PODWIRE_ROLE_SERVER :
 							    PODWIRE_ROLE_CLIENT);
 	st->flags = PODWIRE_PREEXISTING;
+	skip_counters(sk, st);
+	begin_flow(sk);
 }
 
 /* A connect was decided: `error` 0 is success. */

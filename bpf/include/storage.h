@@ -61,6 +61,33 @@ static __always_inline struct task_struct *current_task(void)
 /* A member of a task. */
 #define READ_TASK(task, member) ((task)->member)
 
+/* A counter of a TCP sock. */
+#define READ_TCP(sk, member)                                                                       \
+	({                                                                                         \
+		struct tcp_sock *tp_ = bpf_skc_to_tcp_sock(sk);                                    \
+		tp_ ? tp_->member : 0;                                                             \
+	})
+
+/* The increase of a counter since it was told; of two that tell it at once only one does. */
+#define take_(told, now, difference)                                                               \
+	({                                                                                         \
+		typeof(*(told)) now_ = (now), old_ = *(told), taken_ = 0;                          \
+		if ((difference)(now_ - old_) > 0 &&                                               \
+		    __sync_val_compare_and_swap(told, old_, now_) == old_)                         \
+			taken_ = now_ - old_;                                                      \
+		taken_;                                                                            \
+	})
+
+static __always_inline __u32 take_32(__u32 *told, __u32 now)
+{
+	return take_(told, now, __s32);
+}
+
+static __always_inline __u64 take_64(__u64 *told, __u64 now)
+{
+	return take_(told, now, __s64);
+}
+
 static __always_inline struct call_state *current_call(void)
 {
 	return bpf_task_storage_get(&calls, current_task(), 0, 0);

@@ -27,6 +27,7 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_SK_STORAGE = 24,
 	BPF_MAP_TYPE_RINGBUF = 27,
 	BPF_MAP_TYPE_TASK_STORAGE = 29,
@@ -45,14 +46,17 @@ enum {
 #if defined(__TARGET_ARCH_x86)
 struct pt_regs {
 	unsigned long r10;
-	unsigned long di;
-	unsigned long si;
 	unsigned long dx;
+	unsigned long si;
+	unsigned long di;
+	unsigned long ax;
 	unsigned long orig_ax;
+	unsigned long sp;
 };
 #elif defined(__TARGET_ARCH_arm64)
 struct pt_regs {
 	__u64 regs[31];
+	__u64 sp;
 	__s32 syscallno;
 };
 #endif
@@ -154,6 +158,7 @@ struct sock_common {
 	__u16 skc_num;
 	unsigned short skc_family;
 	volatile unsigned char skc_state;
+	unsigned long skc_flags;
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
@@ -217,8 +222,51 @@ struct inet_sock {
 };
 
 struct tcp_sock {
+	__u64 bytes_received;
+	__u64 bytes_sent;
+	__u32 data_segs_in;
+	__u32 data_segs_out;
+	__u32 total_retrans;
+	__u32 rcv_nxt;
+	__u32 copied_seq;
 	bool is_mptcp;
 };
+
+/* In sk_buff.cb. */
+struct tcp_skb_cb {
+	__u32 seq;
+	__u32 end_seq;
+	__u8 tcp_flags;
+};
+
+struct tcphdr {
+	__be16 source;
+};
+
+struct skb_shared_info {
+	unsigned short gso_size;
+	unsigned short gso_segs;
+};
+
+struct net_device;
+
+struct sk_buff {
+	struct sock *sk;
+	char cb[48];
+	unsigned int len;
+	__u16 transport_header;
+	__u16 mac_header;
+	unsigned int end;
+	unsigned char *head;
+};
+
+struct nf_hook_state {
+	__u8 hook;
+	__u8 pf;
+};
+
+struct neighbour;
+struct list_head;
 
 typedef enum {
 	SS_FREE = 0,

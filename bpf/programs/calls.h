@@ -47,14 +47,25 @@ static __always_inline void release_held(struct call_state *call, __u64 now)
 
 static __always_inline void flush_transfer(struct call_state *call, __u64 now)
 {
+	struct transfer transfer = {};
+
 	if (!call->size)
 		return;
-	if (call->is_announced)
-		submit_transfer(call->connection_id, now - call->start_ns, now, call->size,
-				call->direction, call->kind);
-	else
+	if (call->is_announced) {
+		transfer.connection_id = call->connection_id;
+		transfer.duration_ns = now - call->start_ns;
+		transfer.end_ns = now;
+		transfer.sk = call->sock;
+		transfer.size = call->size;
+		transfer.direction = call->direction;
+		transfer.call = call->kind;
+		transfer.counted = call->counted;
+		submit_transfer(&transfer);
+	} else {
 		count(PODWIRE_KIND_TRANSFER, unannounced);
+	}
 	call->size = 0;
+	__builtin_memset(&call->counted, 0, sizeof(call->counted));
 }
 
 /* A transfer's beginning and end; see transfers.h and descriptors.h, of which an object has one. */
@@ -226,6 +237,7 @@ static __always_inline int enter_call(struct pt_regs *regs, long number, bool is
 	call->is_active = 1;
 	call->is_told = 0;
 	call->size = 0;
+	__builtin_memset(&call->counted, 0, sizeof(call->counted));
 	call->held_kind = 0;
 	call->start_ns = bpf_ktime_get_ns();
 	if (kind == CALL_CONNECT) {

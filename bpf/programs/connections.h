@@ -62,13 +62,15 @@ static __noinline int closed(struct sock *sk, struct socket_state *st, __u8 tcp_
 static __noinline int begin_connect(struct sock *sk, bool is_twin)
 {
 	struct call_state *call = current_call();
-	bool is_called = is_in_call(call, CALL_CONNECT) && call->sock == (__u64)sk;
+	__u64 start_ns = bpf_ktime_get_ns();
 	struct socket_state *st;
 
 	if (is_subflow(sk))
 		return 0;
-	if (is_called)
+	if (is_in_call(call, CALL_CONNECT) && call->sock == (__u64)sk) {
 		call->has_sent_syn = 1;
+		start_ns = call->start_ns;
+	}
 	st = create_state(sk);
 	if (!st)
 		return without_memory(PODWIRE_KIND_OPEN, is_twin);
@@ -76,9 +78,11 @@ static __noinline int begin_connect(struct sock *sk, bool is_twin)
 		return 0; /* the twin has seen it */
 	closed(sk, st, TCP_CLOSE); /* a reset connection that is connected anew */
 	start_state(st, STAGE_CONNECTING, PODWIRE_ROLE_CLIENT);
-	st->start_ns = is_called ? call->start_ns : bpf_ktime_get_ns();
+	st->start_ns = start_ns;
 	own_by_current(&st->owner);
 	st->is_own = is_own_process();
+	if (!st->is_own)
+		begin_flow(sk);
 	return 0;
 }
 
@@ -134,6 +138,7 @@ static __noinline int queued(struct sock *sk, bool is_twin)
 	if (!st)
 		return without_memory(PODWIRE_KIND_OPEN, is_twin);
 	start_state(st, STAGE_OPEN, PODWIRE_ROLE_SERVER);
+	begin_flow(sk);
 	st->is_waiting = 1;
 	waiting.connection_id = st->connection_id;
 	waiting.established_ns = bpf_ktime_get_ns();
@@ -160,6 +165,7 @@ static __noinline int established(struct sock *sk, struct socket_state *st, int 
 		if (!st)
 			return without_memory(PODWIRE_KIND_OPEN, is_twin);
 		start_state(st, STAGE_CONNECTING, PODWIRE_ROLE_CLIENT);
+		begin_flow(sk);
 	}
 	return st && st->stage == STAGE_CONNECTING ? connected(sk, st) : 0;
 }
@@ -196,6 +202,30 @@ static __always_inline int state_changed(struct sock *sk, int before, int after,
 	return 0;
 }
 
+/* What came to a connection after its last call, so that sums over its records are whole. */
+static __noinline int tell_rest(struct sock *sk, struct socket_state *st, __u8 direction)
+{
+	struct transfer transfer = {};
+	struct flow *flow = 0;
+
+	if (!st)
+		return 0;
+	take_counters(sk, st, direction, &transfer.counted);
+	if (podwire_stages)
+		flow = find_flow((__u64)sk);
+	if (!transfer.counted.packets && !transfer.counted.packet_bytes &&
+	    !transfer.counted.retransmits && !(flow && has_figures(flow, direction)))
+		return 0;
+	transfer.connection_id = st->connection_id;
+	transfer.duration_ns = PODWIRE_UNMEASURED;
+	transfer.end_ns = bpf_ktime_get_ns();
+	transfer.sk = (__u64)sk;
+	transfer.direction = direction;
+	transfer.call = PODWIRE_CALL_NONE;
+	submit_transfer(&transfer);
+	return 0;
+}
+
 static __always_inline int destroyed(struct sock *sk)
 {
 	struct socket_state *st = find_state(sk);
@@ -207,6 +237,11 @@ static __always_inline int destroyed(struct sock *sk)
 	if (st->is_waiting && (st->is_unqueued || !bpf_map_delete_elem(&accept_queue, &key)))
 		st->stage = STAGE_CLOSED;
 	closed(sk, st, TCP_CLOSE);
+	if (!st->is_own && st->announcement != ANNOUNCED_NEVER) {
+		tell_rest(sk, st, PODWIRE_READ);
+		tell_rest(sk, st, PODWIRE_WRITE);
+	}
+	end_flow(sk);
 	forget_state(sk);
 	return 0;
 }

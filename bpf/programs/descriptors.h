@@ -95,6 +95,7 @@ static __noinline int moved(struct call_state *call, __u32 size)
 	call->connection_id = st->connection_id;
 	call->is_announced = st->announcement != ANNOUNCED_NEVER;
 	call->size = size;
+	take_counters(sk, st, call->direction, &call->counted);
 	flush_transfer(call, now);
 	return 0;
 }

@@ -57,6 +57,7 @@ int find_sockets(struct bpf_iter__task_file *ctx)
 			start_state(st, STAGE_CONNECTING, PODWIRE_ROLE_CLIENT);
 		else
 			start_preexisting(st, sk);
+		begin_flow(sk);
 		st->is_own = podwire_own_pid && (__u32)task->tgid == podwire_own_pid;
 	}
 	if (st->is_own)

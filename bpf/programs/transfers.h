@@ -72,6 +72,7 @@ static __always_inline __u8 call_without_syscall(struct task_struct *task)
 static __always_inline void moved(struct sock *sk, __u32 size, __u8 direction,
 				  bool leaves_mark)
 {
+	struct transfer transfer = {};
 	struct task_struct *task;
 	struct socket_state *st;
 	struct call_state *call;
@@ -100,17 +101,26 @@ static __always_inline void moved(struct sock *sk, __u32 size, __u8 direction,
 			call->start_ns = now;
 		}
 		call->connection_id = st->connection_id;
+		call->sock = (__u64)sk;
 		call->is_announced = st->announcement != ANNOUNCED_NEVER;
 		call->direction = direction;
 		call->size += size;
+		take_counters(sk, st, direction, &call->counted);
 		return;
 	}
 	if (st->announcement == ANNOUNCED_NEVER) {
 		count(PODWIRE_KIND_TRANSFER, unannounced);
 		return;
 	}
-	submit_transfer(st->connection_id, PODWIRE_UNMEASURED, bpf_ktime_get_ns(), size, direction,
-			call_without_syscall(task));
+	take_counters(sk, st, direction, &transfer.counted);
+	transfer.connection_id = st->connection_id;
+	transfer.duration_ns = PODWIRE_UNMEASURED;
+	transfer.end_ns = bpf_ktime_get_ns();
+	transfer.sk = (__u64)sk;
+	transfer.size = size;
+	transfer.direction = direction;
+	transfer.call = call_without_syscall(task);
+	submit_transfer(&transfer);
 }
 
 enum turn {

@@ -22,10 +22,12 @@ from deploy.demo.shop import WORKLOADS, AccessLog, Shop
 from deploy.demo.view import (
     load_relations,
     load_served,
+    load_waits,
     relation_table,
     served_table,
     topology,
     truth_table,
+    wait_table,
 )
 from deploy.local.machine import Machine, lock_data
 from deploy.local.part import PartFailed
@@ -245,10 +247,13 @@ def _show(console: Console, data: Path, truth: AccessLog) -> int:
     with Database(data) as database:
         relations = load_relations(database, services)
         served = load_served(database, services)
+        waits = load_waits(database, services)
     console.print(topology(relations))
     console.print()
     console.print(relation_table(relations, console.width))
     console.print(served_table(served))
+    if waits:
+        console.print(wait_table(waits))
     frontend = next((each for each in served if each.service == "frontend.shop"), None)
     table, is_exact = truth_table(truth, frontend)
     console.print(table)

@@ -1,4 +1,4 @@
-"""What the demo shows at its end: tables of services and relations, and the topology as a tree."""
+"""What the demo shows at its end: tables of services, relations and waits, and a topology tree."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 __all__ = [
     "Relation",
     "Served",
+    "Wait",
     "load_relations",
     "load_served",
+    "load_waits",
     "relation_table",
     "served_table",
     "topology",
     "truth_table",
+    "wait_table",
 ]
 
 RELATIONS: Final = """\
@@ -50,6 +53,16 @@ FROM service_metrics
 WHERE role = 'server'
 GROUP BY service
 ORDER BY received + sent DESC"""
+
+WAITS: Final = """\
+SELECT stage, sum(count) AS calls,
+       quantileExactWeighted(0.5)((low_ns + high_ns) / 2, count) AS half_ns,
+       quantileExactWeighted(0.9)((low_ns + high_ns) / 2, count) AS most_ns,
+       quantileExactWeighted(0.99)((low_ns + high_ns) / 2, count) AS nearly_all_ns
+FROM service_wait_buckets
+WHERE service IN ({services})
+GROUP BY direction, stage
+ORDER BY direction, half_ns DESC"""
 
 BAR: Final = 16
 WIDE: Final = 96
@@ -80,6 +93,17 @@ class Served:
     sent: int
     read_ns: float | None
     write_ns: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """One stage of the way of the bytes: how many reads or writes, half, 90 % and 99 % of them."""
+
+    stage: str
+    calls: int
+    half_ns: float
+    most_ns: float
+    nearly_all_ns: float
 
 
 def load_relations(database: Database, services: Iterable[str]) -> list[Relation]:
@@ -117,6 +141,21 @@ def load_served(database: Database, services: Iterable[str]) -> list[Served]:
         )
         for row in _rows(database, SERVED)
         if row["service"] in wanted
+    ]
+
+
+def load_waits(database: Database, services: Iterable[str]) -> list[Wait]:
+    """Return the stages that were measured, reads before writes and the longest first."""
+    names = ", ".join(f"'{service}'" for service in services)
+    return [
+        Wait(
+            stage=row["stage"],
+            calls=int(row["calls"]),
+            half_ns=float(row["half_ns"]),
+            most_ns=float(row["most_ns"]),
+            nearly_all_ns=float(row["nearly_all_ns"]),
+        )
+        for row in _rows(database, WAITS.format(services=names))
     ]
 
 
@@ -168,6 +207,18 @@ def served_table(served: Sequence[Served]) -> Table:
             _duration(each.read_ns),
             _duration(each.write_ns),
         )
+    return table
+
+
+def wait_table(waits: Sequence[Wait]) -> Table:
+    """Return how long reads and writes spend in each stage of the kernel."""
+    table = _table("Where they wait", "time in the kernel, per read or write")
+    table.add_column("stage", style="magenta", no_wrap=True)
+    for name in ("calls", "half", "90 %", "99 %"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in waits:
+        times = (each.half_ns, each.most_ns, each.nearly_all_ns)
+        table.add_row(each.stage, count(each.calls), *(_duration(time) for time in times))
     return table
 
 

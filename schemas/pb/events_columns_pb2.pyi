@@ -127,17 +127,19 @@ class Closes(_message.Message):
     def __init__(self, connection: _Optional[bytes] = ..., end_ns: _Optional[bytes] = ..., duration_ns: _Optional[bytes] = ...) -> None: ...
 
 class Transfers(_message.Message):
-    __slots__ = ("connection", "direction", "call", "end_ns", "duration_ns", "size")
+    __slots__ = ("connection", "direction", "call", "end_ns", "duration_ns", "size", "figures")
     CONNECTION_FIELD_NUMBER: _ClassVar[int]
     DIRECTION_FIELD_NUMBER: _ClassVar[int]
     CALL_FIELD_NUMBER: _ClassVar[int]
     END_NS_FIELD_NUMBER: _ClassVar[int]
     DURATION_NS_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
+    FIGURES_FIELD_NUMBER: _ClassVar[int]
     connection: bytes
     direction: bytes
     call: bytes
     end_ns: bytes
     duration_ns: bytes
     size: bytes
-    def __init__(self, connection: _Optional[bytes] = ..., direction: _Optional[bytes] = ..., call: _Optional[bytes] = ..., end_ns: _Optional[bytes] = ..., duration_ns: _Optional[bytes] = ..., size: _Optional[bytes] = ...) -> None: ...
+    figures: bytes
+    def __init__(self, connection: _Optional[bytes] = ..., direction: _Optional[bytes] = ..., call: _Optional[bytes] = ..., end_ns: _Optional[bytes] = ..., duration_ns: _Optional[bytes] = ..., size: _Optional[bytes] = ..., figures: _Optional[bytes] = ...) -> None: ...

@@ -127,17 +127,19 @@ class Closes(_message.Message):
     def __init__(self, connection: _Optional[_Iterable[int]] = ..., end_ns: _Optional[_Iterable[int]] = ..., duration_ns: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Transfers(_message.Message):
-    __slots__ = ("connection", "direction", "call", "end_ns", "duration_ns", "size")
+    __slots__ = ("connection", "direction", "call", "end_ns", "duration_ns", "size", "figures")
     CONNECTION_FIELD_NUMBER: _ClassVar[int]
     DIRECTION_FIELD_NUMBER: _ClassVar[int]
     CALL_FIELD_NUMBER: _ClassVar[int]
     END_NS_FIELD_NUMBER: _ClassVar[int]
     DURATION_NS_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
+    FIGURES_FIELD_NUMBER: _ClassVar[int]
     connection: _containers.RepeatedScalarFieldContainer[int]
     direction: bytes
     call: bytes
     end_ns: _containers.RepeatedScalarFieldContainer[int]
     duration_ns: _containers.RepeatedScalarFieldContainer[int]
     size: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, connection: _Optional[_Iterable[int]] = ..., direction: _Optional[bytes] = ..., call: _Optional[bytes] = ..., end_ns: _Optional[_Iterable[int]] = ..., duration_ns: _Optional[_Iterable[int]] = ..., size: _Optional[_Iterable[int]] = ...) -> None: ...
+    figures: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, connection: _Optional[_Iterable[int]] = ..., direction: _Optional[bytes] = ..., call: _Optional[bytes] = ..., end_ns: _Optional[_Iterable[int]] = ..., duration_ns: _Optional[_Iterable[int]] = ..., size: _Optional[_Iterable[int]] = ..., figures: _Optional[_Iterable[int]] = ...) -> None: ...

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from collector.abi import CONNECTION_RECORD, TRANSFER_RECORD, ConnectionEvent
+from collector.abi import CONNECTION_RECORD, TRANSFER_RECORD, ConnectionEvent, MeasuredFlag
 from collector.batches import BatchBuilder, Run
 from collector.config import CollectorConfig
 from collector.connections import ConnectionTable
@@ -17,7 +17,13 @@ from collector.publisher import Publisher
 from collector.ringbuf import RingMemory, framed
 from schemas.clock import ClockAnchor
 from schemas.config import KafkaConfig
-from schemas.events import EventBatch, encode_batch
+from schemas.events import (
+    FIGURE_WIDTH,
+    READ_FIGURES,
+    WRITE_FIGURES,
+    EventBatch,
+    encode_batch,
+)
 from schemas.ledger import Ledger
 from tests.bench.measure import Row, measure
 
@@ -32,13 +38,18 @@ def run() -> list[Row]:
     table.apply(_connections(CONNECTIONS))
     ring = _Ring(_transfers(random, RECORDS))
     drained = ring.drain()
-    builder = BatchBuilder(Run("node", "boot", "run"), table, NameTable())
+    builder = _builder(table, frozenset((*READ_FIGURES, *WRITE_FIGURES)))
+    without = _builder(table, frozenset())
     nothing = np.empty(0, framed(CONNECTION_RECORD))
 
     def build() -> list[EventBatch]:
         return builder.build(nothing, drained, ANCHOR, 0, Ledger())
 
+    def build_without() -> list[EventBatch]:
+        return without.build(nothing, drained, ANCHOR, 0, Ledger())
+
     (batch,) = build()
+    (plain,) = build_without()
     message = encode_batch(batch)
     rows = [
         measure("drain: ring memory to array", RECORDS, ring.drain, prepare=ring.refill),
@@ -46,7 +57,9 @@ def run() -> list[Row]:
             "find: connection of each record", RECORDS, lambda: table.find(drained["connection_id"])
         ),
         measure("build: batch, find included", RECORDS, build),
+        measure("build: without figures of layers 2 to 4", RECORDS, build_without),
         measure("encode: protobuf", RECORDS, lambda: encode_batch(batch)),
+        measure("encode: without figures", RECORDS, lambda: encode_batch(plain)),
     ]
     for compression in ("none", "lz4", "zstd"):
         with _Kafka(compression) as kafka:
@@ -67,6 +80,10 @@ def run() -> list[Row]:
                 measure(f"ring to Kafka, {compression}", RECORDS, everything, prepare=ring.refill)
             )
     return rows
+
+
+def _builder(table: ConnectionTable, measured: frozenset[str]) -> BatchBuilder:
+    return BatchBuilder(Run("node", "boot", "run"), table, NameTable(), measured=measured)
 
 
 class _Ring:
@@ -130,4 +147,6 @@ def _transfers(random: np.random.Generator, count: int) -> np.ndarray:
     records["size"] = random.choice([64, 128, 517, 1400, 16_384], count)
     records["direction"] = random.integers(1, 3, count)
     records["call"] = random.choice([1, 3, 6, 8], count)
+    records["measured"] = MeasuredFlag.MEASURED_COUNTERS | MeasuredFlag.MEASURED_STAGES
+    records["figures"] = random.integers(0, 60_000, (count, FIGURE_WIDTH))
     return records

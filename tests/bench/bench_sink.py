@@ -1,8 +1,8 @@
 """Metrics block to table: what a row costs the sink, into the embedded engine.
 
-Three kinds of rows: what the tracepoint tier measures (the figures that are there today), every
-kernel figure with its count of measuring events, and a small block, which is what a small cluster
-sends each minute and where fixed costs rule.
+Kinds of rows: what the tracepoint tier measures (the figures that are there today), every kernel
+figure with its count of measuring events, the same with the histogram of every stage, and a small
+block, which is what a small cluster sends each minute and where fixed costs rule.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from schemas.catalogue import FIGURES, PROVENANCE, SCOPE_BY_NAME
+from schemas.catalogue import DISTRIBUTIONS, FIGURES, PROVENANCE, SCOPE_BY_NAME
 from schemas.clock import ManualClock
+from schemas.histograms import BUCKETS, bucket_of
 from schemas.metrics import (
     BlockIdentity,
+    Histogram,
     MetricsBlock,
     MetricsTable,
     decode_block,
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 MINUTE_S = int(time.time()) // 3600 * 3600 - 86_400
 SERVICES = 200
+TRANSFERS = 20
+"""Reads and writes behind each row, as its histograms have them."""
 TRACEPOINT = {"connection", "read", "write"}
 _BASES = itertools.count()
 
@@ -53,18 +57,24 @@ def run() -> list[Row]:
         store = Store.connect(SinkConfig(url=f"chdb://{directory}/engine"))
         apply_schema(store)
         try:
-            for name, figures, count in (
-                ("tracepoint tier", today, 100_000),
-                ("every kernel figure", kernel, 100_000),
-                ("tracepoint tier, small block", today, 1_000),
+            for name, figures, count, spread in (
+                ("tracepoint tier", today, 100_000, False),
+                ("every kernel figure", kernel, 100_000, False),
+                ("every kernel figure", kernel, 20_000, False),
+                ("the same with histograms", kernel, 20_000, True),
+                ("tracepoint tier, small block", today, 1_000, False),
+                ("every kernel figure with histograms, small block", kernel, 1_000, True),
             ):
-                rows += _insert(store, name, figures, count)
+                table = _table(figures, count)
+                if spread:
+                    _add_histograms(table)
+                rows.append(_insert(store, f"{name}: {count:,} rows", table))
         finally:
             store.close()
     return rows
 
 
-def _insert(store: Store, name: str, figures: Iterable[Figure], count: int) -> list[Row]:
+def _insert(store: Store, name: str, table: MetricsTable) -> Row:
     writer = BlockWriter(store, Retry(_never, 0.1, 0.1), ManualClock(time.time_ns()), name)
     writer.assign([0])
     base = next(_BASES) * 1_000
@@ -73,7 +83,7 @@ def _insert(store: Store, name: str, figures: Iterable[Figure], count: int) -> l
 
     def prepare() -> None:
         nonlocal message, base
-        message = encode_block(_block(figures, count, base))
+        message = encode_block(_block(table, base))
         base += 1
 
     def insert() -> None:
@@ -83,17 +93,31 @@ def _insert(store: Store, name: str, figures: Iterable[Figure], count: int) -> l
         assert outcome == "inserted", outcome
         walls.append(time.perf_counter() - before)
 
-    row = measure(f"{name}: {count:,} rows", count, insert, unit="row", prepare=prepare)
-    columns = len(_table(figures, 1).figures) + len(_table(figures, 1).measured)
+    row = measure(name, table.rows, insert, unit="row", prepare=prepare)
     wall = sorted(walls[1:])[len(walls) // 2]
-    row.note = f"{columns} figure columns; wall {count / wall:,.0f} rows/s"
-    return [row]
+    row.note = f"{len(table.figures) + len(table.measured)} figure columns; "
+    if table.histograms:
+        entries = sum(len(one.row) for one in table.histograms.values()) / table.rows
+        row.note += f"{entries:.0f} buckets a row; "
+    row.note += f"wall {table.rows / wall:,.0f} rows/s"
+    return row
 
 
-def _block(figures: Iterable[Figure], rows: int, base: int) -> MetricsBlock:
+def _block(table: MetricsTable, base: int) -> MetricsBlock:
     names = ["", "", "client", "server", *(f"service-{index}.shop" for index in range(SERVICES))]
     identity = BlockIdentity("podwire.events.v1", 0, MINUTE_S, base, base + 1, attempt="a")
-    return MetricsBlock(identity, names, [_table(figures, rows)])
+    return MetricsBlock(identity, names, [table])
+
+
+def _add_histograms(table: MetricsTable) -> None:
+    random = np.random.default_rng(2)
+    row = np.repeat(np.arange(table.rows, dtype=np.int64), TRANSFERS)
+    for distribution in DISTRIBUTIONS:
+        values = random.lognormal(8, 1, len(row)).astype("<u8")
+        place, count = np.unique(row * BUCKETS + bucket_of(values), return_counts=True)
+        table.histograms[distribution.name] = Histogram(
+            (place // BUCKETS).astype("<u4"), (place % BUCKETS).astype("<u4"), count.astype("<u8")
+        )
 
 
 def _table(figures: Iterable[Figure], rows: int) -> MetricsTable:

@@ -1,17 +1,25 @@
 """Kafka message to minute sums: what an event costs a stream worker, part by part.
 
 Two shapes: few busy connections (reads and writes dominate), and short connections, each with one
-open, two transfers and one close, where every row has to be named anew.
+open, two transfers and one close, where every row has to be named anew. Each with the figures of
+layers 2 to 4 that a node may measure: none, what the socket counts, what tracepoints give, all.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+from schemas.columns import UNMEASURED_U32
 from schemas.events import (
+    FIGURE_WIDTH,
+    READ_FIGURES,
+    WRITE_FIGURES,
     BatchHeader,
     Closes,
     Connections,
+    Direction,
     EventBatch,
     Opens,
     Transfers,
@@ -28,8 +36,36 @@ from streams.windows import MinuteAggregator, WindowSettings
 from tests.bench.measure import Row, measure
 from tests.streams.build import MINUTE_NS, endpoint_slice, pod, service
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 PODS = 200
 SERVICES = 20
+
+_COUNTERS = (
+    "read_packet_count",
+    "read_packet_size",
+    "write_packet_count",
+    "write_packet_size",
+    "write_retransmit_packet_count",
+)
+_TRACEPOINTS = (
+    *_COUNTERS,
+    "read_packet_from_queue_duration",
+    "read_call_duration",
+    "read_unattributed_duration",
+    "write_lost_packet_count",
+    "write_l2_duration",
+    "write_l2_enter_queue_count",
+    "write_l2_ready_send_duration",
+    "write_l2_netdevice_send_duration",
+)
+_MEASURED = {
+    "no figures": (),
+    "counters": _COUNTERS,
+    "tracepoints": _TRACEPOINTS,
+    "all figures": (*READ_FIGURES, *WRITE_FIGURES),
+}
 
 
 def run() -> list[Row]:
@@ -41,18 +77,13 @@ def run() -> list[Row]:
 
 def _shape(shape: str, connections: int, transfers: int, opens: int) -> list[Row]:
     directory = _directory()
-    message = encode_batch(example_batch(connections, transfers, opens))
+    message = encode_batch(example_batch(connections, transfers, opens, _MEASURED["all figures"]))
     events = transfers + 2 * opens
     batch = decode_batch(message)
     resolver = Resolver(directory, NamingSettings())
     resolution = resolver.resolve(batch)
     aggregator = MinuteAggregator(WindowSettings())
     offset = 0
-
-    def add() -> None:
-        nonlocal offset
-        aggregator.add(offset, contributions(batch, resolution), 0.0)
-        offset += 1
 
     def everything() -> None:
         nonlocal offset
@@ -65,11 +96,16 @@ def _shape(shape: str, connections: int, transfers: int, opens: int) -> list[Row
 
     (minute_s,) = {part.minute_s for part in contributions(batch, resolution)}
     rows = [
+        *(
+            _aggregate(
+                shape, example_batch(connections, transfers, opens, measured), resolver, name
+            )
+            for name, measured in _MEASURED.items()
+        ),
         measure(f"{shape}: decode", events, lambda: decode_batch(message), unit="event"),
         measure(f"{shape}: resolve, names known", events, lambda: resolver.resolve(batch),
                 unit="event", note=f"{connections:,} connections"),
         measure(f"{shape}: resolve, no name known", connections, cold, unit="connection"),
-        measure(f"{shape}: aggregate", events, add, unit="event"),
         measure(f"{shape}: all three", events, everything, unit="event",
                 note=f"{len(message) / events:.0f} bytes an event"),
     ]  # fmt: skip
@@ -83,6 +119,19 @@ def _shape(shape: str, connections: int, transfers: int, opens: int) -> list[Row
     count = sum(table.rows for block in blocks for table in block.tables)
     rows.append(measure(f"{shape}: minute to block", count, emit, unit="row"))
     return rows
+
+
+def _aggregate(shape: str, batch: EventBatch, resolver: Resolver, measured: str) -> Row:
+    resolution = resolver.resolve(batch)
+    aggregator = MinuteAggregator(WindowSettings())
+    offset = 0
+
+    def add() -> None:
+        nonlocal offset
+        aggregator.add(offset, contributions(batch, resolution), 0.0)
+        offset += 1
+
+    return measure(f"{shape}: aggregate, {measured}", batch.events, add, unit="event")
 
 
 def _directory() -> Directory:
@@ -100,8 +149,10 @@ def _directory() -> Directory:
     return directory
 
 
-def example_batch(connections: int, transfers: int, opens: int) -> EventBatch:
-    """Events between random pods; every open has a close."""
+def example_batch(
+    connections: int, transfers: int, opens: int, measured: Sequence[str] = ()
+) -> EventBatch:
+    """Events between random pods; every open has a close. `measured` names figures."""
     random = np.random.default_rng(1)
     local = random.integers(0, PODS, connections)
     remote = (local + random.integers(1, PODS, connections)) % PODS
@@ -132,7 +183,7 @@ def example_batch(connections: int, transfers: int, opens: int) -> EventBatch:
     def durations(count: int) -> np.ndarray:
         return random.integers(1_000, 1_000_000, count).astype("<u8")
 
-    return EventBatch(
+    batch = EventBatch(
         BatchHeader(node="node-a", run_id="run", watermark_ns=MINUTE_NS),
         rows,
         names,
@@ -153,6 +204,27 @@ def example_batch(connections: int, transfers: int, opens: int) -> EventBatch:
             size=random.integers(1, 65_536, transfers).astype("<u4"),
         ),
     )
+    if measured:
+        batch.transfers.figures = _figures(batch.transfers.direction == Direction.WRITE, measured)
+    return batch
+
+
+def _figures(writes: np.ndarray, measured: Sequence[str]) -> np.ndarray:
+    # About a microsecond each, give or take a power of two; parts are no greater than their wholes.
+    random = np.random.default_rng(2)
+    figures = np.exp(random.normal(7, 1, (len(writes), FIGURE_WIDTH))).astype("<u4")
+    read, write = READ_FIGURES.index, WRITE_FIGURES.index
+    figures[~writes, read("read_l3_duration")] += figures[~writes, read("read_netfilter_duration")]
+    l3, l4 = write("write_l3_duration"), write("write_l4_duration")
+    for part in ("write_netfilter_duration", "resolve_mac_duration", "write_l2_duration"):
+        figures[writes, l3] += figures[writes, write(part)]
+    figures[writes, l4] += figures[writes, l3]
+    for chosen, names in ((~writes, READ_FIGURES), (writes, WRITE_FIGURES)):
+        for place in range(FIGURE_WIDTH):
+            if names[place : place + 1] and names[place] in measured:
+                continue
+            figures[chosen, place] = UNMEASURED_U32
+    return figures
 
 
 def _addresses(pods: np.ndarray) -> np.ndarray:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import functools
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 
 from collector.attach import attach, core_of
 from schemas.errors import BpfError
-from tests.bpf.harness import BY_DESCRIPTOR, OBJECT, RECORDS, Watch, program_figures
-from tests.requirements import require
+from tests.bpf.harness import BY_DESCRIPTOR, OBJECT, RECORDS, TIERS, Watch, program_figures
+from tests.requirements import require, unmet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+CHOSEN = os.environ.get("PODWIRE_TIERS", "").replace(",", " ").split() or list(TIERS)
+"""Tiers to test the stages on."""
 
 
 @functools.cache
@@ -43,17 +47,53 @@ def variant(request: pytest.FixtureRequest) -> Path:
 def _watch(variant: Path) -> Iterator[Watch]:
     watch = Watch(iterate=True, path=variant)
     yield watch
-    print(f"\n{variant.name:28}verified insns   native bytes   skipped recursions")
-    for name, figures in program_figures(watch).items():
-        print(f"{name:28}{figures['verified']:>14}{figures['jited']:>15}{figures['missed']:>21}")
+    _print_programs(variant.name, watch)
     watch.close()
+
+
+def _print_programs(name: str, watch: Watch) -> None:
+    print(f"\n{name:34}verified insns   native bytes   skipped recursions")
+    for program, figures in program_figures(watch).items():
+        print(f"{program:34}{figures['verified']:>14}{figures['jited']:>15}{figures['missed']:>21}")
+
+
+def _emptied(watch: Watch) -> Watch:
+    watch.drain()
+    for records in watch.seen.values():
+        records.clear()
+    watch.drain()
+    return watch
 
 
 @pytest.fixture
 def watch(_watch: Watch) -> Watch:
     """The programs, with rings emptied of what earlier tests left."""
-    _watch.drain()
-    for records in _watch.seen.values():
-        records.clear()
-    _watch.drain()
-    return _watch
+    return _emptied(_watch)
+
+
+@pytest.fixture(scope="session")
+def best() -> Path:
+    """The object that the collector would use here."""
+    require("bpf")
+    return OBJECT if refusal(OBJECT) is None else BY_DESCRIPTOR
+
+
+@pytest.fixture(scope="session", params=list(TIERS))
+def _staged(request: pytest.FixtureRequest, best: Path) -> Iterator[Watch]:
+    tier: str = request.param
+    if tier not in CHOSEN:
+        pytest.skip("not among PODWIRE_TIERS")
+    watch = Watch(path=best, tier=tier)
+    refused = [hook.reason for hook in watch.hooks if hook.twin and not hook.attached]
+    if TIERS[tier] and not any(hook.twin and hook.attached for hook in watch.hooks):
+        watch.close()
+        unmet(tier, refused[0])
+    yield watch
+    _print_programs(tier, watch)
+    watch.close()
+
+
+@pytest.fixture
+def staged(_staged: Watch) -> Watch:
+    """The programs of every tier with those of the stages, as `watch`."""
+    return _emptied(_staged)

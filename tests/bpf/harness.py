@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 
 from collector.abi import (
     CONNECTION_RECORD,
@@ -19,26 +20,168 @@ from collector.abi import (
     ConnectionEvent,
     Direction,
     Kind,
+    ReadFigure,
     Role,
+    WriteFigure,
 )
 from collector.attach import attach
+from collector.figures import measured
 from collector.libbpf import load_library
 from collector.ringbuf import create_ring
+from collector.stages import attach_stages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
+    from collector.libbpf import BpfObject
+
+    Figure = ReadFigure | WriteFigure
+
 UNMEASURED = (1 << 64) - 1
+UNMEASURED_FIGURE = (1 << 32) - 1
 OBJECTS = Path("bpf/objects") / os.uname().machine
 OBJECT = OBJECTS / "podwire.bpf.o"
 BY_DESCRIPTOR = OBJECTS / "podwire-fd.bpf.o"
+STAGES = OBJECTS / "podwire-stages.bpf.o"
 RECORDS = {
     "connections": CONNECTION_RECORD,
     "transfers": TRANSFER_RECORD,
     "processes": PROCESS_RECORD,
 }
+
+TIERS: dict[str, tuple[str, ...]] = {
+    "tracepoint": (),
+    "fentry": ("fentry",),
+    "kprobe": ("kprobe",),
+}
+"""By name, which twins of the functions' programs may be used beside the tracepoints."""
+
+R, W = ReadFigure, WriteFigure
+BY_TRACEPOINTS = frozenset(
+    each.name
+    for each in (
+        R.READ_PACKET_COUNT,
+        R.READ_PACKET_SIZE,
+        R.READ_PACKET_TO_QUEUE_DURATION,
+        R.READ_PACKET_FROM_QUEUE_DURATION,
+        R.READ_CALL_DURATION,
+        R.READ_UNATTRIBUTED_DURATION,
+        W.WRITE_PACKET_COUNT,
+        W.WRITE_PACKET_SIZE,
+        W.WRITE_RETRANSMIT_PACKET_COUNT,
+        W.WRITE_LOST_PACKET_COUNT,
+        W.WRITE_L2_DURATION,
+        W.WRITE_L2_ENTER_QUEUE_COUNT,
+        W.WRITE_L2_READY_SEND_DURATION,
+        W.WRITE_L2_NETDEVICE_SEND_DURATION,
+    )
+)
+"""What is measured where no function can be hooked; everywhere else, everything is."""
+
+
+class Figures:
+    """What the records of one end and direction tell of the layers below."""
+
+    def __init__(
+        self, records: NDArray[Any], direction: Direction, measured: frozenset[str]
+    ) -> None:
+        self.records = records
+        self.direction = direction
+        self.measured = measured
+
+    def __contains__(self, figure: Figure) -> bool:
+        """Whether the hooks of the figure are attached."""
+        return figure.name in self.measured
+
+    def __getitem__(self, figure: Figure) -> int:
+        """The sum of a measured figure."""
+        return int(self.column(figure).sum())
+
+    def column(self, figure: Figure) -> NDArray[np.int64]:
+        """A measured figure by record, 0 where the record does not measure it."""
+        kind = ReadFigure if self.direction == Direction.READ else WriteFigure
+        if figure not in self or not isinstance(figure, kind):
+            raise KeyError(figure)
+        told = self.records["figures"][:, figure].astype(np.int64)
+        told[told == UNMEASURED_FIGURE] = 0
+        return np.asarray(told, np.int64)
+
+
+PARTS: tuple[tuple[Figure, tuple[Figure, ...]], ...] = (
+    (W.WRITE_L4_DURATION, (W.WRITE_L3_DURATION,)),
+    (
+        W.WRITE_L3_DURATION,
+        (W.WRITE_L3_LOCAL_DURATION, W.WRITE_L3_OUTPUT_DURATION, W.WRITE_L2_DURATION),
+    ),
+    (
+        W.WRITE_L3_DURATION,
+        (W.WRITE_NETFILTER_DURATION, W.RESOLVE_MAC_DURATION, W.WRITE_L2_DURATION),
+    ),
+    (R.READ_L3_DURATION, (R.READ_NETFILTER_DURATION,)),
+)
+"""A duration, and others that lie within it beside each other."""
+WHOLES: tuple[tuple[Figure, tuple[Figure, ...]], ...] = (
+    (
+        W.WRITE_L2_DURATION,
+        (W.WRITE_L2_READY_SEND_DURATION, W.WRITE_L2_NETDEVICE_SEND_DURATION),
+    ),
+    (R.READ_L3_DURATION, (R.READ_L3_RECV_DURATION, R.READ_L3_LOCAL_DURATION)),
+    (
+        R.READ_PACKET_TO_QUEUE_DURATION,
+        (R.READ_DEVICE_TO_IP_DURATION, R.READ_L3_DURATION, R.READ_IP_TO_QUEUE_DURATION),
+    ),
+)
+"""A duration, and others that make it up entirely."""
+
+
+def check_sums(found: Figures) -> None:
+    """No part is greater than its whole, over all records."""
+    for whole, parts in PARTS:
+        if whole in found and isinstance(whole, _kind(found)):
+            told = sum(found[part] for part in parts if part in found)
+            assert found[whole] >= told, (whole, parts)
+    for whole, parts in WHOLES:
+        if all(each in found for each in (whole, *parts)) and isinstance(whole, _kind(found)):
+            assert found[whole] == sum(found[part] for part in parts), (whole, parts)
+    _check_calls(found)
+
+
+def check_each(found: Figures) -> None:
+    """No part is greater than its whole in any record; true while no packet waits anywhere."""
+    for whole, parts in PARTS:
+        if whole in found and isinstance(whole, _kind(found)):
+            told = sum(found.column(part) for part in parts if part in found)
+            assert (found.column(whole) >= told).all(), (whole, parts)
+    for whole, parts in WHOLES:
+        if all(each in found for each in (whole, *parts)) and isinstance(whole, _kind(found)):
+            assert (found.column(whole) == sum(map(found.column, parts))).all(), (whole, parts)
+
+
+def _check_calls(found: Figures) -> None:
+    calls = found.records[found.records["duration_ns"] < UNMEASURED_FIGURE - 1]
+    durations = calls["duration_ns"].astype(np.int64)
+    of_calls = Figures(calls, found.direction, found.measured)
+    if found.direction == Direction.READ:
+        if R.READ_CALL_DURATION in found:
+            told = of_calls.column(R.READ_CALL_DURATION)
+            told = told + of_calls.column(R.READ_UNATTRIBUTED_DURATION)
+            known = calls["figures"][:, R.READ_CALL_DURATION] != UNMEASURED_FIGURE
+            assert (told == durations)[known].all()
+    elif W.WRITE_UNATTRIBUTED_DURATION in found:
+        assert (of_calls.column(W.WRITE_UNATTRIBUTED_DURATION) <= durations).all()
+
+
+def _kind(found: Figures) -> type[ReadFigure] | type[WriteFigure]:
+    return ReadFigure if found.direction == Direction.READ else WriteFigure
+
+
+def needs(watch: Watch, *figures: Figure) -> None:
+    """Skip the test on a tier that does not measure these."""
+    missing = [figure.name for figure in figures if figure.name not in watch.measured]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not measured by {watch.tier}s")
 
 
 class Watch:
@@ -50,12 +193,22 @@ class Watch:
         constants: Mapping[str, int] | None = None,
         iterate: bool = False,
         path: Path = OBJECT,
+        tier: str = "",
     ) -> None:
         self.path = path
+        self.tier = tier
         sizes = {"connections": 4 << 20, "transfers": 16 << 20, "processes": 1 << 20}
         sizes |= dict(rings or {})
         given = {"podwire_id_base": 1 << 40} | dict(constants or {})
+        if tier:
+            given["podwire_stages"] = 1
         self.object, self.hooks = attach(path, given, sizes, core=())
+        self.stages: BpfObject | None = None
+        if tier:
+            self.stages, hooks = attach_stages(self.object, STAGES, TIERS[tier])
+            self.hooks += hooks
+        names = measured(self.hooks)
+        self.measured = frozenset(each.upper() for each in names)
         self.rings = {
             name: create_ring(
                 name, self.object.map_fd(name), sizes[name], RECORDS[name], load_library()
@@ -92,14 +245,19 @@ class Watch:
     def transfers(
         self, port: int, role: Role, direction: Direction, call: Call | None = None
     ) -> NDArray[Any]:
-        """Transfer records of the connections of one end of a port."""
+        """Transfer records of the connections of one end of a port; `Call.NONE` only if asked."""
+        found = self._of_end(port, role, direction)
+        return found[found["call"] != Call.NONE if call is None else found["call"] == call]
+
+    def _of_end(self, port: int, role: Role, direction: Direction) -> NDArray[Any]:
         told = self.connections(port)
         ids = told["connection_id"][told["role"] == role]
         found = self.records("transfers")
-        mask = np.isin(found["connection_id"], ids) & (found["direction"] == direction)
-        if call is not None:
-            mask &= found["call"] == call
-        return found[mask]
+        return found[np.isin(found["connection_id"], ids) & (found["direction"] == direction)]
+
+    def figures(self, port: int, role: Role, direction: Direction) -> Figures:
+        """What the transfer records of one end of a port tell of the layers below."""
+        return Figures(self._of_end(port, role, direction), direction, self.measured)
 
     def moved(self, port: int, role: Role, direction: Direction) -> int:
         """Bytes moved by one end of a port."""
@@ -118,6 +276,8 @@ class Watch:
         """Detach and unmap."""
         for ring in self.rings.values():
             ring.close()
+        if self.stages is not None:
+            self.stages.close()
         self.object.close()
 
 
@@ -161,7 +321,8 @@ def program_figures(watch: Watch) -> dict[str, dict[str, int]]:
     functions = ctypes.CDLL("libbpf.so.1")
     functions.bpf_program__fd.restype = ctypes.c_int
     functions.bpf_program__fd.argtypes = (ctypes.c_void_p,)
-    for program, pointer in watch.object._programs.values():
+    objects = [each for each in (watch.object, watch.stages) if each is not None]
+    for program, pointer in (each for one in objects for each in one._programs.values()):
         fd = functions.bpf_program__fd(pointer)
         if fd < 0:
             continue

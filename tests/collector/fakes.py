@@ -26,6 +26,7 @@ class FakeSource:
 
     drains: list[Drained] = field(default_factory=list)
     is_crowded: bool = False
+    measured: frozenset[str] = frozenset()
     detached: bool = False
     ring_full: int = 0
     _counts: NDArray[np.uint64] = field(

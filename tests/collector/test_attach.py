@@ -8,12 +8,16 @@ import pytest
 
 from collector.attach import (
     CORE,
+    Hook,
+    Missing,
     attach,
     attach_first,
     effective_capabilities,
     explain,
     missing_capabilities,
+    missing_hooks,
     preempts_programs,
+    reason_of,
 )
 from collector.config import CollectorConfig, object_path, object_paths
 from schemas.errors import BpfError, ConfigError
@@ -86,6 +90,54 @@ def test_spares_run_only_where_programs_are_preempted(monkeypatch: pytest.Monkey
         opened.close()
         assert sum("_spare_" in hook.program for hook in hooks) == found
         assert all(hook.attached for hook in hooks)
+
+
+def test_a_function_has_two_points_whichever_way_it_is_hooked() -> None:
+    found = {
+        section: (hook.twin, hook.way, hook.point)
+        for section in ("fexit/ip_rcv", "kprobe/ip_rcv", "tp_btf/sys_enter", "iter/tcp")
+        for hook in [Hook("x", section, attached=True)]
+    }
+    assert found == {
+        "fexit/ip_rcv": ("fentry", "fexit", "ip_rcv_exit"),
+        "kprobe/ip_rcv": ("kprobe", "kprobe", "ip_rcv_enter"),
+        "tp_btf/sys_enter": ("", "tp_btf", "sys_enter"),
+        "iter/tcp": ("", "iter", "tcp"),
+    }
+
+
+def test_what_is_hooked_one_way_is_not_missing() -> None:
+    hooks = [
+        Hook("a", "fentry/f", attached=False, reason="no"),
+        Hook("b", "kprobe/f", attached=True),
+        Hook("c", "fentry/g", attached=False, reason="no"),
+        Hook("d", "kprobe/g", attached=False, reason="neither"),
+        Hook("e", "fexit/h", attached=False, reason="off"),
+        Hook("f", "kretprobe/h", attached=False, reason="off"),
+        # Two programs of one tracepoint measure two things.
+        Hook("i", "tp_btf/t", attached=True),
+        Hook("j", "tp_btf/t", attached=False, reason="refused"),
+    ]
+    assert missing_hooks(hooks) == [
+        Missing("g", "g_enter", ("fentry: no", "kprobe: neither")),
+        Missing("h", "h_exit", ("off",)),
+        Missing("t", "t", ("refused",)),
+    ]
+
+
+def test_the_verifiers_verdict_is_the_reason_not_its_listing() -> None:
+    log = """libbpf: prog 'x': BPF program load failed: Permission denied
+libbpf: prog 'x': -- BEGIN PROG LOAD LOG --
+0: (79) r1 = *(u64 *)(r1 +0)
+R1 invalid mem access 'scalar'
+processed 2 insns (limit 1000000) max_states_per_insn 0
+-- END PROG LOAD LOG --
+libbpf: prog 'x': failed to load: -13"""
+    told = reason_of(BpfError("load", errno.EACCES, log))
+    assert told == "the verifier: R1 invalid mem access 'scalar' (errno 13)"
+    short = log.partition("\n")[0]
+    assert reason_of(BpfError("load", errno.EACCES, short)).endswith("denied (errno 13)")
+    assert reason_of(BpfError("load", errno.EACCES)) == "load (errno 13)"
 
 
 @pytest.mark.bpf

@@ -6,9 +6,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
-from collector.abi import COUNTS, ConnectionEvent, Kind
+from collector.abi import (
+    COUNTS,
+    TRANSFER_RECORD,
+    Call,
+    ConnectionEvent,
+    Kind,
+    MeasuredFlag,
+    ReadFigure,
+    WriteFigure,
+)
 from collector.batches import (
+    COUNTERS,
     BatchBuilder,
     Limits,
     Run,
@@ -16,11 +27,21 @@ from collector.batches import (
     finished,
     kernel_entries,
 )
-from collector.connections import ConnectionTable
+from collector.connections import GRACE_SWEEPS, ConnectionTable
 from collector.names import NameTable
 from schemas.clock import ClockAnchor
-from schemas.columns import UNMEASURED_U64
-from schemas.events import EventBatch, OpenKind, decode_batch, encode_batch
+from schemas.columns import UNMEASURED_U32, UNMEASURED_U64
+from schemas.events import (
+    CALL_NONE,
+    FIGURE_WIDTH,
+    READ_FIGURES,
+    WRITE_FIGURES,
+    Direction,
+    EventBatch,
+    OpenKind,
+    decode_batch,
+    encode_batch,
+)
 from schemas.ledger import KINDS, REASONS, Entry, Ledger
 from schemas.topics import MAX_MESSAGE_BYTES
 from tests.collector.records import connection, connections, transfer, transfers
@@ -30,9 +51,15 @@ ANCHOR = ClockAnchor(monotonic_ns=0, unix_ns=1_700_000_000_000_000_000)
 NOW = ANCHOR.unix_ns
 
 
-def _builder(**limits: int) -> BatchBuilder:
+READ, WRITE = Direction.READ, Direction.WRITE
+BOTH = MeasuredFlag.MEASURED_COUNTERS | MeasuredFlag.MEASURED_STAGES
+EVERY_FIGURE = frozenset((*READ_FIGURES, *WRITE_FIGURES))
+
+
+def _builder(measured: frozenset[str] = COUNTERS, **limits: int) -> BatchBuilder:
     table, names = ConnectionTable(), NameTable()
-    return BatchBuilder(Run("node", "boot", "run", "c"), table, names, Limits(**limits))
+    run = Run("node", "boot", "run", "c")
+    return BatchBuilder(run, table, names, Limits(**limits), measured=measured)
 
 
 def _build(
@@ -270,3 +297,190 @@ def test_what_kafka_did_not_take_is_told_later(stage: Any) -> None:
     else:
         assert lost == [Entry("collector", "transfer", "undelivered", 0, 0, 7)]
     assert Entry("collector", "connection", "", 4, 4, 0) in entries
+
+
+def test_the_kernel_numbers_the_figures_as_the_events_do() -> None:
+    assert tuple(figure.name.lower() for figure in ReadFigure) == READ_FIGURES
+    assert tuple(figure.name.lower() for figure in WriteFigure) == WRITE_FIGURES
+    assert [*ReadFigure, *WriteFigure] == [*range(len(READ_FIGURES)), *range(len(WRITE_FIGURES))]
+    assert TRANSFER_RECORD["figures"].shape == (FIGURE_WIDTH,)
+    assert Call.NONE == CALL_NONE
+    assert COUNTERS < EVERY_FIGURE
+
+
+def _figures(batch: EventBatch) -> list[dict[str, int]]:
+    """What each row measured, by name; places that belong to no figure must be unmeasured."""
+    rows = []
+    for direction, figures in zip(
+        batch.transfers.direction.tolist(), batch.transfers.figures.tolist(), strict=True
+    ):
+        names = READ_FIGURES if direction == READ else WRITE_FIGURES
+        assert set(figures[len(names) :]) <= {int(UNMEASURED_U32)}
+        named = dict(zip(names, figures, strict=False))
+        rows.append({name: v for name, v in named.items() if v != int(UNMEASURED_U32)})
+    return rows
+
+
+PLACES = np.arange(100, 100 + FIGURE_WIDTH)
+"""A different value in each place."""
+
+
+def _expected(names: tuple[str, ...], *, without: frozenset[str] = frozenset()) -> dict[str, int]:
+    return {n: int(v) for n, v in zip(names, PLACES, strict=False) if n not in without}
+
+
+def test_a_record_has_the_figures_of_its_flags() -> None:
+    rows = [
+        transfer(1, direction=direction, measured=flags, figures=PLACES)
+        for direction in (READ, WRITE)
+        for flags in (0, 1, 2, 3)
+    ]
+    (batch,) = _build(_builder(EVERY_FIGURE), [connection(1, E.ANNOUNCED)], rows)
+    expected = []
+    for names in (READ_FIGURES, WRITE_FIGURES):
+        stages = frozenset(names) - COUNTERS
+        expected += [
+            {},
+            _expected(names, without=stages),
+            _expected(names, without=COUNTERS),
+            _expected(names),
+        ]
+    assert _figures(batch) == expected
+
+
+def test_figures_without_a_hook_on_this_node_are_not_measured() -> None:
+    gone = frozenset({"read_netfilter_count", "write_l4_duration", "write_packet_count"})
+    rows = [transfer(1, direction=d, measured=BOTH, figures=PLACES) for d in (READ, WRITE)]
+    (batch,) = _build(_builder(EVERY_FIGURE - gone), [connection(1, E.ANNOUNCED)], rows)
+    assert _figures(batch) == [
+        _expected(READ_FIGURES, without=gone),
+        _expected(WRITE_FIGURES, without=gone),
+    ]
+
+
+def test_a_node_measures_the_counters_unless_told_otherwise() -> None:
+    table = ConnectionTable()
+    builder = BatchBuilder(Run("node", "boot", "run"), table, NameTable())
+    rows = [transfer(1, direction=d, measured=BOTH, figures=PLACES) for d in (READ, WRITE)]
+    (batch,) = _build(builder, [connection(1, E.ANNOUNCED)], rows)
+    assert set().union(*_figures(batch)) == COUNTERS
+
+
+@pytest.mark.parametrize(
+    ("measured", "flags"),
+    [(EVERY_FIGURE, 0), (frozenset(), BOTH), (frozenset({"write_l4_duration"}), 1)],
+)
+def test_the_column_is_left_out_when_no_row_measured_anything(
+    measured: frozenset[str], flags: int
+) -> None:
+    builder = _builder(measured)
+    rows = [transfer(1, measured=flags, figures=PLACES), transfer(1, size=9, measured=flags)]
+    records = connections(connection(1, E.ANNOUNCED))
+    builder.table.apply(records)
+    (batch,) = builder.build(records, transfers(*rows), ANCHOR, NOW, Ledger())
+    assert batch.transfers.figures.shape == (0, FIGURE_WIDTH)
+    assert batch.transfers.figures.dtype == np.dtype("<u4")
+    decoded = decode_batch(encode_batch(batch))
+    assert _figures(decoded) == [{}, {}]
+    assert decoded.transfers.size.tolist() == [10, 9]
+
+
+def test_a_zero_is_measured() -> None:
+    row = transfer(1, direction=WRITE, measured=BOTH)
+    (batch,) = _build(_builder(EVERY_FIGURE), [connection(1, E.ANNOUNCED)], [row])
+    assert _figures(batch) == [dict.fromkeys(WRITE_FIGURES, 0)]
+
+
+def test_figures_stay_with_their_rows_when_batches_part_and_rows_wait() -> None:
+    builder = _builder(EVERY_FIGURE, events=3)
+    rows = [
+        transfer(1 + i % 2, size=i, measured=BOTH if i % 3 else 0, figures=PLACES + i)
+        for i in range(1, 12)
+    ]
+    batches = _build(builder, [connection(1, E.ANNOUNCED)], rows)
+    batches += _build(builder, [connection(2, E.ANNOUNCED)], [])
+    seen = 0
+    for batch in batches:
+        for size, figures in zip(batch.transfers.size.tolist(), _figures(batch), strict=True):
+            seen += 1
+            expected = {name: value + size for name, value in _expected(READ_FIGURES).items()}
+            assert figures == (expected if size % 3 else {})
+    assert seen == 11
+
+
+def test_messages_with_figures_stay_below_the_limit_too() -> None:
+    builder = _builder(events=1_000_000)
+    count = 150_000
+    records = connections(connection(1, E.ANNOUNCED))
+    builder.table.apply(records)
+    moved = np.repeat(transfers(transfer(1, measured=1)), count)
+    batches = builder.build(records, moved, ANCHOR, NOW, Ledger())
+    assert len(batches) > 1
+    assert max(len(encode_batch(batch)) for batch in batches) <= MAX_MESSAGE_BYTES
+    assert sum(len(batch.transfers.figures) for batch in batches) == count
+    moved["measured"] = 0
+    (batch,) = builder.build(records[:0], moved, ANCHOR, NOW, Ledger())
+    assert len(encode_batch(batch)) <= MAX_MESSAGE_BYTES
+
+
+def _leftover(connection_id: int, **values: Any) -> dict[str, Any]:
+    given = {"call": CALL_NONE, "size": 0, "duration_ns": int(UNMEASURED_U64), "measured": BOTH}
+    return transfer(connection_id, **{**given, **values})
+
+
+def test_what_comes_after_the_close_finds_its_connection() -> None:
+    builder = _builder(EVERY_FIGURE)
+    records = connections(connection(1, E.ANNOUNCED), connection(1, E.CLOSED))
+    builder.table.apply(records)
+    builder.build(records, transfers(), ANCHOR, NOW, Ledger())
+    builder.table.retire(records["connection_id"][finished(records)])
+    for _ in range(GRACE_SWEEPS):
+        builder.table.sweep()
+    (batch,) = _build(builder, [], [_leftover(1, direction=WRITE, figures=PLACES)])
+    assert batch.connections.id.tolist() == [1]
+    assert batch.transfers.call.tolist() == [CALL_NONE]
+    assert batch.transfers.size.tolist() == [0]
+    assert batch.transfers.duration_ns.tolist() == [int(UNMEASURED_U64)]
+    assert _figures(batch) == [_expected(WRITE_FIGURES)]
+    assert _sums([batch]) == {("transfer", ""): (1, 1, 0)}
+    builder.table.sweep()
+    late = _build(builder, [], [_leftover(1)]) + _build(builder, [], [])
+    assert _sums(late)["transfer", "unknown_connection"] == (0, 0, 1)
+
+
+def test_no_call_has_neither_bytes_nor_a_duration() -> None:
+    rows = [_leftover(1), _leftover(1, size=1), _leftover(1, duration_ns=0), transfer(1, call=15)]
+    (batch,) = _build(_builder(), [connection(1, E.ANNOUNCED)], rows)
+    assert batch.transfers.call.tolist() == [CALL_NONE, 15]
+    assert _sums([batch]) == {
+        ("connection", ""): (1, 1, 0),
+        ("transfer", ""): (4, 2, 0),
+        ("transfer", "malformed"): (0, 0, 2),
+    }
+
+
+_BYTES = st.integers(0, 6).flatmap(
+    lambda count: hnp.arrays(np.uint8, count * TRANSFER_RECORD.itemsize)
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(_BYTES, st.frozensets(st.sampled_from(sorted(EVERY_FIGURE))))
+def test_any_bytes_of_the_ring_become_rows_or_counted_drops(
+    data: Any, measured: frozenset[str]
+) -> None:
+    moved = data.view(TRANSFER_RECORD)
+    count = len(moved)
+    moved["connection_id"][::2] = 1
+    moved["direction"] %= 4
+    builder = _builder(measured)
+    records = connections(connection(1, E.ANNOUNCED))
+    builder.table.apply(records)
+    batches = builder.build(records, moved, ANCHOR, NOW, Ledger(), final=True)
+    batches = [decode_batch(encode_batch(batch)) for batch in batches]
+    entered, left, _ = _sums(batches).get(("transfer", ""), (0, 0, 0))
+    assert entered == count
+    assert left == sum(batch.transfers.rows for batch in batches)
+    for batch in batches:
+        for figures in _figures(batch):
+            assert set(figures) <= measured

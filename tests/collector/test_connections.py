@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collector.abi import ConnectionEvent
-from collector.connections import ROW, ConnectionTable
+from collector.connections import GRACE_SWEEPS, ROW, ConnectionTable
 from tests.collector.records import comm, connection, connections
 
 E = ConnectionEvent
@@ -89,15 +89,77 @@ def test_only_new_owners_are_reported() -> None:
     assert other.tolist() == table.find(_ids(5)).tolist()
 
 
-def test_a_row_outlives_the_next_sweep_and_not_the_one_after() -> None:
+def test_an_ended_row_stays_for_the_grace_and_no_longer() -> None:
     table = ConnectionTable()
     table.apply(connections(connection(5, E.CLOSED), connection(6, E.ANNOUNCED)))
     table.retire(_ids(5))
-    table.sweep()
-    assert (table.find(_ids(5, 6)) >= 0).all()
+    for _ in range(GRACE_SWEEPS):
+        table.sweep()
+        assert (table.find(_ids(5, 6)) >= 0).all()
     table.sweep()
     assert (table.find(_ids(5, 6)) >= 0).tolist() == [False, True]
     assert len(table) == 1
+    assert table.evicted == 0
+
+
+def test_ended_rows_are_few_and_the_oldest_go_first() -> None:
+    table = ConnectionTable(max_connections=1024)
+    for first in range(1, 1000, 50):  # fifty connections a sweep, and all end
+        ids = np.arange(first, first + 50, dtype=np.uint64)
+        table.apply(connections(*(connection(int(i), E.CLOSED) for i in ids)))
+        table.retire(ids)
+        table.sweep()
+    assert len(table) == 1024 // 8
+    known = table.find(np.arange(1, 1001, dtype=np.uint64)) >= 0
+    assert known[-128:].all()
+    assert not known[:-128].any()
+    assert table.evicted == 0
+
+
+def test_what_ended_just_now_outlives_a_sweep_however_much_it_is() -> None:
+    table = ConnectionTable(max_connections=1024)
+    ids = np.arange(1, 1001, dtype=np.uint64)
+    table.apply(connections(*(connection(int(i), E.CLOSED) for i in ids)))
+    table.retire(ids)
+    table.sweep()
+    assert (table.find(ids) >= 0).all()
+    table.sweep()
+    assert np.count_nonzero(table.find(ids) >= 0) == 128
+
+
+def test_a_full_table_gives_up_ended_rows_before_any_other() -> None:
+    table = ConnectionTable(max_connections=1024)
+    open_ids, ended = np.arange(1, 901, dtype=np.uint64), np.arange(901, 1025, dtype=np.uint64)
+    for ids in (open_ids, ended):
+        table.apply(connections(*(connection(int(i), E.ANNOUNCED) for i in ids)))
+    table.retire(ended)
+    for _ in range(5):
+        table.sweep()
+    table.retire(open_ids[:1])
+    table.sweep()
+    for new in range(2000, 2124):
+        slots, _ = table.apply(connections(connection(new, E.ANNOUNCED)))
+        assert (slots >= 0).all()
+        assert table.find(ended[new - 2000 : new - 1999])[0] == -1, "the oldest first"
+    assert (table.find(open_ids) >= 0).all()
+    assert (len(table), table.evicted) == (1024, 0)
+    table.apply(connections(connection(3000, E.ANNOUNCED)))
+    assert table.evicted == 64, "none but open ones are left"
+    assert len(table) == 1024 - 64 + 1
+
+
+def test_memory_stays_bounded_however_many_connections_end() -> None:
+    table = ConnectionTable(max_connections=4096)
+    records = np.repeat(connections(connection(1, E.CLOSED)), 400)
+    for first in range(1, 400 * GRACE_SWEEPS * 2, 400):
+        records["connection_id"] = ids = np.arange(first, first + 400, dtype=np.uint64)
+        table.apply(records)
+        table.retire(ids)
+        table.sweep()
+        assert len(table) <= 4096 // 8 + 400
+        assert sum(map(len, table._ended)) == table._ended_count <= 4096 // 8 + 400
+        assert len(table._ended) <= GRACE_SWEEPS
+    assert table.capacity <= 2048
 
 
 def test_the_table_stops_growing_at_its_limit() -> None:
@@ -125,10 +187,10 @@ _ID = st.integers(1, 40) | st.sampled_from([2**63, 2**64 - 2, 0x9E3779B97F4A7C15
     st.lists(st.tuples(st.sampled_from(["apply", "retire", "sweep"]), st.lists(_ID)), max_size=30)
 )
 def test_the_table_behaves_like_a_dictionary(steps: list[tuple[str, list[int]]]) -> None:
-    table = ConnectionTable()
+    table = ConnectionTable(grace_sweeps=2)
     table._allocate(3)  # so small that it collides, deletes and grows all the time
     known: dict[int, int] = {}
-    retired: list[int] = []
+    retired: list[list[int]] = []
     retiring: list[int] = []
     for number, (step, ids) in enumerate(steps, 1):
         if step == "apply":
@@ -139,9 +201,9 @@ def test_the_table_behaves_like_a_dictionary(steps: list[tuple[str, list[int]]])
             retiring += ids
         else:
             table.sweep()
-            for gone in retired:
+            retired, retiring = [*retired, retiring], []
+            for gone in retired.pop(0) if len(retired) > 2 else ():
                 known.pop(gone, None)
-            retired, retiring = retiring, []
         everything = [*range(1, 41), 2**63, 2**64 - 2, 0x9E3779B97F4A7C15]
         slots = table.find(np.array(everything, np.uint64))
         found = {

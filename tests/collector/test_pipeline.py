@@ -4,15 +4,18 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from collector.abi import ConnectionEvent, ProcessEvent
+from collector.abi import ConnectionEvent, MeasuredFlag, ProcessEvent, ReadFigure
 from collector.batches import Run
 from collector.config import CollectorConfig
+from collector.connections import GRACE_SWEEPS
 from collector.containers import ContainerResolver
 from collector.pipeline import Pipeline
 from collector.recording import Recorder, read_recording
 from schemas.clock import ManualClock
+from schemas.columns import UNMEASURED_U32
 from schemas.errors import ConfigError
 from schemas.ledger import Ledger
 from schemas.telemetry import REGISTRY, Health
@@ -85,6 +88,24 @@ def test_events_go_from_the_rings_to_a_batch(
     assert batch.header.sequence == 0
     assert batch.header.anchor_unix_ns == clock.unix_ns()
     assert _ledger(sender).open_counts() == {}
+
+
+def test_a_batch_carries_only_what_the_hooks_of_the_source_measure(
+    tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
+) -> None:
+    source.measured = frozenset(("read_packet_count", "read_call_duration"))
+    both = MeasuredFlag.MEASURED_COUNTERS | MeasuredFlag.MEASURED_STAGES
+    figures = np.arange(17, dtype=np.uint32)
+    source.drains = [
+        drained([connection(1, E.ANNOUNCED)], [transfer(1, measured=both, figures=figures)])
+    ]
+    pipeline = _pipeline(tmp_path, source, sender, clock)
+    pipeline.drain()
+    pipeline.publish()
+    (row,) = sender.batches[0].transfers.figures
+    measured = np.flatnonzero(row != UNMEASURED_U32)
+    assert measured.tolist() == [ReadFigure.READ_PACKET_COUNT, ReadFigure.READ_CALL_DURATION]
+    assert row[measured].tolist() == figures[measured].tolist()
 
 
 def test_an_empty_interval_still_sends_its_watermark(
@@ -182,7 +203,7 @@ def test_ended_connections_leave_the_table(
         drained([], [transfer(1)]),  # written before the close, drained after it
     ]
     pipeline = _pipeline(tmp_path, source, sender, clock)
-    for expected in (1, 0):
+    for expected in (*[1] * GRACE_SWEEPS, 0):
         pipeline.drain()
         pipeline.publish()
         assert len(pipeline.table) == expected

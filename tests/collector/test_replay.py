@@ -11,6 +11,7 @@ from collector.replay import replay, survey
 from schemas.clock import ManualClock
 from schemas.errors import DecodeError, TransportError
 from schemas.events import (
+    FIGURE_WIDTH,
     BatchHeader,
     Closes,
     Connections,
@@ -87,6 +88,20 @@ def test_kept_times_stay(tmp_path: Path) -> None:
     sender = FakeSender()
     _replay(path, sender, ManualClock(), times="keep")
     assert sender.batches[0].transfers.end_ns.tolist() == [START + SECOND - 5]
+
+
+def test_figures_are_replayed_and_those_not_recorded_stay_out(tmp_path: Path) -> None:
+    given = _batch(1)
+    given.transfers.figures = np.arange(FIGURE_WIDTH, dtype="<u4").reshape(1, -1)
+    path = _recording(tmp_path / "a", _batch(0), given)
+    sender = FakeSender()
+    _replay(path, sender, ManualClock())
+    for batch, recorded in zip(sender.batches, (_batch(0), given), strict=True):
+        recorded.header = batch.header
+        for table in ("opens", "closes", "transfers"):
+            getattr(recorded, table).end_ns = getattr(batch, table).end_ns
+        assert encode_batch(batch) == encode_batch(recorded)
+    assert sender.batches[1].transfers.figures.tolist() == [list(range(FIGURE_WIDTH))]
 
 
 def test_a_replay_is_a_new_run_numbered_from_zero_and_ends_with_a_final_batch(

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import logging
 import socket
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from collector.abi import ConnectionEvent, Direction, Kind
-from collector.config import CollectorConfig, object_path
+from collector.abi import Call, ConnectionEvent, Direction, Kind
+from collector.config import CollectorConfig, object_path, object_paths
+from collector.figures import measured
+from collector.libbpf import BpfObject
 from collector.source import KernelSource, require_layout, ring_sizes
+from collector.stages import OFF, Stages, start_stages
 from schemas.errors import ConfigError, LayoutMismatch
 from schemas.telemetry import REGISTRY
 
@@ -65,8 +69,10 @@ def test_both_readers_see_what_the_sockets_did(source: KernelSource) -> None:
     assert np.count_nonzero(mine["event"] == E.ACCEPTED) == CONNECTIONS
     assert np.count_nonzero(mine["event"] == E.CLOSED) == 2 * CONNECTIONS
     moved = drained.transfers[np.isin(drained.transfers["connection_id"], mine["connection_id"])]
+    calls = moved[moved["call"] != Call.NONE]  # those move nothing: what came after the last call
+    assert moved["size"].sum() == calls["size"].sum()
     for direction in Direction:
-        sizes = moved["size"][moved["direction"] == direction]
+        sizes = calls["size"][calls["direction"] == direction]
         assert sorted(sizes.tolist()) == list(range(1, CONNECTIONS + 1))
     counts = source.counts()
     assert counts[Kind.TRANSFER, 0] == len(drained.transfers)
@@ -77,6 +83,120 @@ def test_both_readers_see_what_the_sockets_did(source: KernelSource) -> None:
     assert source.counts().sum() == 0
     labels = {"ring": "transfers"}
     assert REGISTRY.get_sample_value("podwire_collector_ring_missing_records", labels) == 0
+
+
+@pytest.mark.bpf
+def test_what_is_measured_follows_the_hooks_of_both_objects(source: KernelSource) -> None:
+    assert source.stages.object is not None
+    assert source.measured == measured((*source.hooks, *source.stages.hooks))
+    assert {"read_bytes", "write_l2_duration"} <= source.measured
+    attached = sum(hook.attached for hook in (*source.hooks, *source.stages.hooks))
+    labels = {"state": "attached"}
+    assert REGISTRY.get_sample_value("podwire_collector_hooks", labels) == attached
+    source.counts()
+    for program in ("sys_enter", "net_dev_queue"):  # one of each
+        name = "podwire_collector_program_skipped_total"
+        assert REGISTRY.get_sample_value(name, {"program": program}) is not None
+    source.detach()
+    assert not source.stages.object._links
+
+
+@pytest.mark.bpf
+def test_the_stages_are_attached_before_the_core_makes_records(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    order: list[str] = []
+    attach = BpfObject.attach
+
+    def noted(opened: BpfObject, program: str) -> None:
+        attach(opened, program)
+        order.append(opened.path.name)
+
+    monkeypatch.setattr(BpfObject, "attach", noted)
+    KernelSource(CollectorConfig()).close()
+    assert order[0] == "podwire-stages.bpf.o"
+    assert order == sorted(order, key=lambda name: name != "podwire-stages.bpf.o")
+
+
+@pytest.mark.bpf
+def test_an_object_that_is_passed_over_leaves_no_stages_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    paths = object_paths(CollectorConfig())
+    lacking = tmp_path / "podwire.bpf.o"
+    section = b"tp_btf/sock_recv_length\0"
+    lacking.write_bytes(paths[0].read_bytes().replace(section, b"tp_btf/sock_recv_lengtx\0"))
+    monkeypatch.setattr("collector.source.object_paths", lambda _: [lacking, paths[1]])
+    started: list[Stages] = []
+
+    def start(*arguments: Any) -> Stages:
+        started.append(start_stages(*arguments))
+        return started[-1]
+
+    monkeypatch.setattr("collector.source.start_stages", start)
+    source = KernelSource(CollectorConfig())
+    try:
+        assert source.stages is started[-1]
+        assert [bool(each.object and each.object._links) for each in started] == [False, True]
+    finally:
+        source.close()
+    assert source.stages.object is not None
+    assert not source.stages.object._links
+
+
+@pytest.mark.bpf
+def test_skipped_runs_are_exported_once(
+    source: KernelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def skipped() -> float:
+        name, labels = "podwire_collector_program_skipped_total", {"program": "net_dev_queue"}
+        return REGISTRY.get_sample_value(name, labels) or 0.0
+
+    source.counts()
+    before = skipped()
+    opened = source.stages.object
+    assert opened is not None
+    told = opened.recursion_misses()
+    assert "net_dev_queue" in told
+    for more, expected in ((3, 3), (3, 3), (5, 5)):
+        now = told | {"net_dev_queue": told["net_dev_queue"] + more}
+        monkeypatch.setattr(opened, "recursion_misses", lambda now=now: now)
+        source.counts()
+        assert skipped() - before == expected
+
+
+@pytest.mark.bpf
+def test_without_the_stages_the_core_runs_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "broken.bpf.o"
+    path.write_bytes(b"\x7fELF nothing more")
+    monkeypatch.setattr("collector.stages.stages_path", lambda: path)
+    source = KernelSource(CollectorConfig())
+    try:
+        source.log_missing()
+        assert source.drain() is not None
+        assert source.counts().shape == (len(Kind), 4)
+    finally:
+        source.close()
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "figures of layers 2 to 4 are not measured" in record.getMessage()
+    assert "broken.bpf.o" in record.getMessage()
+    assert "read_packet_count" in source.measured
+    assert "write_l2_duration" not in source.measured
+
+
+@pytest.mark.bpf
+@pytest.mark.parametrize("stages", ["tracepoint", "off"])
+def test_what_was_switched_off_is_no_warning(stages: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    source = KernelSource(CollectorConfig(stages=stages))
+    source.log_missing()
+    source.close()
+    (record,) = caplog.records
+    assert record.levelname == "INFO"
+    assert record.getMessage().endswith(OFF)
 
 
 @pytest.mark.bpf

@@ -74,8 +74,10 @@ def test_topics_and_files_exist() -> None:
 def test_tables_exist() -> None:
     views = {view.name for view in VIEWS}
     rows = "\n".join(line for line in README.splitlines() if line.startswith("| `"))
-    tables = re.findall(r"`(\w+(?:_metrics|_overview|_traffic|_relation|_ledger))`", rows)
-    assert len(tables) == 14
+    tables = re.findall(
+        r"`(\w+(?:_metrics|_overview|_traffic|_relation|_ledger|_waits|_wait_buckets))`", rows
+    )
+    assert len(tables) == 18
     assert set(tables) <= views
 
 

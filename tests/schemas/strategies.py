@@ -9,11 +9,19 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from schemas.catalogue import FIGURES, LEDGER, PROVENANCE, SCOPES
+from schemas.catalogue import (
+    DISTRIBUTION_SCOPES,
+    DISTRIBUTIONS,
+    FIGURES,
+    LEDGER,
+    PROVENANCE,
+    SCOPES,
+)
 from schemas.entities import DeadLetter, Entity
 from schemas.events import BatchHeader, Closes, Connections, EventBatch, Opens, Transfers
+from schemas.histograms import BUCKETS
 from schemas.ledger import KINDS, REASONS, STAGES, Entry
-from schemas.metrics import BlockIdentity, MetricsBlock, MetricsTable
+from schemas.metrics import BlockIdentity, Histogram, MetricsBlock, MetricsTable
 
 if TYPE_CHECKING:
     from schemas.columns import Table
@@ -57,6 +65,8 @@ def _table(
     """Columns of any values; those in ``limited`` take theirs from the strategy."""
     columns = {}
     for name, dtype, width in table.specs():
+        if name in table.measured_columns() and draw(st.booleans()):
+            continue
         shape = (rows, width) if width > 1 else rows
         columns[name] = draw(hnp.arrays(dtype, shape, elements=limited.get(name)))
     return table(**columns)
@@ -125,7 +135,21 @@ def _block_table(draw: st.DrawFn, scope: Any, dictionary: list[str]) -> MetricsT
         table.figures[figure.name] = draw(hnp.arrays(np.dtype("<u8"), rows))
         if figure.optional and rows:
             table.measured[figure.name] = draw(hnp.arrays(np.dtype("<u8"), rows))
+    if table.table in DISTRIBUTION_SCOPES:
+        for distribution in draw(st.lists(st.sampled_from(DISTRIBUTIONS), max_size=3, unique=True)):
+            table.histograms[distribution.name] = draw(_histogram(rows))
     return table
+
+
+@st.composite
+def _histogram(draw: st.DrawFn, rows: int) -> Histogram:
+    places = st.tuples(st.integers(0, max(rows - 1, 0)), st.integers(0, BUCKETS - 1))
+    chosen = sorted(draw(st.lists(places, max_size=6 if rows else 0, unique=True)))
+    return Histogram(
+        row=np.array([row for row, _ in chosen], "<u4"),
+        bucket=np.array([bucket for _, bucket in chosen], "<u4"),
+        count=draw(hnp.arrays(np.dtype("<u8"), len(chosen))),
+    )
 
 
 @st.composite

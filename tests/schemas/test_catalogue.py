@@ -5,6 +5,9 @@ import re
 import pytest
 
 from schemas.catalogue import (
+    DISTRIBUTION_BY_NAME,
+    DISTRIBUTION_SCOPES,
+    DISTRIBUTIONS,
     FIGURE_BY_NAME,
     FIGURES,
     LEDGER,
@@ -13,6 +16,7 @@ from schemas.catalogue import (
     SCOPE_BY_NAME,
     SCOPES,
 )
+from schemas.events import READ_FIGURES, WRITE_FIGURES
 from schemas.ledger import KINDS, REASONS, STAGES
 
 # The metric tables of SkyWalking's Kubernetes monitoring (docs/en/setup/backend/
@@ -102,8 +106,9 @@ def test_names_are_column_names_without_doubles() -> None:
     names = [figure.name for figure in (*FIGURES, *PROVENANCE)]
     assert len(set(names)) == len(names)
     measured = {figure.measured_name for figure in FIGURES if figure.optional}
+    histograms = [distribution.column for distribution in DISTRIBUTIONS]
     for scope in SCOPES:
-        columns = [*names, *measured, *scope.keys, "time"]
+        columns = [*names, *measured, *histograms, *scope.keys, "time"]
         assert len(set(columns)) == len(columns)
         assert all(re.fullmatch("[a-z][a-z0-9_]*", column) for column in columns)
 
@@ -111,6 +116,31 @@ def test_names_are_column_names_without_doubles() -> None:
 def test_units_show_in_the_names() -> None:
     for figure in FIGURES:
         assert figure.unit == UNIT_BY_ENDING[figure.name.rsplit("_", 1)[1]]
+
+
+def test_distributions_are_of_optional_durations_of_their_direction() -> None:
+    assert set(DISTRIBUTION_SCOPES) <= set(SCOPE_BY_NAME)
+    assert len(DISTRIBUTION_BY_NAME) == len(DISTRIBUTIONS) == 12
+    for distribution in DISTRIBUTIONS:
+        places = READ_FIGURES if distribution.direction == "read" else WRITE_FIGURES
+        terms = (*distribution.plus, *distribution.minus)
+        assert distribution.plus
+        assert len(set(terms)) == len(terms)
+        assert set(terms) <= set(places)
+        assert {FIGURE_BY_NAME[name].unit for name in terms} == {"ns"}
+        assert distribution.name.startswith(distribution.direction)
+        assert distribution.column == f"{distribution.name}_histogram"
+
+
+def test_what_is_left_of_a_layer_is_it_without_its_parts() -> None:
+    write_ip = DISTRIBUTION_BY_NAME["write_ip"]
+    assert write_ip.plus == ("write_l3_duration",)
+    assert write_ip.minus == (
+        "write_netfilter_duration",
+        "resolve_mac_duration",
+        "write_l2_duration",
+    )
+    assert DISTRIBUTION_BY_NAME["write_neighbour"].minus == ()
 
 
 def test_scopes_name_both_ends_and_the_role() -> None:

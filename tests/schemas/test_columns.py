@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from schemas.events import Closes, Connections
+from schemas.columns import UNMEASURED_U32
+from schemas.events import FIGURE_WIDTH, Closes, Connections, Transfers
 
 
 def closes(*rows: tuple[int, int, int]) -> Closes:
@@ -33,3 +34,29 @@ def test_default_tables_share_no_writable_memory() -> None:
     """Instances share the default arrays, so nobody may write them."""
     for name, _, _ in Connections.specs():
         assert not getattr(Connections(), name).flags.writeable
+
+
+def transfers(rows: int, figures: int | None) -> Transfers:
+    columns = {
+        name: np.zeros(rows, dtype) for name, dtype, width in Transfers.specs() if width == 1
+    }
+    if figures is not None:
+        columns["figures"] = np.full((rows, FIGURE_WIDTH), figures, "<u4")
+    return Transfers(**columns)
+
+
+def test_a_measured_column_that_is_empty_stays_so() -> None:
+    table = transfers(3, None)
+    for index in (np.array([2, 0]), np.array([True, False, True]), slice(2)):
+        taken = table.take(index)
+        assert taken.rows == 2
+        assert taken.figures.shape == (0, FIGURE_WIDTH)
+    assert Transfers.concatenate([table, table]).figures.shape == (0, FIGURE_WIDTH)
+
+
+def test_concatenate_fills_in_what_one_table_did_not_measure() -> None:
+    parts = [transfers(2, None), transfers(1, 7), transfers(0, None)]
+    joined = Transfers.concatenate(parts).figures
+    assert joined.dtype == np.dtype("<u4")
+    nothing = [int(UNMEASURED_U32)] * FIGURE_WIDTH
+    assert joined.tolist() == [nothing, nothing, [7] * FIGURE_WIDTH]

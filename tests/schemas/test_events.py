@@ -9,10 +9,14 @@ import pytest
 from google.protobuf.internal import api_implementation
 from hypothesis import given, settings
 
-from schemas.columns import UNMEASURED_U64, Table
+from schemas.catalogue import FIGURE_BY_NAME
+from schemas.columns import UNMEASURED_U32, UNMEASURED_U64, Table
 from schemas.errors import DecodeError
 from schemas.events import (
+    FIGURE_WIDTH,
     LAYOUT_VERSION,
+    READ_FIGURES,
+    WRITE_FIGURES,
     BatchHeader,
     Closes,
     Connections,
@@ -54,13 +58,17 @@ def small_batch() -> EventBatch:
     )
 
 
-def assert_equal(left: EventBatch, right: EventBatch) -> None:
-    assert left.header == right.header
-    assert list(left.names) == list(right.names)
+def assert_reads_as(batch: EventBatch, read: EventBatch) -> None:
+    assert batch.header == read.header
+    assert list(batch.names) == list(read.names)
     for table, kind in TABLES.items():
-        for name, dtype, _ in kind.specs():
-            ours, theirs = (getattr(getattr(side, table), name) for side in (left, right))
+        for name, dtype, width in kind.specs():
+            ours, theirs = (getattr(getattr(side, table), name) for side in (batch, read))
+            rows = getattr(batch, table).rows
+            if not len(ours):  # a measured column that was left empty
+                ours = np.full_like(ours, np.iinfo(dtype).max, shape=(rows, *ours.shape[1:]))
             assert theirs.dtype == dtype
+            assert theirs.shape == ((rows, width) if width > 1 else (rows,))
             np.testing.assert_array_equal(ours, theirs, err_msg=f"{table}.{name}")
 
 
@@ -81,7 +89,7 @@ def to_public(batch: EventBatch) -> public.EventBatch:
             if dtype.itemsize == 1:
                 setattr(out, name, bytes(values.ravel().tolist()))
             else:
-                getattr(out, name).extend(int(value) for value in values)
+                getattr(out, name).extend(values.ravel().tolist())
     message.connections.names.extend(batch.names)
     return message
 
@@ -110,7 +118,7 @@ def test_public_classes_read_what_the_codec_writes(batch: EventBatch) -> None:
 @settings(deadline=None, max_examples=60)
 @given(batches())
 def test_codec_reads_what_the_public_classes_write(batch: EventBatch) -> None:
-    assert_equal(decode_batch(to_public(batch).SerializeToString()), batch)
+    assert_reads_as(batch, decode_batch(to_public(batch).SerializeToString()))
 
 
 @settings(deadline=None, max_examples=60)
@@ -126,7 +134,7 @@ def test_both_write_the_same_fields(batch: EventBatch) -> None:
 @settings(deadline=None, max_examples=40)
 @given(batches())
 def test_round_trip(batch: EventBatch) -> None:
-    assert_equal(decode_batch(encode_batch(batch)), batch)
+    assert_reads_as(batch, decode_batch(encode_batch(batch)))
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -139,6 +147,7 @@ def test_columns_are_those_of_the_public_message(table: str) -> None:
             assert field.name == "names"
             continue
         width = 16 if field.name.endswith("_address") else 1
+        width = FIGURE_WIDTH if field.name == "figures" else width
         dtype = {field.TYPE_FIXED64: "<u8", field.TYPE_FIXED32: "<u4", field.TYPE_BYTES: "u1"}
         declared.append((field.name, np.dtype(dtype[field.type]), width))
     assert tuple(declared) == TABLES[table].specs()
@@ -163,6 +172,28 @@ def test_damaged_bytes_raise_decode_error_or_still_make_sense(data: bytes) -> No
         assert not table.rows or int(table.connection.max()) < batch.connections.rows
 
 
+@settings(deadline=None, max_examples=40)
+@given(batches())
+def test_what_was_read_is_written_as_it_was(batch: EventBatch) -> None:
+    """A replay sends the recorded bytes: what was left out stays out."""
+    data = encode_batch(batch)
+    assert encode_batch(decode_batch(data)) == data
+
+
+@pytest.mark.parametrize("rows", [1, 31, 32, 4096, 40_000])
+def test_columns_of_any_length_are_framed_as_protobuf_does(rows: int) -> None:
+    """Lengths of one to four bytes; the public class reads, and it writes the same amount."""
+    batch = small_batch()
+    batch.transfers = batch.transfers.take(np.zeros(rows, np.intp))
+    batch.transfers.figures = np.arange(rows * FIGURE_WIDTH, dtype="<u4").reshape(rows, -1)
+    data = encode_batch(batch)
+    message = public.EventBatch.FromString(data)
+    assert len(message.transfers.size) == rows
+    assert message.transfers.figures[-1] == rows * FIGURE_WIDTH - 1
+    # The connections come in two pieces, each with a head.
+    assert len(message.SerializeToString()) <= len(data) <= len(message.SerializeToString()) + 4
+
+
 def test_a_measured_column_may_be_left_out() -> None:
     """What an older collector does not send was not measured, for each of its rows."""
     message = to_public(small_batch())
@@ -171,6 +202,26 @@ def test_a_measured_column_may_be_left_out() -> None:
     assert batch.transfers.duration_ns.tolist() == [UNMEASURED_U64]
     assert batch.transfers.duration_ns.dtype == np.dtype("<u8")
     assert batch.opens.duration_ns.tolist() == [9]
+    assert batch.transfers.figures.tolist() == [[int(UNMEASURED_U32)] * FIGURE_WIDTH]
+    assert batch.transfers.take(np.array([0, 0])).figures.shape == (2, FIGURE_WIDTH)
+
+
+def test_a_row_without_its_first_figure_keeps_the_others() -> None:
+    batch = small_batch()
+    nothing = int(UNMEASURED_U32)
+    batch.transfers.figures = np.array([[nothing, 5, *[nothing] * 15]], "<u4")
+    assert decode_batch(encode_batch(batch)).transfers.figures.tolist() == [
+        [nothing, 5, *[nothing] * 15]
+    ]
+
+
+def test_places_of_the_figures_are_named_by_the_catalogue() -> None:
+    for names, group in ((READ_FIGURES, "read"), (WRITE_FIGURES, "write")):
+        assert len(set(names)) == len(names) <= FIGURE_WIDTH
+        by_call = {f"{group}_{name}" for name in ("count", "bytes", "duration")}
+        declared = {f.name for f in FIGURE_BY_NAME.values() if f.group == group}
+        assert set(names) == declared - by_call
+        assert all(FIGURE_BY_NAME[name].optional for name in names)
 
 
 @pytest.mark.parametrize(
@@ -187,6 +238,8 @@ def test_a_measured_column_may_be_left_out() -> None:
         ("opens.end_ns", [], "0 rows, expected 1"),
         ("closes.connection", [1], "connection index 1 of 1"),
         ("transfers.direction", b"\x00", "direction"),
+        ("transfers.figures", [1] * 16, "64 bytes is no multiple of 68"),
+        ("transfers.figures", [1] * 34, "2 rows, expected 1"),
     ],
 )
 def test_each_check_names_what_is_wrong(path: str, value: object, reason: str) -> None:

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 
 from schemas.errors import DecodeError
+from schemas.histograms import BUCKETS
 from schemas.metrics import (
     LAYOUT_VERSION,
     BlockIdentity,
+    Histogram,
     MetricsBlock,
     MetricsTable,
     decode_block,
@@ -36,6 +38,11 @@ def small_block() -> MetricsBlock:
                 keys=dict.fromkeys(("cluster", "role", "service"), index),
                 figures={"read_duration": np.array([7], "<u8")},
                 measured={"read_duration": np.array([2], "<u8")},
+                histograms={
+                    "read_ip": Histogram(
+                        np.zeros(2, "<u4"), np.array([40, 41], "<u4"), np.array([3, 1], "<u8")
+                    )
+                },
             )
         ],
     )
@@ -53,6 +60,13 @@ def to_public(block: MetricsBlock) -> public.MetricsBlock:
         for name, values in table.figures.items():
             measured = table.measured.get(name, np.empty(0, "<u8"))
             out.figures.add(name=name, values=values.tolist(), measured=measured.tolist())
+        for name, each in table.histograms.items():
+            out.histograms.add(
+                name=name,
+                row=each.row.tolist(),
+                bucket=each.bucket.tolist(),
+                count=each.count.tolist(),
+            )
     return message
 
 
@@ -66,6 +80,12 @@ def assert_equal(left: MetricsBlock, right: MetricsBlock) -> None:
             assert list(mine) == list(other)
             for name in mine:
                 np.testing.assert_array_equal(mine[name], other[name], err_msg=name)
+        assert list(ours.histograms) == list(theirs.histograms)
+        for name, histogram in ours.histograms.items():
+            for part, dtype in (("row", "<u4"), ("bucket", "<u4"), ("count", "<u8")):
+                mine, other = getattr(histogram, part), getattr(theirs.histograms[name], part)
+                assert other.dtype == dtype
+                np.testing.assert_array_equal(mine, other, err_msg=f"{name}.{part}")
 
 
 @settings(deadline=None, max_examples=60)
@@ -104,6 +124,11 @@ def test_damaged_bytes_raise_decode_error_or_still_make_sense(data: bytes) -> No
         for index in table.keys.values():
             assert len(index) == table.rows
             assert not len(index) or int(index.max()) < len(block.names)
+        for histogram in table.histograms.values():
+            entries = list(zip(histogram.row.tolist(), histogram.bucket.tolist(), strict=True))
+            assert entries == sorted(set(entries))
+            assert len(histogram.count) == len(entries)
+            assert all(row < table.rows and bucket < BUCKETS for row, bucket in entries)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +184,59 @@ def test_columns_must_be_as_long_as_the_table_says() -> None:
     message = to_public(small_block())
     message.tables[0].keys[0].values[0] = 2
     with pytest.raises(DecodeError, match="name 2 of 2"):
+        decode_block(message.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "reason"),
+    [
+        ("row", [0, 1], "service.read_ip: row 1 of 1"),
+        ("row", [0], "4 bytes for 2 rows"),
+        ("bucket", [40, BUCKETS], f"bucket {BUCKETS} of {BUCKETS}"),
+        ("bucket", [40, 2**32 - 1], "bucket"),
+        ("bucket", [41, 40], "not in order"),
+        ("bucket", [40, 40], "not in order"),
+        ("bucket", [], "0 bytes for 2 rows"),
+        ("count", [1], "8 bytes for 1 rows"),
+    ],
+)
+def test_malformed_histograms_are_refused(column: str, values: list[int], reason: str) -> None:
+    message = to_public(small_block())
+    changed = getattr(message.tables[0].histograms[0], column)
+    del changed[:]
+    changed.extend(values)
+    with pytest.raises(DecodeError, match=reason):
+        decode_block(message.SerializeToString())
+
+
+def test_rows_of_a_histogram_ascend() -> None:
+    message = to_public(small_block())
+    table = message.tables[0]
+    table.rows = 2
+    for column in (*(key.values for key in table.keys), table.figures[0].values):
+        column.append(1)
+    table.figures[0].measured.append(1)
+    table.histograms[0].row[:] = [0, 1]
+    table.histograms[0].bucket[:] = [41, 40]
+    decode_block(message.SerializeToString())
+    table.histograms[0].row[:] = [1, 0]
+    with pytest.raises(DecodeError, match="not in order"):
+        decode_block(message.SerializeToString())
+
+
+def test_histograms_that_a_table_cannot_have_are_refused() -> None:
+    message = to_public(small_block())
+    message.tables[0].histograms.add(name="read_happiness")
+    with pytest.raises(DecodeError, match="unknown distribution 'read_happiness'"):
+        decode_block(message.SerializeToString())
+    message = to_public(small_block())
+    message.tables[0].histograms.add(name="read_ip")
+    with pytest.raises(DecodeError, match="read_ip: a second histogram"):
+        decode_block(message.SerializeToString())
+    message = to_public(small_block())
+    message.tables[0].table = "instance"
+    message.tables[0].keys.add(name="instance", values=[1])
+    with pytest.raises(DecodeError, match=r"instance.read_ip: this table has no distributions"):
         decode_block(message.SerializeToString())
 
 

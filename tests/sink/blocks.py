@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from schemas.catalogue import LEDGER, SCOPE_BY_NAME
-from schemas.metrics import BlockIdentity, MetricsBlock, MetricsTable
+from schemas.histograms import BUCKETS, bucket_of
+from schemas.metrics import BlockIdentity, Histogram, MetricsBlock, MetricsTable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 MINUTE_S = 1_893_456_000
 """2030-01-01 00:00 UTC: no retention has begun for it."""
@@ -46,6 +51,40 @@ def instance_table(names: list[str]) -> MetricsTable:
         key: np.array([first + i], "<u4") for i, key in enumerate(SCOPE_BY_NAME["instance"].keys)
     }
     return MetricsTable("instance", 1, keys, {"read_count": np.array([7], "<u8")})
+
+
+def histogram(row: NDArray, values: NDArray) -> Histogram:
+    """The histogram of one value per event, in the row that it belongs to."""
+    place, count = np.unique(row.astype(np.int64) * BUCKETS + bucket_of(values), return_counts=True)
+    return Histogram(
+        (place // BUCKETS).astype("<u4"), (place % BUCKETS).astype("<u4"), count.astype("<u8")
+    )
+
+
+def service_block(
+    base: int,
+    table: MetricsTable,
+    names: list[str],
+    *,
+    minute_s: int = MINUTE_S,
+    part: int = 0,
+    parts: int = 1,
+) -> MetricsBlock:
+    """One block (or part) with a given table of services and nothing else."""
+    identity = BlockIdentity(TOPIC, 0, minute_s, base, base + 1, part, parts, "a")
+    return MetricsBlock(identity, names, [table])
+
+
+def service_table(services: int, names: list[str]) -> MetricsTable:
+    """One row per service, in its role as server, without figures."""
+    first = len(names)
+    names += ["test", "server", *(f"service-{i}" for i in range(services))]
+    keys = {
+        "cluster": np.full(services, first, "<u4"),
+        "role": np.full(services, first + 1, "<u4"),
+        "service": np.arange(first + 2, first + 2 + services, dtype="<u4"),
+    }
+    return MetricsTable("service", services, keys)
 
 
 def ledger_table(names: list[str], count: int) -> MetricsTable:

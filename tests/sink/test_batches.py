@@ -108,6 +108,36 @@ def test_variable_length_numbers():
     assert variable_length(300) == b"\xac\x02"
 
 
+def test_entries_of_maps_must_be_in_the_order_of_the_rows():
+    native = NativeBlock(2)
+    kind = "Map(UInt16, UInt64)"
+    keys, values = np.array([1, 2], "<u2"), np.array([3, 4], "<u8")
+    with pytest.raises(ValueError, match="order of 2 rows"):
+        native.add_maps("a", kind, np.array([1, 0], "<u4"), keys, values)
+    with pytest.raises(ValueError, match="order of 2 rows"):
+        native.add_maps("a", kind, np.array([0, 2], "<u4"), keys, values)
+    with pytest.raises(ValueError, match="2, 1 and 2 entries"):
+        native.add_maps("a", kind, np.array([0, 1], "<u4"), keys[:1], values)
+
+
+@pytest.mark.clickhouse
+def test_the_engine_reads_maps_back(store):
+    rows = [{}, {1: 10, 256: 1 << 63}, {}, {}, {0: 7}, {}]
+    entries = [(i, key, value) for i, row in enumerate(rows) for key, value in row.items()]
+    row, keys, values = (np.array(column) for column in zip(*entries, strict=True))
+    native = NativeBlock(len(rows))
+    native.add_numbers("row", "UInt8", np.arange(len(rows), dtype="u1"))
+    native.add_maps("m", "Map(UInt16, UInt64)", row, keys.astype("<u2"), values.astype("<u8"))
+    native.add_maps("none", "Map(UInt16, UInt64)", row[:0], keys[:0].astype("<u2"), values[:0])
+    store.command(
+        "CREATE TABLE t (row UInt8, m Map(UInt16, UInt64), none Map(UInt16, UInt64)) "
+        "ENGINE = Memory"
+    )
+    store._client.raw_insert("t", native.column_names, native.to_bytes(), fmt="Native")
+    found = store.rows("SELECT m, none FROM t ORDER BY row")
+    assert found == [(row, {}) for row in rows]
+
+
 @pytest.mark.clickhouse
 @pytest.mark.parametrize("names", [1, 255, 256, 257, 70_000])
 def test_the_engine_reads_names_back(store, names):

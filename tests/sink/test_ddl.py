@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from schemas.errors import FatalError
@@ -12,6 +16,16 @@ from sink.ddl import apply_schema
 from sink.statements import Layout, schema_statements
 from sink.tables import COUNTER, METRICS_TABLES, SCHEMA_VERSION, STORED
 from sink.views import VIEWS
+from sink.writer import BlockWriter, Retry
+from tests.sink.blocks import MINUTE_S, block, histogram, total
+from tests.sink.conftest import no_wait
+from tests.sink.test_writer import attempt
+
+if TYPE_CHECKING:
+    from schemas.metrics import MetricsTable
+
+OLDEST = Path(__file__).with_name("schema_1.sql.gz")
+"""Every statement of schema version 1, as podwire 0.1 applied them."""
 
 pytestmark = pytest.mark.clickhouse
 
@@ -95,6 +109,83 @@ def test_a_database_of_fewer_columns_is_upgraded(store):
     assert not apply_schema(store)
 
 
+def first_version(store):
+    for statement in gzip.decompress(OLDEST.read_bytes()).decode().split(";\n"):
+        if statement.strip():
+            store.command(statement)
+    store.command("INSERT INTO podwire_store.schema_versions VALUES (1, 'of version 1', now64(3))")
+
+
+def test_a_database_of_version_1_is_upgraded(empty_store, clock):
+    store = empty_store
+    first_version(store)
+    assert store.rows(
+        "SELECT count() FROM system.columns WHERE database = 'podwire_store' "
+        "AND (name LIKE '%histogram' OR name LIKE '%unattributed%')"
+    ) == [(0,)]
+    writer = BlockWriter(store, Retry(no_wait, 0.1, 0.1), clock, "epoch")
+    writer.assign([0])
+    old = block(0, rows=50)
+    writer.write(attempt(old))
+    keys = "cluster, role, client_service, server_service"
+    figures = "connect_count, connect_duration, connect_duration_measured_count"
+    store.command(
+        f"INSERT INTO podwire_store.service_relation_metrics_hourly (time, version, {keys}, "
+        f"{figures}) SELECT toStartOfHour(time), 7, {keys}, {figures} "
+        "FROM podwire_store.service_relation_metrics"
+    )
+    store.command(
+        "INSERT INTO podwire_store.rolled VALUES "
+        "('hourly', toDateTime({start:UInt32}, 'UTC'), 7, 1)",
+        {"start": MINUTE_S},
+    )
+
+    assert apply_schema(store)
+    assert not apply_schema(store)
+    for table in STORED:
+        found = store.rows(
+            "SELECT name, type, comment, compression_codec FROM system.columns "
+            "WHERE database = 'podwire_store' AND table = {table:String} ORDER BY position",
+            {"table": table.name},
+        )
+        assert found == [(c.name, c.type, c.comment, c.codec) for c in table.columns]
+    assert store.rows(
+        "SELECT count(), countIf(engine_full LIKE '%min_bytes_for_wide_part = 134217728%') "
+        "FROM system.tables WHERE database = 'podwire_store'"
+    ) == [(len(STORED), len(STORED))]
+    sums = (
+        "SELECT sum(connect_count), sum(connect_duration), sum(read_call_duration), "
+        "sumMap(read_call_histogram) FROM podwire.service_relation_metrics{}"
+    )
+    before = (total(old), total(old, "connect_duration"), None, {})
+    for suffix in ("", "_hourly", "_daily"):
+        assert store.rows(sums.format(suffix)) == [before]
+    assert store.rows("SELECT sum(count), max(p99_ns) FROM podwire.service_relation_waits") == [
+        (0, None)
+    ]
+
+    new = block(1, rows=50)
+    (table,) = (one for one in new.tables if one.table == "service_relation")
+    add_read_call(table)
+    writer.write(attempt(new, offset=1))
+    for suffix in ("", "_hourly", "_daily"):
+        assert store.rows(sums.format(suffix)) == [
+            (
+                total(old) + total(new),
+                total(old, "connect_duration") + total(new, "connect_duration"),
+                total(new, "read_call_duration"),
+                {5: 50},
+            )
+        ]
+
+
+def add_read_call(table: MetricsTable) -> None:
+    one_each = np.ones(table.rows, "<u8")
+    table.figures["read_call_duration"] = 2 * one_each
+    table.measured["read_call_duration"] = one_each
+    table.histograms["read_call"] = histogram(np.arange(table.rows), 2 * one_each)
+
+
 def test_retention_follows_the_configuration(store):
     def ttl():
         return store.rows(
@@ -124,7 +215,12 @@ def test_newer_software_is_left_alone(store):
 def test_the_engine_can_parse_the_statements_of_a_cluster(empty_store, layout):
     texts = schema_statements(layout)
     for table in STORED[:2]:
-        texts += statements.add_column(table, table.columns[-1], layout)
+        kept = {column.name: "another comment" for column in table.columns[:-2]}
+        added, altered = statements.alter_columns(table, kept, layout)
+        assert added == 2
+        assert len(altered) == (2 if layout.cluster else 1)
+        texts += altered
+        texts += statements.modify_settings(table, layout, "MergeTree SETTINGS x = 1")
         texts += statements.modify_ttl(table, layout, expires=False)
     for text in texts:
         quoted = text.replace("\\", "\\\\").replace("'", "\\'")

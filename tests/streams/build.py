@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from schemas.columns import UNMEASURED_U64
+from schemas.columns import UNMEASURED_U32, UNMEASURED_U64
 from schemas.events import (
+    FIGURE_WIDTH,
+    READ_FIGURES,
+    WRITE_FIGURES,
     BatchHeader,
     Closes,
     Connections,
@@ -30,6 +33,7 @@ MINUTE_S = 1_700_000_040
 MINUTE_NS = MINUTE_S * 1_000_000_000
 SECOND_NS = 1_000_000_000
 UNMEASURED = int(UNMEASURED_U64)
+UNMEASURED_FIGURE = int(UNMEASURED_U32)
 
 
 def packed(text: str) -> np.ndarray:
@@ -53,7 +57,7 @@ class BatchBuilder:
     _names: list[str] = field(default_factory=lambda: [""])
     _opens: list[tuple[int, ...]] = field(default_factory=list)
     _closes: list[tuple[int, ...]] = field(default_factory=list)
-    _transfers: list[tuple[int, ...]] = field(default_factory=list)
+    _transfers: list[tuple[int | tuple[int, ...], ...]] = field(default_factory=list)
 
     def connection(
         self,
@@ -118,14 +122,19 @@ class BatchBuilder:
         write: bool = False,
         at: int = MINUTE_NS,
         duration: int = UNMEASURED,
+        call: int = 1,
+        **figures: int,
     ) -> BatchBuilder:
         direction = Direction.WRITE if write else Direction.READ
-        self._transfers.append((connection, int(direction), 1, at, duration, size))
+        row = [UNMEASURED_FIGURE] * FIGURE_WIDTH
+        for name, value in figures.items():
+            row[(WRITE_FIGURES if write else READ_FIGURES).index(name)] = value
+        self._transfers.append((connection, int(direction), call, at, duration, size, tuple(row)))
         return self
 
     def batch(self) -> EventBatch:
         times = [row[2] for row in self._opens] + [row[1] for row in self._closes]
-        times += [row[3] for row in self._transfers]
+        times += [row[3] for row in self._transfers]  # type: ignore[misc]
         return EventBatch(
             header=BatchHeader(
                 cluster=self.cluster,
@@ -157,6 +166,8 @@ def _table(kind: Any, rows: list[tuple[Any, ...]]) -> Any:
         values = [row[place] for row in rows]
         if width > 1:
             columns[name] = np.array(values, dtype).reshape(len(rows), width)
+            if name == "figures" and (columns[name] == UNMEASURED_U32).all():
+                del columns[name]  # as a collector that measures none of them leaves it out
         else:
             columns[name] = np.array(values, np.uint64).astype(dtype)
     return kind(**columns)

@@ -119,3 +119,20 @@ def totals(blocks: Iterable[Sequence[MetricsBlock]], table: str) -> Counter[tupl
                             place = (block.identity.minute_s, *keys, label)
                             sums[place] += int(values[row])
     return Counter({place: value for place, value in sums.items() if value})
+
+
+def spreads(blocks: Iterable[Sequence[MetricsBlock]], table: str) -> Counter[tuple[Any, ...]]:
+    """Histograms: (minute, key texts..., distribution, bucket) to count."""
+    counts: Counter[tuple[Any, ...]] = Counter()
+    for parts in blocks:
+        for block in parts:
+            for found in block.tables:
+                if found.table != table:
+                    continue
+                for name, histogram in found.histograms.items():
+                    entries = (histogram.row, histogram.bucket, histogram.count)
+                    for row, bucket, count in zip(*map(list, entries), strict=True):
+                        keys = tuple(block.names[column[row]] for column in found.keys.values())
+                        place = (block.identity.minute_s, *keys, name, int(bucket))
+                        counts[place] += int(count)
+    return counts

@@ -16,7 +16,7 @@ from schemas.errors import ConfigError, FatalError
 from schemas.events import encode_batch
 from schemas.kubernetes import Container
 from schemas.metrics import decode_block
-from schemas.telemetry import gauge
+from schemas.telemetry import counter, gauge
 from streams.app import Worker
 from streams.config import StreamsConfig
 from streams.directory import Directory
@@ -110,6 +110,21 @@ def test_a_repeated_batch_is_dropped_and_said_so() -> None:
     assert ledger[*row, "transfer", "", "in_count"] == 3
     assert ledger[*row, "transfer", "duplicate", "dropped_count"] == 1
     assert ledger[*row, "block", "sequence_gap", "dropped_count"] == 2
+
+
+def test_stage_values_without_a_bucket_are_told_to_prometheus() -> None:
+    exceeding = counter("podwire_streams_part_exceeds_whole_total").labels("write_tcp")
+
+    async def scenario(pipeline: Pipeline, topics: Topics, clock: ManualClock) -> None:
+        builder = BatchBuilder(watermark_ns=MINUTE_NS)
+        c = builder.connection("10.0.0.1:40000", "203.0.113.1:80")
+        for whole in (5, 6, 7):
+            builder.transfer(c, 1, write=True, write_l4_duration=whole, write_l3_duration=7)
+        await feed(pipeline, encode_batch(builder.batch()))
+
+    before = exceeding._value.get()
+    run(scenario)
+    assert exceeding._value.get() - before == 2
 
 
 def test_undecodable_messages_are_kept_until_they_are_too_many() -> None:

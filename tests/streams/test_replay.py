@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.clock import ManualClock
-from schemas.events import EventBatch, encode_batch
+from schemas.events import READ_FIGURES, EventBatch, encode_batch
 from tests.streams.build import MINUTE_NS, SECOND_NS, BatchBuilder
-from tests.streams.fakes import Crash, Topics, counted_blocks, make_pipeline, totals
+from tests.streams.fakes import Crash, Topics, counted_blocks, make_pipeline, spreads, totals
+
+if TYPE_CHECKING:
+    from schemas.metrics import MetricsBlock
 
 NODES = ("node-a", "node-b", "node-c")
+STAGE_BUCKETS = {0: 0, 5: 10, 2**31: 125}
 
 
 def make_log(seed: int, length: int) -> list[EventBatch]:
@@ -37,7 +41,13 @@ def make_log(seed: int, length: int) -> list[EventBatch]:
             if chance.random() < 0.5:
                 builder.open(row, at=at, duration=chance.choice((5, 2**60)), error=0)
             for _ in range(chance.randrange(3)):
-                builder.transfer(row, chance.randrange(1, 2**32), at=at, duration=7)
+                builder.transfer(
+                    row,
+                    chance.randrange(1, 2**32),
+                    at=at,
+                    duration=7,
+                    read_call_duration=chance.choice((0, 5, 2**31)),
+                )
             if chance.random() < 0.3:
                 builder.close(row, at=at)
         batches.append(builder.batch())
@@ -45,7 +55,7 @@ def make_log(seed: int, length: int) -> list[EventBatch]:
 
 
 def counted_by_hand(batches: list[EventBatch]) -> Counter[tuple[Any, ...]]:
-    """The relation rows by plain loops over the events."""
+    """The relation rows and their histograms by plain loops over the events."""
     sums: Counter[tuple[Any, ...]] = Counter()
     for batch in batches:
         peers = [
@@ -53,9 +63,17 @@ def counted_by_hand(batches: list[EventBatch]) -> Counter[tuple[Any, ...]]:
             for address in batch.connections.remote_address.tolist()
         ]
 
-        def add(row: int, end_ns: int, name: str, value: int, node: str, peers: list[str]) -> None:
+        def add(
+            row: int,
+            end_ns: int,
+            name: str | tuple[str, int],
+            value: int,
+            node: str,
+            peers: list[str],
+        ) -> None:
             minute_s = end_ns // (60 * SECOND_NS) * 60
-            sums[minute_s, "", "client", node, peers[row], name] += value
+            names = (name,) if isinstance(name, str) else name
+            sums[minute_s, "", "client", node, peers[row], *names] += value
 
         opens = batch.opens
         for row, end_ns, duration in zip(
@@ -78,18 +96,31 @@ def counted_by_hand(batches: list[EventBatch]) -> Counter[tuple[Any, ...]]:
             add(row, end_ns, "close_count", 1, batch.header.node, peers)
             add(row, end_ns, "events_seen", 1, batch.header.node, peers)
         moves = batch.transfers
-        for row, end_ns, size in zip(
-            moves.connection.tolist(), moves.end_ns.tolist(), moves.size.tolist(), strict=True
+        stages = moves.figures[:, READ_FIGURES.index("read_call_duration")]
+        for row, end_ns, size, stage in zip(
+            moves.connection.tolist(),
+            moves.end_ns.tolist(),
+            moves.size.tolist(),
+            stages.tolist(),
+            strict=True,
         ):
             for name, value in (
                 ("read_count", 1),
                 ("read_bytes", size),
                 ("read_duration", 7),
                 ("read_duration_measured_count", 1),
+                ("read_call_duration", stage),
+                ("read_call_duration_measured_count", 1),
+                (("read_call", STAGE_BUCKETS[stage]), 1),
                 ("events_seen", 1),
             ):
                 add(row, end_ns, name, value, batch.header.node, peers)
     return Counter({place: value for place, value in sums.items() if value})
+
+
+def counted_in_blocks(blocks: list[list[MetricsBlock]]) -> Counter[tuple[Any, ...]]:
+    """The same from what was stored."""
+    return totals(blocks, "service_relation") + spreads(blocks, "service_relation")
 
 
 async def run_worker(topics: Topics, clock: ManualClock, chance: random.Random, until: int) -> None:
@@ -136,7 +167,7 @@ def test_totals_survive_any_deaths(seed: int, length: int, deaths: int) -> None:
     batches = make_log(seed, length)
     topics = asyncio.run(live_and_die(seed, batches, deaths))
     blocks = counted_blocks(topics.metrics)
-    assert totals(blocks, "service_relation") == counted_by_hand(batches)
+    assert counted_in_blocks(blocks) == counted_by_hand(batches)
     covered: dict[int, int] = {}
     for parts in blocks:  # blocks of a minute never overlap, and come in order
         identity = parts[0].identity
@@ -166,4 +197,4 @@ def test_a_crash_between_any_two_parts(crash_after: int) -> None:
 
     topics = asyncio.run(scenario())
     blocks = counted_blocks(topics.metrics)
-    assert totals(blocks, "service_relation") == counted_by_hand(batches)
+    assert counted_in_blocks(blocks) == counted_by_hand(batches)

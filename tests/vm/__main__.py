@@ -7,22 +7,41 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from tests.bpf.harness import TIERS
 from tests.requirements import missing
 from tests.vm.kernels import CACHE, KERNELS, fetch
 from tests.vm.machine import boot
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 _TIMEOUT_S: Final = 1800.0
 _TESTS: Final = ("tests/bpf", "-m", "bpf", "--timeout=300", "--durations=5", "-v")
+_QUICK: Final = (
+    "tests/bpf/test_programs.py",
+    "tests/bpf/test_transfers.py::test_write_calls",
+    "tests/bpf/test_transfers.py::test_read_calls",
+    "tests/bpf/test_stages.py::test_requests_and_responses",
+    "tests/bpf/test_stages_times.py::test_an_unknown_neighbour",
+    "tests/bpf/test_stages_times.py::test_delay_on_the_way_out",
+    "tests/bpf/test_stages_tiers.py::test_every_tier_measures_what_it_can",
+    "tests/bpf/test_stages_tiers.py::test_tiers_agree",
+)
+"""What a change is tried with before all is: every program, and every figure once."""
 _NOT_EMULATED: Final = {
     "slow": "hours without hardware virtualisation",
     "million": "the same",
     "dup2_and_close_range": "an emulated close takes longer than a delayed fput() may",
 }
 """Words in names of tests that emulation makes meaningless, and why."""
+_TAIL: Final = 40
+_DETAILS: Final = 400
+"""Lines shown of a machine that hangs, and of tests that fail."""
 
 
 def main(arguments: list[str]) -> int:
@@ -30,40 +49,68 @@ def main(arguments: list[str]) -> int:
     own, _, given = " ".join(arguments).partition("-- ")
     parser = argparse.ArgumentParser(prog="python -m tests.vm", description=__doc__)
     parser.add_argument("--kernel", nargs="+", choices=list(KERNELS), default=list(KERNELS))
-    names = parser.parse_args(own.split()).kernel
+    parser.add_argument("--tier", nargs="+", choices=list(TIERS), default=list(TIERS))
+    parser.add_argument("--quick", action="store_true", help="one test of each kind")
+    parser.add_argument("--timeout", type=float, default=_TIMEOUT_S, help="seconds per kernel")
+    options = parser.parse_args(own.split())
     reason = missing("vm")
     if reason is not None:
         print(reason, file=sys.stderr)
         return 2
-    reports = {name: _run(name, given.split() or _selection()) for name in names}
+    # A machine has a process group of its own: whoever ends this process ends it too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    tests = given.split() or _selection(options.quick)
+    reports = {name: _run(name, options.tier, tests, options.timeout) for name in options.kernel}
     _print_costs({name: report for name, report in reports.items() if "programs" in report})
     return int(any(report.get("pytest") != 0 for report in reports.values()))
 
 
-def _selection() -> list[str]:
+def _selection(quick: bool) -> list[str]:
+    if quick:
+        return [*_QUICK, *_TESTS[1:]]
     # One word for the whole expression.
     left_out = [f"not({word})" for word in _NOT_EMULATED]
     return [*_TESTS, "-k", "(" + ")and(".join(left_out) + ")"]
 
 
-def _run(name: str, tests: list[str]) -> dict[str, Any]:
-    kernel = fetch(name)
+def _run(name: str, tiers: list[str], tests: list[str], timeout_s: float) -> dict[str, Any]:
+    try:
+        kernel = fetch(name)
+    except RuntimeError as error:
+        print(f"\n=== {name}: FAILED, its packages could not be fetched: {error}", flush=True)
+        return {}
     output = CACHE / "out" / name
     shutil.rmtree(output, ignore_errors=True)
+    print(f"\n=== {name} ({kernel.release}), {timeout_s:.0f} s at most", flush=True)
     began = time.monotonic()
-    command = [sys.executable, "-B", "-m", "tests.vm.guest", str(output), *tests]
+    guest = [sys.executable, "-B", "-m", "tests.vm.guest", str(output), *tests]
+    command = ["env", f"PODWIRE_TIERS={','.join(tiers)}", *guest]
     failure = ""
     try:
-        boot(kernel, command, output, _TIMEOUT_S)
+        boot(kernel, command, output, timeout_s)
     except RuntimeError as error:
-        failure = f"; {error}"
+        failure = f": {error}"
     log, report = output / "pytest.log", output / "report.json"
-    said = log.read_text().splitlines() if log.exists() else []
-    print(f"\n=== {name} ({kernel.release}), {time.monotonic() - began:.0f} s{failure}")
-    print(*[line for line in said if re.match(r"FAILED|ERROR|SKIPPED|=+ .* in ", line)], sep="\n")
-    print(f"    {os.path.relpath(output)}: pytest.log, console.log")
     found: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
+    said = log.read_text(errors="replace").splitlines() if log.exists() else []
+    summary = [line for line in said if re.match(r"FAILED|ERROR|SKIPPED|=+ .* in ", line)]
+    if "pytest" not in found:
+        failure = failure or ": the machine ended before its tests did"
+        print(*_tail(output / "console.log"), "--- end of the console", *said[-_TAIL:], sep="\n")
+    elif found["pytest"]:
+        # Where this ran may be gone when somebody reads it: what failed is shown here.
+        details = [at for at, line in enumerate(said) if re.match(r"=+ (FAILURES|ERRORS) =+", line)]
+        print(*said[min(details, default=-_TAIL) :][-_DETAILS:], sep="\n")
+    print(*summary, sep="\n")
+    verdict = "passed" if found.get("pytest") == 0 else f"FAILED{failure}"
+    print(f"=== {name} {verdict} after {time.monotonic() - began:.0f} s", end="")
+    print(f" ({os.path.relpath(output)}: pytest.log, console.log)", flush=True)
     return found
+
+
+def _tail(console: Path) -> list[str]:
+    text = console.read_text(errors="replace") if console.exists() else ""
+    return text.splitlines()[-_TAIL:]
 
 
 def _print_costs(reports: dict[str, dict[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """What runs inside the virtual machine: ``python -m tests.vm.guest OUTPUT [pytest arguments]``.
 
-First every program of every object is loaded alone, to learn what the verifier says; then pytest.
+First every object is loaded, by halves where it is refused, to learn what the verifier says of each
+program; then pytest, for which what every kernel tried here has is demanded.
 """
 
 from __future__ import annotations
@@ -14,17 +15,23 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from collector.libbpf import BpfObject
 from schemas.errors import BpfError
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from collector.libbpf import Program
+
 __all__ = ["main", "read_cost", "verify"]
 
-_LOG_BYTES: Final = 1 << 20
+_LOG_BYTES: Final = 1 << 18
 _STATISTICS_ONLY: Final = 4  # BPF_LOG_STATS
 _RINGS: Final = ("connections", "transfers", "processes")
 _FILES: Final = 65_536
+_DEMANDED: Final = "bpf,fentry,kprobe,netem"
 
 
 def main(arguments: list[str]) -> int:
@@ -40,6 +47,7 @@ def main(arguments: list[str]) -> int:
         "programs": {path.name.partition(".")[0]: verify(path) for path in objects},
     }
     (output / "report.json").write_text(json.dumps(report))
+    os.environ.setdefault("PODWIRE_REQUIRE", _DEMANDED)
     command = [sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider", *arguments[1:]]
     with (output / "pytest.log").open("w") as log:
         report["pytest"] = subprocess.run(
@@ -54,24 +62,32 @@ def verify(path: Path) -> dict[str, dict[str, Any]]:
     opened = BpfObject(path)
     programs = opened.programs
     opened.close()
-    found = {}
-    for program in programs:
-        alone = BpfObject(path)
-        log = ctypes.create_string_buffer(_LOG_BYTES)
-        try:
-            for other in programs:
-                alone.set_autoload(other.name, other == program)
-            for ring in _RINGS:
-                alone.set_max_entries(ring, 65_536)
-            _log_to(alone, program.name, log)
-            alone.load()
-            found[program.name] = read_cost(log.value.decode(errors="replace"))
-        except BpfError as error:
-            said = [*log.value.decode(errors="replace").splitlines(), *str(error).splitlines()]
-            found[program.name] = {"refused": said[-12:]}
-        finally:
-            alone.close()
-    return found
+    return _verify(path, programs)
+
+
+def _verify(path: Path, programs: Sequence[Program]) -> dict[str, dict[str, Any]]:
+    """Load these programs only, and halves of them if they are refused together."""
+    opened = BpfObject(path)
+    logs = {each.name: ctypes.create_string_buffer(_LOG_BYTES) for each in programs}
+    try:
+        for program in opened.programs:
+            opened.set_autoload(program.name, program in programs)
+        for ring in opened.maps().keys() & set(_RINGS):
+            opened.set_max_entries(ring, 65_536)
+        for name, log in logs.items():
+            _log_to(opened, name, log)
+        opened.load()
+    except BpfError as error:
+        if len(programs) > 1:
+            middle = len(programs) // 2
+            return _verify(path, programs[:middle]) | _verify(path, programs[middle:])
+        ((name, log),) = logs.items()
+        said = [*log.value.decode(errors="replace").splitlines(), *str(error).splitlines()]
+        return {name: {"refused": said[-12:]}}
+    else:
+        return {name: read_cost(log.value.decode(errors="replace")) for name, log in logs.items()}
+    finally:
+        opened.close()
 
 
 def read_cost(log: str) -> dict[str, int]:

@@ -125,6 +125,9 @@ class _Apt:
             "Dir::Etc::Parts": "/dev/null",
             "Acquire::Languages": "none",
             "APT::Sandbox::User": "root",
+            # Without these a mirror that cannot be reached is a list without packages.
+            "APT::Update::Error-Mode": "any",
+            "Acquire::Retries": "3",
         }
         lines = [*acquire, *(f'{key} "{value}";' for key, value in here.items())]
         (self.folder / "apt.conf").write_text("\n".join(lines) + "\n")

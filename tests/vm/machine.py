@@ -28,6 +28,7 @@ _CPUS: Final = 2
 _MEMORY: Final = "3G"
 # QEMU 7.2 emulates AVX2 wrongly: numpy then sorts 64-bit numbers into others. No XSAVE, no AVX.
 _OPTIONS: Final = "noxsave"
+_PATIENCE_S: Final = 5.0
 
 
 def boot(kernel: Kernel, command: Sequence[str], output: Path, timeout_s: float) -> None:
@@ -66,9 +67,17 @@ def boot(kernel: Kernel, command: Sequence[str], output: Path, timeout_s: float)
             raise RuntimeError(f"{kernel.release}: not done after {timeout_s:.0f} s")
     finally:
         os.close(terminal)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Wait for the whole group; an emulator that hangs does not listen."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            process.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, number)
+    process.wait()
 
 
 def _copy(terminal: int, to: Path, deadline: float) -> bool:

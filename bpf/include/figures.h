@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The core's side of flows.h: the life of a flow, and the way of its figures into a record. */
+#ifndef PODWIRE_FIGURES_H
+#define PODWIRE_FIGURES_H
+
+/* Set by user space before loading: whether anything fills the flows. */
+const volatile __u32 podwire_stages = 0;
+
+static const struct flow new_flow = {};
+
+static __always_inline void begin_flow(struct sock *sk)
+{
+	__u64 key = (__u64)sk;
+
+	if (podwire_stages)
+		bpf_map_update_elem(&flows, &key, &new_flow, BPF_NOEXIST);
+}
+
+static __always_inline void end_flow(struct sock *sk)
+{
+	__u64 key = (__u64)sk;
+
+	if (podwire_stages)
+		bpf_map_delete_elem(&flows, &key);
+}
+
+static __always_inline bool has_received_fin(struct sock *sk)
+{
+	return BPF_CORE_READ(sk, __sk_common.skc_flags) >> SOCK_DONE & 1;
+}
+
+/* What the sock has counted before we look at it for the first time is not ours to tell. */
+static __always_inline void skip_counters(struct sock *sk, struct socket_state *st)
+{
+	struct tcp_sock *tp = (struct tcp_sock *)sk;
+
+	st->told.packets_in = BPF_CORE_READ(tp, data_segs_in);
+	st->told.packets_out = BPF_CORE_READ(tp, data_segs_out);
+	st->told.retransmits = BPF_CORE_READ(tp, total_retrans);
+	st->told.bytes_in = BPF_CORE_READ(tp, bytes_received) - has_received_fin(sk);
+	st->told.bytes_out = BPF_CORE_READ(tp, bytes_sent);
+}
+
+static __always_inline __u32 at_most(__u64 value)
+{
+	return value > FIGURE_MAX ? FIGURE_MAX : value;
+}
+
+/*
+ * What a sock has counted since it was last told. RFC 4898 calls two of the counters
+ * tcpEStatsPerfDataSegsIn and -Out; all of them know GSO, GRO and retransmissions.
+ */
+static __always_inline void take_counters(struct sock *sk, struct socket_state *st, __u8 direction,
+					  struct counted *to)
+{
+	struct told *told = &st->told;
+
+	if (direction == PODWIRE_WRITE) {
+		to->packets += take_32(&told->packets_out, READ_TCP(sk, data_segs_out));
+		to->packet_bytes += take_64(&told->bytes_out, READ_TCP(sk, bytes_sent));
+		to->retransmits += take_32(&told->retransmits, READ_TCP(sk, total_retrans));
+	} else {
+		/* tcp_rcv_nxt_update() counts the FIN as a byte; tcp_fin() says SOCK_DONE. */
+		to->packets += take_32(&told->packets_in, READ_TCP(sk, data_segs_in));
+		to->packet_bytes += take_64(&told->bytes_in, READ_TCP(sk, bytes_received) -
+								     has_received_fin(sk));
+	}
+	to->is_known = 1;
+}
+
+/* Take what fits in a record; `has_rest` is set where that is not all. */
+#define take_figure(record, from, place, has_rest)                                                 \
+	do {                                                                                       \
+		__s64 value_ = (from)[place];                                                      \
+		if (value_ > 0) {                                                                  \
+			has_rest |= value_ > FIGURE_MAX;                                           \
+			value_ = at_most(value_);                                                  \
+			__sync_fetch_and_add(&(from)[place], -value_);                             \
+			(record)->figures[place] = value_;                                         \
+		}                                                                                  \
+	} while (0)
+
+/* Of a call, the part that the stages of its own thread explain. */
+static __always_inline void fill_call(struct podwire_transfer_record *record, __u64 start_ns)
+{
+	struct task_stages *slot = slot_of_task(record->tid);
+	bool is_write = record->direction == PODWIRE_WRITE;
+	__u64 call_ns = PODWIRE_UNMEASURED, first_ns;
+
+	if (slot && slot->tid == record->tid) {
+		first_ns = is_write ? slot->first_send_ns : slot->first_copy_ns;
+		if (first_ns && first_ns >= start_ns)
+			call_ns = is_write ? slot->sent_ns : record->end_ns - first_ns;
+		if (is_write) {
+			slot->sent_ns = 0;
+			slot->first_send_ns = 0;
+		} else {
+			slot->first_copy_ns = 0;
+		}
+	}
+	if (record->duration_ns == PODWIRE_UNMEASURED || call_ns > record->duration_ns) {
+		if (is_write) {
+			record->figures[PODWIRE_WRITE_UNATTRIBUTED_DURATION] = ~0U;
+		} else {
+			record->figures[PODWIRE_READ_CALL_DURATION] = ~0U;
+			record->figures[PODWIRE_READ_UNATTRIBUTED_DURATION] = ~0U;
+		}
+	} else if (is_write) {
+		record->figures[PODWIRE_WRITE_UNATTRIBUTED_DURATION] =
+			at_most(record->duration_ns - call_ns);
+	} else {
+		record->figures[PODWIRE_READ_CALL_DURATION] = at_most(call_ns);
+		record->figures[PODWIRE_READ_UNATTRIBUTED_DURATION] =
+			at_most(record->duration_ns - call_ns);
+	}
+}
+
+/*
+ * Everything of `figures` and `measured`; the rest of the record is there already. `flow` may be
+ * NULL. Returns whether something did not fit.
+ */
+static __always_inline bool fill_figures(struct podwire_transfer_record *record, struct flow *flow,
+					 const struct counted *counted)
+{
+	bool has_rest = false;
+
+	record->measured = 0;
+	__builtin_memset(record->figures, 0, sizeof(record->figures));
+	if (counted->is_known) {
+		record->measured = PODWIRE_MEASURED_COUNTERS;
+		record->figures[PODWIRE_READ_PACKET_COUNT] = counted->packets;
+		record->figures[PODWIRE_READ_PACKET_SIZE] = at_most(counted->packet_bytes);
+		if (record->direction == PODWIRE_WRITE)
+			record->figures[PODWIRE_WRITE_RETRANSMIT_PACKET_COUNT] =
+				counted->retransmits;
+	}
+	if (!flow)
+		return false;
+	record->measured |= PODWIRE_MEASURED_STAGES;
+	if (record->direction == PODWIRE_WRITE) {
+#pragma clang loop unroll(full)
+		for (int i = PODWIRE_WRITE_LOST_PACKET_COUNT;
+		     i < PODWIRE_WRITE_UNATTRIBUTED_DURATION; i++)
+			take_figure(record, flow->write, i, has_rest);
+	} else {
+#pragma clang loop unroll(full)
+		for (int i = PODWIRE_READ_L4_DURATION; i < PODWIRE_READ_CALL_DURATION; i++)
+			take_figure(record, flow->read, i, has_rest);
+	}
+	if (record->call != PODWIRE_CALL_NONE)
+		fill_call(record, record->end_ns - record->duration_ns);
+	return has_rest;
+}
+
+/* Whether a direction has something that no record has told. */
+static __always_inline bool has_figures(const struct flow *flow, __u8 direction)
+{
+	bool found = false;
+
+	if (direction == PODWIRE_WRITE) {
+#pragma clang loop unroll(full)
+		for (int i = PODWIRE_WRITE_LOST_PACKET_COUNT;
+		     i < PODWIRE_WRITE_UNATTRIBUTED_DURATION; i++)
+			found |= flow->write[i] > 0;
+	} else {
+#pragma clang loop unroll(full)
+		for (int i = PODWIRE_READ_L4_DURATION; i < PODWIRE_READ_CALL_DURATION; i++)
+			found |= flow->read[i] > 0;
+	}
+	return found;
+}
+
+#endif

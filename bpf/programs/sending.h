@@ -1,0 +1,292 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The way down of a packet. Most of it happens inside one call of __ip_queue_xmit(), with the sock
+ * locked; a neighbour or a queue discipline may keep the packet and let it go in another context.
+ * Each function here is the body of a hook; it takes addresses, because not every hook can follow
+ * them.
+ */
+
+static __always_inline __u32 current_tid(void)
+{
+	return bpf_get_current_pid_tgid();
+}
+
+/* tcp_sendmsg() was entered. */
+static __always_inline int on_send(__u64 sk)
+{
+	__u32 tid = current_tid();
+	struct task_stages *slot = slot_of_task(tid);
+
+	if (!slot)
+		return 0;
+	if (slot->tid != tid) {
+		slot->tid = tid;
+		slot->sent_ns = 0;
+		slot->first_send_ns = 0;
+		slot->first_copy_ns = 0;
+	}
+	slot->sock = sk;
+	slot->send_ns = bpf_ktime_get_ns();
+	return 0;
+}
+
+static __always_inline int on_sent(__u64 sk, long result)
+{
+	__u32 tid = current_tid();
+	struct task_stages *slot = slot_of_task(tid);
+	struct flow *flow;
+	__u64 spent;
+
+	if (!slot || slot->tid != tid || slot->sock != sk || !slot->send_ns)
+		return 0;
+	spent = bpf_ktime_get_ns() - slot->send_ns;
+	if (result > 0) { /* else no record of the call will follow */
+		if (!slot->first_send_ns)
+			slot->first_send_ns = slot->send_ns;
+		slot->sent_ns += spent;
+	}
+	slot->send_ns = 0;
+	slot->sock = 0;
+	flow = find_flow(sk);
+	if (flow)
+		add_write(flow, L4_DURATION, spent);
+	return 0;
+}
+
+/* Whether tcp_sendmsg() of this thread is what sends for the sock. */
+static __always_inline bool is_sending(__u64 sk)
+{
+	__u32 tid = current_tid();
+	struct task_stages *slot = slot_of_task(tid);
+
+	return slot && slot->tid == tid && slot->sock == sk;
+}
+
+static __always_inline int on_ip_xmit(__u64 sk, __u64 skb)
+{
+	struct sent_packet *packet = slot_of_sent(skb);
+
+	if (!packet)
+		return 0;
+	__builtin_memset(packet, 0, sizeof(*packet));
+	packet->skb = skb;
+	packet->sk = sk;
+	packet->ip_ns = bpf_ktime_get_ns();
+	return 0;
+}
+
+/* What is known of layer 3 and not told yet. */
+static __always_inline void tell_ip(struct flow *flow, struct sent_packet *packet)
+{
+	if (packet->output_ns && packet->ip_ns && !(packet->told & TOLD_LOCAL)) {
+		packet->told |= TOLD_LOCAL;
+		add_write(flow, L3_LOCAL_DURATION, packet->output_ns - packet->ip_ns);
+	}
+	if (packet->queue_ns && packet->output_ns && !(packet->told & TOLD_OUTPUT)) {
+		packet->told |= TOLD_OUTPUT;
+		add_write(flow, L3_OUTPUT_DURATION, packet->queue_ns - packet->output_ns);
+	}
+	if (packet->netfilter_count && !(packet->told & TOLD_NETFILTER)) {
+		packet->told |= TOLD_NETFILTER;
+		add_write(flow, NETFILTER_COUNT, packet->netfilter_count);
+		add_write(flow, NETFILTER_DURATION, packet->netfilter_ns);
+	}
+}
+
+static __always_inline int on_ip_left(__u64 sk, __u64 skb)
+{
+	struct sent_packet *packet = find_sent(skb);
+	struct flow *flow;
+	__u64 now, spent;
+
+	if (!packet || packet->sk != sk || !packet->ip_ns || packet->left_ns)
+		return 0;
+	now = bpf_ktime_get_ns();
+	spent = now - packet->ip_ns;
+	packet->left_ns = now;
+	flow = find_flow(sk);
+	if (!flow)
+		return 0;
+	add_write(flow, L3_DURATION, spent);
+	if (!is_sending(sk))
+		add_write(flow, L4_DURATION, spent);
+	tell_ip(flow, packet);
+	if (!packet->has_left && flow->segmented_ns)
+		flow->segmented_left_ns = now;
+	return 0;
+}
+
+static __always_inline int on_ip_output(__u64 skb)
+{
+	struct sent_packet *packet = find_sent(skb);
+
+	if (packet && !packet->output_ns)
+		packet->output_ns = bpf_ktime_get_ns();
+	return 0;
+}
+
+static __always_inline int on_neighbour(__u64 skb)
+{
+	struct sent_packet *packet = find_sent(skb);
+
+	if (packet && !packet->neighbour_ns && !packet->queue_ns)
+		packet->neighbour_ns = bpf_ktime_get_ns();
+	return 0;
+}
+
+/*
+ * Given to the device layer. A packet that comes here after it has left IP was kept by a neighbour
+ * whose address was not known. Without the hooks above, its way begins here.
+ */
+static __always_inline int on_device_queue(__u64 skb, __u64 sk, bool is_gso)
+{
+	struct sent_packet *packet;
+	struct flow *flow = 0;
+	__u64 now;
+
+	if (!sk)
+		return 0;
+	packet = slot_of_sent(skb);
+	if (!packet)
+		return 0;
+	now = bpf_ktime_get_ns();
+	/* Without the hooks of IP, an address may be that of an earlier packet: one that has left, or
+	 * was segmented and so never reached a driver itself. */
+	if (packet->skb != skb || packet->sk != sk ||
+	    (!packet->ip_ns && (packet->has_left || !packet->driver_ns))) {
+		flow = find_flow(sk);
+		if (!flow)
+			return 0;
+		__builtin_memset(packet, 0, sizeof(*packet));
+		packet->skb = skb;
+		packet->sk = sk;
+	} else if (packet->queue_ns) {
+		return 0; /* a device upon a device, or another host's device by now */
+	}
+	packet->queue_ns = now;
+	if (!flow && (is_gso || (packet->neighbour_ns && packet->left_ns)))
+		flow = find_flow(sk);
+	if (!flow)
+		return 0;
+	if (packet->neighbour_ns && packet->left_ns) {
+		__sync_fetch_and_add(&flow->write[PODWIRE_RESOLVE_MAC_COUNT], 1);
+		__sync_fetch_and_add(&flow->write[PODWIRE_RESOLVE_MAC_DURATION],
+				     now - packet->neighbour_ns);
+	}
+	if (is_gso) { /* should it be segmented, nothing of it is seen to leave */
+		packet->told |= TOLD_ENTERED;
+		add_write(flow, L2_ENTER_QUEUE_COUNT, 1);
+		flow->segmented_ns = now;
+		flow->segmented_left_ns = packet->left_ns;
+	}
+	return 0;
+}
+
+static __always_inline int on_driver(__u64 skb, __u64 sk)
+{
+	struct sent_packet *packet;
+	struct flow *flow;
+
+	if (!sk)
+		return 0;
+	packet = slot_of_sent(skb);
+	if (!packet)
+		return 0;
+	if (packet->skb == skb && packet->sk == sk && packet->queue_ns && !packet->has_left) {
+		if (packet->driver_ns)
+			packet->depth++;
+		else
+			packet->driver_ns = bpf_ktime_get_ns();
+		return 0;
+	}
+	/* Segments of a packet have its sock, and nothing else of it. */
+	flow = find_flow(sk);
+	if (!flow || !flow->segmented_ns)
+		return 0;
+	__builtin_memset(packet, 0, sizeof(*packet));
+	packet->skb = skb;
+	packet->sk = sk;
+	packet->is_segment = 1;
+	packet->queue_ns = flow->segmented_ns;
+	packet->left_ns = flow->segmented_left_ns;
+	packet->driver_ns = bpf_ktime_get_ns();
+	return 0;
+}
+
+static __always_inline void tell_entered(struct flow *flow, struct sent_packet *packet)
+{
+	if (!(packet->told & TOLD_ENTERED))
+		add_write(flow, L2_ENTER_QUEUE_COUNT, 1);
+	packet->told |= TOLD_ENTERED;
+}
+
+/* The driver has it; the sk_buff may be gone. */
+static __always_inline int on_driver_left(__u64 skb, int result)
+{
+	struct sent_packet *packet = find_sent(skb);
+	struct flow *flow;
+	__u64 now, since;
+
+	if (!packet || !packet->driver_ns || packet->has_left)
+		return 0;
+	if (packet->depth) {
+		packet->depth--;
+		return 0;
+	}
+	if (result) { /* busy: it will be tried again */
+		packet->driver_ns = 0;
+		return 0;
+	}
+	now = bpf_ktime_get_ns();
+	packet->has_left = 1;
+	flow = find_flow(packet->sk);
+	if (!flow)
+		return 0;
+	tell_ip(flow, packet);
+	add_write(flow, L2_DURATION, now - packet->queue_ns);
+	add_write(flow, L2_READY_SEND_DURATION, packet->driver_ns - packet->queue_ns);
+	add_write(flow, L2_NETDEVICE_SEND_DURATION, now - packet->driver_ns);
+	if (!packet->is_segment)
+		tell_entered(flow, packet);
+	since = packet->left_ns;
+	if (packet->is_segment) {
+		if (since && since < packet->queue_ns)
+			since = packet->queue_ns;
+		flow->segmented_ns = now; /* the next one's time begins where this one's ends */
+	}
+	if (since) { /* it was kept: it stays in the layers above until now */
+		add_write(flow, L3_DURATION, now - since);
+		add_write(flow, L4_DURATION, now - since);
+	}
+	return 0;
+}
+
+/*
+ * Freed other than by being sent or read, `is_given` to a device or still in IP. There it has no
+ * slot without the hooks of IP, only perhaps that of a packet that had its address before.
+ */
+static __always_inline int on_lost(__u64 skb, __u64 sk, __u16 segments, bool is_given)
+{
+	struct sent_packet *packet = find_sent(skb);
+	struct flow *flow;
+
+	if (packet && (packet->sk != sk || (packet->has_left && !is_given)))
+		packet = 0;
+	if (packet && packet->has_left)
+		return 0; /* some drivers free so what they have sent */
+	flow = find_flow(sk);
+	if (!flow)
+		return 0;
+	add_write(flow, LOST_PACKET_COUNT, segments ? segments : 1);
+	if (packet) {
+		if (packet->queue_ns && !packet->is_segment)
+			tell_entered(flow, packet);
+		if (packet->neighbour_ns && !packet->queue_ns) { /* nobody answered */
+			__sync_fetch_and_add(&flow->write[PODWIRE_RESOLVE_MAC_COUNT], 1);
+			__sync_fetch_and_add(&flow->write[PODWIRE_RESOLVE_MAC_DURATION],
+					     bpf_ktime_get_ns() - packet->neighbour_ns);
+		}
+		packet->skb = 0;
+	}
+	return 0;
+}

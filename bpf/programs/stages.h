@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The tracepoints on a packet's way, on every tier. */
+
+SEC("tp_btf/netif_receive_skb")
+int BPF_PROG(netif_receive_skb, struct sk_buff *skb)
+{
+	return on_device((__u64)skb);
+}
+
+/* tcp_rcv_established() */
+SEC("tp_btf/tcp_probe")
+int BPF_PROG(tcp_probe, struct sock *sk, struct sk_buff *skb)
+{
+	return on_queued((__u64)sk, (__u64)skb);
+}
+
+SEC("tp_btf/skb_copy_datagram_iovec")
+int BPF_PROG(skb_copy_datagram_iovec, struct sk_buff *skb, int length)
+{
+	return on_copied((__u64)skb->sk, length);
+}
+
+enum {
+	NO_MAC_HEADER = 0xffff, /* __dev_queue_xmit() sets one */
+};
+
+/* Where a sk_buff keeps what does not fit in itself. */
+static __always_inline struct skb_shared_info *shared_info(struct sk_buff *skb)
+{
+	return (struct skb_shared_info *)(skb->head + skb->end);
+}
+
+SEC("tp_btf/net_dev_queue")
+int BPF_PROG(net_dev_queue, struct sk_buff *skb)
+{
+	struct sock *sk = skb->sk;
+
+	if (!sk)
+		return 0;
+	return on_device_queue((__u64)skb, (__u64)sk,
+			       BPF_CORE_READ(shared_info(skb), gso_size) != 0);
+}
+
+SEC("tp_btf/net_dev_start_xmit")
+int BPF_PROG(net_dev_start_xmit, struct sk_buff *skb)
+{
+	return on_driver((__u64)skb, (__u64)skb->sk);
+}
+
+SEC("tp_btf/net_dev_xmit")
+int BPF_PROG(net_dev_xmit, struct sk_buff *skb, int result)
+{
+	return on_driver_left((__u64)skb, result);
+}
+
+/*
+ * Freed for another reason than its end. The sock of a packet says whose it is, not which way it
+ * went: one that this end sent has this end's port as its source.
+ */
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(kfree_skb, struct sk_buff *skb)
+{
+	struct sock *sk = skb->sk;
+	struct tcphdr *header;
+
+	if (!sk || !find_flow((__u64)sk))
+		return 0;
+	header = (struct tcphdr *)(skb->head + skb->transport_header);
+	if (BPF_CORE_READ(header, source) != BPF_CORE_READ((struct inet_sock *)sk, inet_sport))
+		return 0;
+	return on_lost((__u64)skb, (__u64)sk, BPF_CORE_READ(shared_info(skb), gso_segs),
+		       skb->mac_header != NO_MAC_HEADER);
+}

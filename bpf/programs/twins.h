@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Kernel functions on a packet's way, each hooked by fentry and fexit or by kprobe and kretprobe;
+ * user space attaches one kind of a function, never both. Returns come before entries in this
+ * file, hence are attached first: an entry without its return would leave what it kept.
+ */
+
+/* `body` is one of the functions of sending.h and receiving.h. */
+#define ENTER_1(function, body)                                                                    \
+	SEC("fentry/" #function)                                                                   \
+	int BPF_PROG(function##_enter, __u64 a)                                                    \
+	{                                                                                          \
+		return body(a);                                                                    \
+	}                                                                                          \
+	SEC("kprobe/" #function)                                                                   \
+	int function##_enter_probe(struct pt_regs *ctx)                                            \
+	{                                                                                          \
+		return body(ARGUMENT_1(ctx));                                                      \
+	}
+
+/* The sk_buff is the third argument of output functions, the second of a neighbour's. */
+#define ENTER_2(function, body)                                                                    \
+	SEC("fentry/" #function)                                                                   \
+	int BPF_PROG(function##_enter, __u64 a, __u64 b)                                           \
+	{                                                                                          \
+		return body(a, b);                                                                 \
+	}                                                                                          \
+	SEC("kprobe/" #function)                                                                   \
+	int function##_enter_probe(struct pt_regs *ctx)                                            \
+	{                                                                                          \
+		return body(ARGUMENT_1(ctx), ARGUMENT_2(ctx));                                     \
+	}
+
+#define ENTER_3(function, body)                                                                    \
+	SEC("fentry/" #function)                                                                   \
+	int BPF_PROG(function##_enter, __u64 a, __u64 b, __u64 c)                                  \
+	{                                                                                          \
+		return body(a, b, c);                                                              \
+	}                                                                                          \
+	SEC("kprobe/" #function)                                                                   \
+	int function##_enter_probe(struct pt_regs *ctx)                                            \
+	{                                                                                          \
+		return body(ARGUMENT_1(ctx), ARGUMENT_2(ctx), ARGUMENT_3(ctx));                    \
+	}
+
+/* What a kretprobe does with the frame of its function. */
+#define EXIT_PROBE(function, call)                                                                 \
+	SEC("kretprobe/" #function)                                                                \
+	int function##_exit_probe(struct pt_regs *ctx)                                             \
+	{                                                                                          \
+		struct frame frame = {};                                                           \
+		__u64 a, b;                                                                        \
+		long result = RESULT(ctx);                                                         \
+                                                                                                   \
+		if (!pop_frame(ctx, &frame))                                                       \
+			return 0;                                                                  \
+		a = frame.arguments[0];                                                            \
+		b = frame.arguments[1];                                                            \
+		(void)b, (void)result;                                                             \
+		return call;                                                                       \
+	}
+
+#define ENTER_PROBE(function, call)                                                                \
+	SEC("kprobe/" #function)                                                                   \
+	int function##_enter_probe(struct pt_regs *ctx)                                            \
+	{                                                                                          \
+		__u64 a = ARGUMENT_1(ctx), b = ARGUMENT_2(ctx);                                    \
+                                                                                                   \
+		push_frame(ctx, a, b);                                                             \
+		return call;                                                                       \
+	}
+
+/* tcp_sendmsg(sk, message, size) and, before v6.5, tcp_sendpage(sk, page, offset, size, flags) */
+SEC("fexit/tcp_sendmsg")
+int BPF_PROG(tcp_sendmsg_exit, __u64 sk, void *message, __u64 size, int result)
+{
+	return on_sent(sk, result);
+}
+EXIT_PROBE(tcp_sendmsg, on_sent(a, (int)result))
+SEC("fentry/tcp_sendmsg")
+int BPF_PROG(tcp_sendmsg_enter, __u64 sk)
+{
+	return on_send(sk);
+}
+ENTER_PROBE(tcp_sendmsg, on_send(a))
+
+SEC("fexit/tcp_sendpage")
+int BPF_PROG(tcp_sendpage_exit, __u64 sk, void *page, int offset, __u64 size, int flags, int result)
+{
+	return on_sent(sk, result);
+}
+EXIT_PROBE(tcp_sendpage, on_sent(a, (int)result))
+SEC("fentry/tcp_sendpage")
+int BPF_PROG(tcp_sendpage_enter, __u64 sk)
+{
+	return on_send(sk);
+}
+ENTER_PROBE(tcp_sendpage, on_send(a))
+
+/* __ip_queue_xmit(sk, skb, flow, tos) */
+SEC("fexit/__ip_queue_xmit")
+int BPF_PROG(__ip_queue_xmit_exit, __u64 sk, __u64 skb)
+{
+	return on_ip_left(sk, skb);
+}
+EXIT_PROBE(__ip_queue_xmit, on_ip_left(a, b))
+SEC("fentry/__ip_queue_xmit")
+int BPF_PROG(__ip_queue_xmit_enter, __u64 sk, __u64 skb)
+{
+	return on_ip_xmit(sk, skb);
+}
+ENTER_PROBE(__ip_queue_xmit, on_ip_xmit(a, b))
+
+/* ip6_xmit(sk, skb, flow, ...) */
+SEC("fexit/ip6_xmit")
+int BPF_PROG(ip6_xmit_exit, __u64 sk, __u64 skb)
+{
+	return on_ip_left(sk, skb);
+}
+EXIT_PROBE(ip6_xmit, on_ip_left(a, b))
+SEC("fentry/ip6_xmit")
+int BPF_PROG(ip6_xmit_enter, __u64 sk, __u64 skb)
+{
+	return on_ip_xmit(sk, skb);
+}
+ENTER_PROBE(ip6_xmit, on_ip_xmit(a, b))
+
+/* (net, sk, skb) */
+#define output_of(net, sk, skb) on_ip_output(skb)
+ENTER_3(ip_output, output_of)
+ENTER_3(ip6_output, output_of)
+
+/* (neighbour, skb) */
+#define neighbour_of(neighbour, skb) on_neighbour(skb)
+ENTER_2(neigh_resolve_output, neighbour_of)
+
+/* nf_hook_slow(skb, state, entries, index) */
+#define family_of(state) BPF_CORE_READ((struct nf_hook_state *)(state), pf)
+#define hook_of(state) BPF_CORE_READ((struct nf_hook_state *)(state), hook)
+SEC("fexit/nf_hook_slow")
+int BPF_PROG(nf_hook_slow_exit, __u64 skb, __u64 state)
+{
+	return on_netfilter_left(skb, family_of(state), hook_of(state));
+}
+EXIT_PROBE(nf_hook_slow, on_netfilter_left(a, family_of(b), hook_of(b)))
+SEC("fentry/nf_hook_slow")
+int BPF_PROG(nf_hook_slow_enter, __u64 skb, __u64 state)
+{
+	return on_netfilter(skb, family_of(state), hook_of(state));
+}
+ENTER_PROBE(nf_hook_slow, on_netfilter(a, family_of(b), hook_of(b)))
+
+/* (skb, device, type, original device); (head of the list, type, original device) */
+#define list_of(head) on_ip_list()
+ENTER_1(ip_rcv, on_ip)
+ENTER_1(ipv6_rcv, on_ip)
+ENTER_1(ip_list_rcv, list_of)
+ENTER_1(ipv6_list_rcv, list_of)
+ENTER_1(ip_local_deliver, on_local)
+ENTER_1(ip6_input, on_local)
+
+/* (skb) */
+SEC("fexit/tcp_v4_rcv")
+int BPF_PROG(tcp_v4_rcv_exit, __u64 skb)
+{
+	return on_tcp_left(skb);
+}
+EXIT_PROBE(tcp_v4_rcv, on_tcp_left(a))
+SEC("fentry/tcp_v4_rcv")
+int BPF_PROG(tcp_v4_rcv_enter, __u64 skb)
+{
+	return on_tcp(skb);
+}
+ENTER_PROBE(tcp_v4_rcv, on_tcp(a))
+
+SEC("fexit/tcp_v6_rcv")
+int BPF_PROG(tcp_v6_rcv_exit, __u64 skb)
+{
+	return on_tcp_left(skb);
+}
+EXIT_PROBE(tcp_v6_rcv, on_tcp_left(a))
+SEC("fentry/tcp_v6_rcv")
+int BPF_PROG(tcp_v6_rcv_enter, __u64 skb)
+{
+	return on_tcp(skb);
+}
+ENTER_PROBE(tcp_v6_rcv, on_tcp(a))
+
+/* tcp_rcv_state_process(sk, skb): what tcp_rcv_established(), and so tcp_probe, does not see */
+ENTER_2(tcp_rcv_state_process, on_queued)

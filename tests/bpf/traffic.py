@@ -1,0 +1,127 @@
+"""What tests of the stages send, and what the kernel says of it through ``TCP_INFO``."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import socket
+import struct
+import threading
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = [
+    "TcpInfo",
+    "bulk",
+    "in_background",
+    "ping_pong",
+    "receive",
+    "tcp_info",
+    "until",
+    "wait_sent",
+]
+
+_INFO_BYTES: Final = 232
+
+
+class TcpInfo(NamedTuple):
+    """The counters of ``struct tcp_info`` that ``ss -ti`` shows under the same names."""
+
+    unacked: int
+    total_retrans: int
+    bytes_received: int
+    notsent_bytes: int
+    data_segs_in: int
+    data_segs_out: int
+    bytes_sent: int
+
+
+def tcp_info(end: socket.socket) -> TcpInfo:
+    """Ask the kernel for the counters of a socket."""
+    raw = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+    return TcpInfo(
+        *struct.unpack_from("<I", raw, 24),
+        *struct.unpack_from("<I", raw, 100),
+        *struct.unpack_from("<Q", raw, 128),
+        *struct.unpack_from("<I", raw, 144),
+        *struct.unpack_from("<II", raw, 152),
+        *struct.unpack_from("<Q", raw, 200),
+    )
+
+
+def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait for something that the kernel does on its own.
+
+    Raises:
+        TimeoutError: If it does not.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not so after {seconds} s")
+        time.sleep(0.002)
+
+
+def wait_sent(*ends: socket.socket) -> None:
+    """Wait until everything written has been acknowledged."""
+    for end in ends:
+        until(functools.partial(_is_sent, end))
+
+
+def _is_sent(end: socket.socket) -> bool:
+    info = tcp_info(end)
+    return not info.unacked and not info.notsent_bytes
+
+
+def receive(end: socket.socket, size: int, each: int = 1 << 16) -> int:
+    """Read exactly so many bytes; returns in how many calls."""
+    calls = 0
+    while size:
+        chunk = end.recv(min(size, each))
+        assert chunk, "closed too early"
+        size -= len(chunk)
+        calls += 1
+    return calls
+
+
+def ping_pong(
+    client: socket.socket, server: socket.socket, times: int, sizes: tuple[int, int]
+) -> None:
+    """One request and one response after the other, each smaller than a segment."""
+    for _ in range(times):
+        client.sendall(b"q" * sizes[0])
+        receive(server, sizes[0])
+        server.sendall(b"a" * sizes[1])
+        receive(client, sizes[1])
+
+
+@contextlib.contextmanager
+def in_background(work: Callable[[], object]) -> Iterator[None]:
+    """Run something beside the body; its failure fails the body's end."""
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
+def bulk(sender: socket.socket, receiver: socket.socket, size: int, each: int = 1 << 16) -> None:
+    """Write so many bytes in calls of one size while the other end reads them."""
+    with in_background(lambda: receive(receiver, size)):
+        for _ in range(size // each):
+            sender.sendall(bytes(each))
+        sender.sendall(bytes(size % each))

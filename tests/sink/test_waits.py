@@ -1,0 +1,191 @@
+"""Percentiles from the database are those of the raw values, however they travelled there."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from schemas.catalogue import DISTRIBUTION_BY_NAME, DISTRIBUTIONS
+from schemas.histograms import BUCKETS, bucket_bounds, bucket_of
+from schemas.metrics import Histogram, decode_block, encode_block
+from sink.batches import block_inserts
+from sink.rollup import Roller
+from tests.sink.blocks import MINUTE_S, histogram, service_block, service_table
+from tests.sink.test_writer import attempt
+
+pytestmark = pytest.mark.clickhouse
+
+HOUR = 3600
+SERVICES = 3
+MINUTES = (0, 1, 59, 61, 23 * 60)
+STAGES = ("read_in_queue", "write_ip", "write_tcp")
+PARTS = {"p50_ns": 50, "p90_ns": 90, "p99_ns": 99, "p999_ns": 99.9}
+
+
+def values_of(rng, stage, count):
+    # Unlike shapes: one peak over decades, mostly 0, and two far apart.
+    if stage == "read_in_queue":
+        return rng.lognormal(10, 2, count).astype("<u8")
+    if stage == "write_ip":
+        return rng.lognormal(7, 1, count).astype("<u8") * (rng.random(count) < 0.4)
+    return rng.integers(900, 1100, count) + 10**9 * (rng.random(count) < 0.02)
+
+
+def filled_block(base, minute_s, rng, raw, *, part=0, parts=1):
+    """A block of events, some service without any; adds them to ``raw``.
+
+    Of two parts each lacks a stage that the other has.
+    """
+    names = [""]
+    table = service_table(SERVICES, names)
+    for stage in STAGES if parts == 1 else STAGES[part : part + 2]:
+        row = np.sort(rng.integers(0, SERVICES - (stage == "write_tcp"), 400))
+        values = values_of(rng, stage, len(row))
+        table.histograms[stage] = histogram(row, values)
+        for i in range(SERVICES):
+            raw.setdefault((minute_s, f"service-{i}", stage), []).append(values[row == i])
+    block = service_block(base, table, names, minute_s=minute_s, part=part, parts=parts)
+    return decode_block(encode_block(block))
+
+
+def check(store, suffix, raw, length):
+    """Compare a view with numpy on the raw values of each period."""
+    wanted = {}
+    for (minute_s, service, stage), arrays in raw.items():
+        key = (minute_s // length * length, service, stage)
+        wanted[key] = np.concatenate((wanted.get(key, np.zeros(0, "<u8")), *arrays))
+    names = ", ".join(("count", *PARTS))
+    rows = store.rows(
+        f"SELECT toUnixTimestamp(time), service, stage, {names} FROM podwire.service_waits{suffix}"
+    )
+    periods = {start for start, _, _ in wanted}
+    assert len(rows) == len(periods) * SERVICES * len(DISTRIBUTIONS)
+    for start, service, stage, count, *found in rows:
+        values = wanted.get((start, service, stage), np.zeros(0))
+        assert count == len(values)
+        if not count:
+            assert found == [None] * len(PARTS)
+            continue
+        for part, one in zip(PARTS.values(), found, strict=True):
+            true = np.percentile(values, part, method="inverted_cdf")
+            low, high = bucket_bounds(int(bucket_of(np.array([true]))[0]))
+            assert low <= one <= high, (start, service, stage, part)
+            assert abs(one - true) <= high - low if true else one == 0
+    assert sum(row[3] > 0 for row in rows) == sum(len(values) > 0 for values in wanted.values())
+
+
+def test_percentiles_are_those_of_the_raw_values(store, writer, clock):
+    rng = np.random.default_rng(5)
+    raw = {}
+    blocks = [
+        filled_block(base, MINUTE_S + minute * 60, rng, raw) for base, minute in enumerate(MINUTES)
+    ]
+    late = [filled_block(90, MINUTE_S, rng, raw, part=part, parts=2) for part in range(2)]
+    for offset, one in enumerate(blocks):
+        assert writer.write(attempt(one, offset=offset)) == "inserted"
+    assert writer.write(attempt(*late, offset=90)) == "inserted"
+    # Each of them again: another copy, and the same inserts after a lost answer.
+    for offset, one in enumerate(blocks, 100):
+        assert writer.write(attempt(one, offset=offset)) == "duplicate"
+        for insert in block_inserts([one], "epoch"):
+            store.insert(insert)
+    periods = (("", 60), ("_hourly", HOUR), ("_daily", 24 * HOUR))
+    for suffix, length in periods:
+        check(store, suffix, raw, length)
+
+    clock.now_unix_ns = (MINUTE_S + 30 * HOUR) * 1_000_000_000
+    roller = Roller(store, clock, delay_s=300, retention_days=14)
+    assert [roller.run_pass(), roller.run_pass()] == [0, 4]  # hours 0, 1, 23 and the day
+    assert store.rows(
+        "SELECT sum(mapValues(read_in_queue_histogram)[1]) > 0 "
+        "FROM podwire_store.service_metrics_daily"
+    ) == [(1,)]
+    store.command("OPTIMIZE TABLE podwire_store.service_metrics FINAL")
+    for suffix, length in periods:
+        check(store, suffix, raw, length)
+    # What is rolled up needs the minutes no more.
+    for table in ("service_metrics", "service_metrics_hourly"):
+        store.command(f"TRUNCATE TABLE podwire_store.{table}")
+    check(store, "_daily", raw, 24 * HOUR)
+
+
+def test_buckets_are_those_of_the_contract(store, writer):
+    names = [""]
+    table = service_table(1, names)
+    every = np.arange(BUCKETS, dtype="<u4")
+    counts = every.astype("<u8") + 1
+    table.histograms["read_ip"] = Histogram(np.zeros(BUCKETS, "<u4"), every, counts)
+    writer.write(attempt(service_block(0, table, names)))
+    rows = store.rows(
+        "SELECT direction, stage, low_ns, high_ns, count FROM podwire.service_wait_buckets "
+        "ORDER BY count"
+    )
+    assert len(rows) == BUCKETS
+    for bucket, (direction, stage, low, high, count) in enumerate(rows):
+        assert (direction, stage, count) == ("read", "read_ip", bucket + 1)
+        assert (math.ceil(low), math.ceil(high)) == bucket_bounds(bucket)
+
+
+def test_percentiles_of_any_rows_come_from_their_buckets(store, writer):
+    rng = np.random.default_rng(6)
+    raw = {}
+    for base, minute in enumerate((0, 1, 2)):
+        one = filled_block(base, MINUTE_S + minute * 60, rng, raw)
+        writer.write(attempt(one, offset=base))
+    ((found,),) = store.rows(
+        "SELECT quantileExactWeighted(0.9)(low_ns, count) FROM podwire.service_wait_buckets "
+        f"WHERE stage = 'read_in_queue' AND time > toDateTime({MINUTE_S}, 'UTC')"
+    )
+    chosen = [
+        values
+        for (minute_s, _, stage), arrays in raw.items()
+        for values in arrays
+        if stage == "read_in_queue" and minute_s > MINUTE_S
+    ]
+    true = np.percentile(np.concatenate(chosen), 90, method="inverted_cdf")
+    assert found == bucket_bounds(int(bucket_of(np.array([true]))[0]))[0]
+
+
+def test_means_are_per_event_that_measured(store, writer):
+    # The second service measured some figures of a stage, the third none; a sum that nothing
+    # measured (no writer sends one) divides by no zero.
+    names = [""]
+    table = service_table(3, names)
+    rows = {
+        "write_l3_duration": ([900, 900, 0], [3, 3, 0]),
+        "write_netfilter_duration": ([100, 100, 0], [2, 2, 0]),
+        "resolve_mac_duration": ([30, 0, 0], [3, 0, 0]),
+        "write_l2_duration": ([90, 90, 0], [3, 3, 0]),
+        "read_duration": ([0, 500, 700], [0, 5, 0]),
+        "read_unattributed_duration": ([0, 100, 9], [0, 6, 0]),
+        "write_duration": ([500, 500, 0], [5, 5, 0]),
+        "write_unattributed_duration": ([100, 100, 0], [5, 4, 0]),
+    }
+    for name, (figures, measured) in rows.items():
+        table.figures[name] = np.array(figures, "<u8")
+        table.measured[name] = np.array(measured, "<u8")
+    writer.write(attempt(service_block(0, table, names)))
+    for suffix in ("", "_hourly", "_daily"):
+        assert store.rows(
+            f"SELECT mean_ns, count, p50_ns FROM podwire.service_waits{suffix} "
+            "WHERE stage = 'write_ip' ORDER BY service"
+        ) == [(300 - 50 - 10 - 30, 0, None), (None, 0, None), (None, 0, None)]
+    assert store.rows(
+        "SELECT read_duration_avg, read_attributed_ratio, write_attributed_ratio "
+        "FROM podwire.service_overview ORDER BY service"
+    ) == [(None, None, 0.8), (100, 0.8, None), (None, None, None)]
+    assert store.rows(
+        "SELECT read_duration, read_duration_measured_count FROM podwire.service_metrics "
+        "ORDER BY service"
+    ) == [(None, 0), (500, 5), (None, 0)]
+
+
+def test_every_stage_is_a_distribution(store, writer):
+    names = [""]
+    table = service_table(1, names)
+    writer.write(attempt(service_block(0, table, names)))
+    rows = store.rows("SELECT direction, stage FROM podwire.service_waits")
+    assert rows == [(one.direction, one.name) for one in DISTRIBUTION_BY_NAME.values()]
+    assert store.rows("SELECT count() FROM podwire.service_wait_buckets") == [(0,)]
