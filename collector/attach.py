@@ -1,4 +1,4 @@
-"""Which programs run here: found by trying, one by one where needed, never by kernel version.
+"""Which programs run here: found by trying, one by one where needed, not by kernel version.
 
 Everything is loaded at once first. If the kernel refuses, each program is loaded alone to learn
 which ones it refuses and why, and the others are loaded without them. A hook that is missing
@@ -8,6 +8,7 @@ takes away only what it measures, unless the whole collector would be pointless 
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -32,6 +33,7 @@ __all__ = [
     "explain",
     "missing_capabilities",
     "missing_hooks",
+    "preempts_programs",
     "reason_of",
     "twin_of",
 ]
@@ -58,6 +60,9 @@ _FUNCTION_HOOKS: Final = {
 }
 """By the kind of section: which way of hooking functions it is, and which end it hooks."""
 _TRIAL_RING_BYTES: Final = 65_536
+_SPARE: Final = "_spare_"
+"""In the names of programs that are of use only where the kernel preempts programs."""
+_PREEMPTING_MAJOR: Final = 7
 CAPABILITIES: Final = {"CAP_BPF": 39, "CAP_PERFMON": 38}
 """What loading needs, by bit; CAP_SYS_ADMIN includes both (capabilities(7))."""
 _CAP_SYS_ADMIN: Final = 21
@@ -170,25 +175,27 @@ def attach(
         prepare: Called with the loaded object before any of its programs is attached.
 
     Returns:
-        The running object and the state of every program. Iterators are attached, not run.
+        The running object and the state of every program that is of use on this kernel. Iterators
+        are attached, not run.
 
     Raises:
         BpfError: If nothing can be loaded or a core hook is missing; says what to do about it.
     """
+    needs_spares = preempts_programs(os.uname().release)
     opened = _open(path, constants, rings)
+    programs = tuple(each for each in opened.programs if needs_spares or _SPARE not in each.name)
+    _choose(opened, programs)
     refused: dict[str, str] = {}
     try:
         opened.load()
     except BpfError as error:
-        programs = opened.programs
         opened.close()
         refused = _refused(path, constants, rings, programs)
         if len(refused) == len(programs):
             raise explain(error) from error
         opened = _open(path, constants, rings)
         try:
-            for program in refused:
-                opened.set_autoload(program, False)
+            _choose(opened, [each for each in programs if each.name not in refused])
             opened.load()
         except BpfError as second:
             opened.close()
@@ -199,7 +206,7 @@ def attach(
         except BaseException:
             opened.close()
             raise
-    hooks = [_attach_one(opened, program, refused) for program in opened.programs]
+    hooks = [_attach_one(opened, program, refused) for program in programs]
     _require_core(opened, hooks, core)
     return opened, hooks
 
@@ -216,6 +223,24 @@ def _require_core(opened: BpfObject, hooks: list[Hook], core: Collection[str]) -
         raise BpfError(
             f"the kernel hook {target} ({meaning}) cannot be used: {reason}", errno.EOPNOTSUPP
         )
+
+
+def preempts_programs(release: str) -> bool:
+    """Whether a kernel may preempt a tracepoint's program and run another task.
+
+    Nothing that can be tried tells. Linux kernel commit a46023d5616e ("tracing: Guard
+    __DECLARE_TRACE() use of __DO_TRACE_CALL() with SRCU-fast") (in v7.0).
+
+    Args:
+        release: As of ``uname -r``. When in doubt, yes: spares only cost time.
+    """
+    major = release.partition(".")[0]
+    return not major.isdecimal() or int(major) >= _PREEMPTING_MAJOR
+
+
+def _choose(opened: BpfObject, programs: Sequence[Program]) -> None:
+    for each in opened.programs:
+        opened.set_autoload(each.name, each in programs)
 
 
 def _open(path: Path, constants: Mapping[str, int], rings: Mapping[str, int]) -> BpfObject:
@@ -241,8 +266,7 @@ def _refused(
     for program in programs:
         trial = _open(path, constants, small)
         try:
-            for other in programs:
-                trial.set_autoload(other.name, other == program)
+            _choose(trial, [program])
             trial.load()
         except BpfError as error:
             reasons[program.name] = reason_of(error)

@@ -77,7 +77,7 @@ struct call_state {
 	__u8 is_fresh_connect; /* the socket was unconnected when connect was called */
 	__u8 has_sent_syn;
 	__u8 held_kind; /* enum podwire_kind + 1 of `held`; 0: nothing held */
-	__u8 pad;
+	__u8 is_told; /* one of several equal programs has told of these bytes */
 	/* A connect's failure or a close, to be completed with the end of the call. */
 	struct podwire_connection_record held;
 };

@@ -165,10 +165,21 @@ static __noinline int exit_accept(struct call_state *call, __u32 fd)
 	return 0;
 }
 
-/* Before sys_enter in this file, hence attached before it and detached after it: every call that is
- * seen to begin is seen to end. One is useless without the other. */
-SEC("tp_btf/sys_exit")
-int BPF_PROG(sys_exit, struct pt_regs *regs, long result)
+/* The end of the call before was not seen: what is known of it is told, all but its duration. */
+static __noinline int end_unseen(struct call_state *call)
+{
+	__u64 now = bpf_ktime_get_ns();
+
+	if (!call)
+		return 0;
+	call->is_active = 0;
+	call->start_ns = now - PODWIRE_UNMEASURED;
+	flush_transfer(call, now);
+	release_held(call, now);
+	return 0;
+}
+
+static __always_inline int exit_call(struct pt_regs *regs, long result)
 {
 	__u8 kind = call_of_number(CALL_NUMBER(regs));
 	struct call_state *call;
@@ -180,6 +191,7 @@ int BPF_PROG(sys_exit, struct pt_regs *regs, long result)
 	if (!call || !call->is_active)
 		return 0;
 	call->is_active = 0;
+	call->is_told = 0;
 	if (kind < CALL_CONNECT) {
 		exit_transfer(call, result);
 		return 0;
@@ -197,8 +209,7 @@ int BPF_PROG(sys_exit, struct pt_regs *regs, long result)
 	return 0;
 }
 
-SEC("tp_btf/sys_enter")
-int BPF_PROG(sys_enter, struct pt_regs *regs, long number)
+static __always_inline int enter_call(struct pt_regs *regs, long number, bool is_spare)
 {
 	__u8 kind = call_of_number(number);
 	struct target target = {};
@@ -210,13 +221,21 @@ int BPF_PROG(sys_enter, struct pt_regs *regs, long number)
 	task = current_task();
 	if (is_compat(task) || is_own_process())
 		return 0;
+	if (is_spare) {
+		call = current_call();
+		if (call && call->is_active)
+			return 0;
+	}
 	if (kind < CALL_CONNECT && !is_transfer_of_interest(&target, regs, kind))
 		return 0;
 	call = create_call(task);
 	if (!call)
 		return 0; /* where sockets tell bytes, they are told at once, without a duration */
+	if (call->is_active)
+		end_unseen(call);
 	call->kind = kind;
 	call->is_active = 1;
+	call->is_told = 0;
 	call->size = 0;
 	__builtin_memset(&call->counted, 0, sizeof(call->counted));
 	call->held_kind = 0;
@@ -230,3 +249,37 @@ int BPF_PROG(sys_enter, struct pt_regs *regs, long number)
 	}
 	return 0;
 }
+
+/*
+ * Since v7.0 a task may be preempted inside a tracepoint's program, and until it is back the kernel
+ * skips that program on that CPU for every other task (Linux kernel commit a46023d5616e ("tracing:
+ * Guard __DECLARE_TRACE() use of __DO_TRACE_CALL() with SRCU-fast"), prog->active). So there are
+ * spares, which do nothing unless all before them were skipped: as many tasks as there are programs
+ * would have to be away at once, each inside another of them. collector/attach.py leaves them out
+ * where programs are not preempted.
+ *
+ * sys_exit stands before sys_enter in this file, hence is attached before it and detached after it:
+ * every call that is seen to begin is seen to end. One is useless without the other.
+ */
+#define SYS_EXIT(name)                                                                             \
+	SEC("tp_btf/sys_exit")                                                                     \
+	int BPF_PROG(name, struct pt_regs *regs, long result)                                      \
+	{                                                                                          \
+		return exit_call(regs, result);                                                    \
+	}
+
+#define SYS_ENTER(name, is_spare)                                                                  \
+	SEC("tp_btf/sys_enter")                                                                    \
+	int BPF_PROG(name, struct pt_regs *regs, long number)                                      \
+	{                                                                                          \
+		return enter_call(regs, number, is_spare);                                         \
+	}
+
+SYS_EXIT(sys_exit)
+SYS_EXIT(sys_exit_spare_1)
+SYS_EXIT(sys_exit_spare_2)
+SYS_EXIT(sys_exit_spare_3)
+SYS_ENTER(sys_enter, false)
+SYS_ENTER(sys_enter_spare_1, true)
+SYS_ENTER(sys_enter_spare_2, true)
+SYS_ENTER(sys_enter_spare_3, true)

@@ -250,28 +250,28 @@ static __always_inline int destroyed(struct sock *sk)
  * The kernel skips a program that interrupts itself on the same CPU: a softirq's state change
  * during a process's would be lost (bpf_prog_info.recursion_misses; Linux kernel commit
  * 05b24ff9b2cf ("bpf: Prevent bpf program recursion for raw tracepoint probes") (in v6.2)). So
- * each of these runs as two twins: the second does nothing, unless the first was skipped.
+ * each of these runs as two twins: the second does nothing, unless the first was skipped. For the
+ * spares see calls.h.
  */
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(inet_sock_set_state, struct sock *sk, int before, int after)
-{
-	return state_changed(sk, before, after, false);
-}
+#define INET_SOCK_SET_STATE(name, is_twin)                                                         \
+	SEC("tp_btf/inet_sock_set_state")                                                          \
+	int BPF_PROG(name, struct sock *sk, int before, int after)                                 \
+	{                                                                                          \
+		return state_changed(sk, before, after, is_twin);                                  \
+	}
 
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(inet_sock_set_state_twin, struct sock *sk, int before, int after)
-{
-	return state_changed(sk, before, after, true);
-}
+#define TCP_DESTROY_SOCK(name)                                                                     \
+	SEC("tp_btf/tcp_destroy_sock")                                                             \
+	int BPF_PROG(name, struct sock *sk)                                                        \
+	{                                                                                          \
+		return destroyed(sk);                                                              \
+	}
 
-SEC("tp_btf/tcp_destroy_sock")
-int BPF_PROG(tcp_destroy_sock, struct sock *sk)
-{
-	return destroyed(sk);
-}
-
-SEC("tp_btf/tcp_destroy_sock")
-int BPF_PROG(tcp_destroy_sock_twin, struct sock *sk)
-{
-	return destroyed(sk);
-}
+INET_SOCK_SET_STATE(inet_sock_set_state, false)
+INET_SOCK_SET_STATE(inet_sock_set_state_twin, true)
+INET_SOCK_SET_STATE(inet_sock_set_state_spare_1, true)
+INET_SOCK_SET_STATE(inet_sock_set_state_spare_2, true)
+TCP_DESTROY_SOCK(tcp_destroy_sock)
+TCP_DESTROY_SOCK(tcp_destroy_sock_twin)
+TCP_DESTROY_SOCK(tcp_destroy_sock_spare_1)
+TCP_DESTROY_SOCK(tcp_destroy_sock_spare_2)

@@ -38,6 +38,10 @@ int BPF_PROG(sched_process_exec, struct task_struct *task)
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(sched_process_exit, struct task_struct *task)
 {
+	struct call_state *call = current_call();
+
+	if (call && call->is_active)
+		end_unseen(call);
 	forget_call();
 	if (BPF_CORE_READ(task, signal, live.counter))
 		return 0;

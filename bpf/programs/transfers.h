@@ -69,7 +69,8 @@ static __always_inline __u8 call_without_syscall(struct task_struct *task)
 	return task->io_uring ? PODWIRE_CALL_IO_URING : PODWIRE_CALL_OTHER;
 }
 
-static __always_inline void moved(struct sock *sk, __u32 size, __u8 direction)
+static __always_inline void moved(struct sock *sk, __u32 size, __u8 direction,
+				  bool leaves_mark)
 {
 	struct transfer transfer = {};
 	struct task_struct *task;
@@ -78,6 +79,12 @@ static __always_inline void moved(struct sock *sk, __u32 size, __u8 direction)
 
 	if (!is_tcp(sk) || is_own_process())
 		return;
+	task = current_task();
+	call = current_call();
+	if (!call)
+		call = create_call(task); /* for the mark */
+	if (call)
+		call->is_told = leaves_mark;
 	st = touch(sk);
 	if (!st) {
 		count(PODWIRE_KIND_TRANSFER, map_full);
@@ -85,8 +92,6 @@ static __always_inline void moved(struct sock *sk, __u32 size, __u8 direction)
 	}
 	if (st->is_own)
 		return;
-	task = current_task();
-	call = current_call();
 	if (call && call->is_active && call->kind < CALL_CONNECT) {
 		if (call->size && (call->connection_id != st->connection_id ||
 				   call->direction != direction)) {
@@ -118,18 +123,60 @@ static __always_inline void moved(struct sock *sk, __u32 size, __u8 direction)
 	submit_transfer(&transfer);
 }
 
-SEC("tp_btf/sock_send_length")
-int BPF_PROG(sock_send_length, struct sock *sk, int result, int flags)
+enum turn {
+	TURN_FIRST,
+	TURN_SPARE,
+	TURN_LAST,
+};
+
+/* Has a program before this one told of the same bytes? The last of them removes its mark. */
+static __always_inline bool is_told(enum turn turn)
 {
-	if (result > 0)
-		moved(sk, result, PODWIRE_WRITE);
+	struct call_state *call;
+	bool is_told;
+
+	if (turn == TURN_FIRST)
+		return false;
+	call = current_call();
+	is_told = !call || call->is_told; /* no memory for the mark: only the first tells */
+	if (call && turn == TURN_LAST)
+		call->is_told = 0;
+	return is_told;
+}
+
+static __always_inline int sent(struct sock *sk, int result, enum turn turn)
+{
+	if (result > 0 && !is_told(turn))
+		moved(sk, result, PODWIRE_WRITE, turn != TURN_LAST);
 	return 0;
 }
 
-SEC("tp_btf/sock_recv_length")
-int BPF_PROG(sock_recv_length, struct sock *sk, int result, int flags)
+static __always_inline int received(struct sock *sk, int result, int flags, enum turn turn)
 {
-	if (result > 0 && !(flags & (MSG_PEEK | MSG_ERRQUEUE)))
-		moved(sk, result, PODWIRE_READ);
+	if (result > 0 && !(flags & (MSG_PEEK | MSG_ERRQUEUE)) && !is_told(turn))
+		moved(sk, result, PODWIRE_READ, turn != TURN_LAST);
 	return 0;
 }
+
+#define SOCK_SEND_LENGTH(name, turn)                                                               \
+	SEC("tp_btf/sock_send_length")                                                             \
+	int BPF_PROG(name, struct sock *sk, int result, int flags)                                 \
+	{                                                                                          \
+		return sent(sk, result, turn);                                                     \
+	}
+
+#define SOCK_RECV_LENGTH(name, turn)                                                               \
+	SEC("tp_btf/sock_recv_length")                                                             \
+	int BPF_PROG(name, struct sock *sk, int result, int flags)                                 \
+	{                                                                                          \
+		return received(sk, result, flags, turn);                                          \
+	}
+
+SOCK_SEND_LENGTH(sock_send_length, TURN_FIRST)
+SOCK_SEND_LENGTH(sock_send_length_spare_1, TURN_SPARE)
+SOCK_SEND_LENGTH(sock_send_length_spare_2, TURN_SPARE)
+SOCK_SEND_LENGTH(sock_send_length_spare_3, TURN_LAST)
+SOCK_RECV_LENGTH(sock_recv_length, TURN_FIRST)
+SOCK_RECV_LENGTH(sock_recv_length_spare_1, TURN_SPARE)
+SOCK_RECV_LENGTH(sock_recv_length_spare_2, TURN_SPARE)
+SOCK_RECV_LENGTH(sock_recv_length_spare_3, TURN_LAST)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 OBJECT_FILES = sorted(OBJECTS.glob("*/*.bpf.o"))
+CORE_FILES = [path for path in OBJECT_FILES if path.name.removesuffix(".bpf.o") in build.CORE]
 
 
 def name_of(path: Path) -> str:
@@ -37,7 +38,7 @@ def test_both_architectures_are_there() -> None:
     assert {name_of(path) for path in OBJECT_FILES} == expected
 
 
-@pytest.mark.parametrize("path", OBJECT_FILES, ids=name_of)
+@pytest.mark.parametrize("path", CORE_FILES, ids=name_of)
 def test_layout(path) -> None:
     btf = parse_object(path.read_bytes())
     assert hash_layout(btf) == abi.LAYOUT_HASH
@@ -74,7 +75,7 @@ def test_manifest() -> None:
 def test_no_path_of_the_building_machine(path) -> None:
     raw = path.read_bytes()
     assert str(build.ROOT).encode() not in raw
-    assert b"./bpf/programs/calls.h" in raw
+    assert b"./bpf/programs/" in raw
 
 
 def test_check_finds_what_is_out_of_date(monkeypatch, tmp_path, capsys) -> None:

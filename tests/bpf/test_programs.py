@@ -17,7 +17,7 @@ def test_each_program_loads_without_the_others(variant: Path) -> None:
     opened = BpfObject(variant)
     programs = opened.programs
     opened.close()
-    assert len(programs) == (12 if variant == OBJECT else 10)
+    assert len(programs) == (28 if variant == OBJECT else 20)
     for program in programs:
         alone = BpfObject(variant)
         try:
@@ -42,5 +42,6 @@ def test_a_call_is_left_before_it_is_entered(path: Path) -> None:
     opened = BpfObject(path)
     names = [program.name for program in opened.programs]
     opened.close()
-    assert names.index("sys_exit") < names.index("sys_enter")
+    exits = [names.index(name) for name in names if name.startswith("sys_exit")]
+    assert max(exits) < names.index("sys_enter")
     assert names.index("find_listeners") < names.index("find_sockets")

@@ -13,19 +13,21 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from collector.abi import Call, ConnectionEvent, Direction, Kind, Role
-from tests.bpf.harness import BY_DESCRIPTOR, UNMEASURED
+from tests.bpf.harness import BY_DESCRIPTOR, UNMEASURED, Watch
 from tests.bpf.test_connections import life, listening, pair, port_of, settle
 from tests.requirements import unmet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.bpf.harness import Watch
-
 pytestmark = pytest.mark.bpf
+
+CALLS = 3000
+"""Of each thread; enough for the kernel to preempt programs, where it does."""
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
@@ -319,20 +321,24 @@ def test_threads_on_one_socket(watch: Watch) -> None:
         port = port_of(server)
         client, accepted = pair(server)
         counted: collections.Counter[str] = collections.Counter()
+        calls: collections.Counter[str] = collections.Counter()
         lock = threading.Lock()
 
         def write(s: socket.socket, name: str) -> None:
-            for _ in range(500):
+            for _ in range(CALLS):
                 s.sendall(b"t" * 999)
             with lock:
-                counted[name] += 500 * 999
+                counted[name] += CALLS * 999
+                calls[name] += CALLS
 
         def read(s: socket.socket, name: str) -> None:
-            total = 0
-            while total < 2 * 500 * 999:
+            total = reads = 0
+            while total < 2 * CALLS * 999:
                 total += len(s.recv(4096))
+                reads += 1
             with lock:
                 counted[name] += total
+                calls[name] += reads
 
         threads = [
             threading.Thread(target=write, args=(client, "client")),
@@ -352,6 +358,68 @@ def test_threads_on_one_socket(watch: Watch) -> None:
     for role, name in ((Role.CLIENT, "client"), (Role.SERVER, "server")):
         assert watch.moved(port, role, Direction.WRITE) == counted[name]
         assert watch.moved(port, role, Direction.READ) == counted[f"{name} read"]
+        assert len(watch.transfers(port, role, Direction.WRITE)) == calls[name]
+        assert len(watch.transfers(port, role, Direction.READ)) == calls[f"{name} read"]
+
+
+def _detach(watch: Watch, program: str) -> None:
+    """What the kernel skips, done for good."""
+    watch.object.library.call("bpf_link__destroy", watch.object._links.pop(program))
+
+
+@pytest.mark.parametrize("skipped", range(4))
+def test_spares_stand_in(variant: Path, skipped: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each event is told once, whichever of its programs comes first."""
+    monkeypatch.setattr("collector.attach.preempts_programs", lambda _: True)
+    watch = Watch(path=variant)
+    try:
+        for hook in ("sys_exit", "sys_enter", "sock_send_length", "sock_recv_length"):
+            order = [hook, *(f"{hook}_spare_{number}" for number in (1, 2, 3))]
+            for program in order[:skipped]:
+                if program in watch.object._links:
+                    _detach(watch, program)
+        with listening() as server:
+            port = port_of(server)
+            client, accepted = pair(server)
+            sizes = [write(client) for write in WRITES.values()]
+            read = [len(accepted.recv(1000)) for _ in range(20)]
+            client.close()
+            accepted.close()
+            watch.drain()
+    finally:
+        watch.close()
+    sent = watch.transfers(port, Role.CLIENT, Direction.WRITE)
+    received = watch.transfers(port, Role.SERVER, Direction.READ)
+    assert list(sent["size"]) == sizes
+    assert list(sent["call"]) == list(WRITES)
+    assert list(received["size"]) == read
+    assert not (np.concatenate([sent, received])["duration_ns"] == UNMEASURED).any()
+    assert life(watch, port) == (1, 1, 1, 1)
+
+
+def test_a_call_whose_end_goes_unseen_is_told_later(variant: Path) -> None:
+    """By the next call of its thread, or at the thread's end."""
+    if variant == BY_DESCRIPTOR:
+        pytest.skip("only the end of a call tells its size")
+    watch = Watch()
+    try:
+        _detach(watch, "sys_exit")
+        with listening() as server:
+            port = port_of(server)
+            client, accepted = pair(server)
+            thread = threading.Thread(target=lambda: [client.send(b"e" * n) for n in (1, 2, 3)])
+            thread.start()
+            thread.join()
+            settle()
+            client.close()
+            accepted.close()
+            watch.drain()
+            found = watch.transfers(port, Role.CLIENT, Direction.WRITE)
+    finally:
+        watch.close()
+    assert list(found["size"]) == [1, 2, 3]
+    assert set(found["duration_ns"]) == {UNMEASURED}
+    assert set(found["call"]) == {Call.SENDTO}
 
 
 @pytest.mark.parametrize("sendfile", ["on", "off"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +16,7 @@ from collector.attach import (
     explain,
     missing_capabilities,
     missing_hooks,
+    preempts_programs,
     reason_of,
 )
 from collector.config import CollectorConfig, object_path, object_paths
@@ -61,6 +63,33 @@ def test_an_error_says_what_to_do(
     assert expected in str(told)
     assert "\n" not in str(told)
     assert told.errno == errno.EPERM
+
+
+@pytest.mark.parametrize(
+    ("release", "expected"),
+    [
+        ("5.10.0-32-amd64", False),
+        ("6.18.44", False),
+        ("7.0.0-rc1", True),
+        ("7.2.13+deb14-amd64", True),
+        ("10.1.0", True),
+        ("what", True),
+    ],
+)
+def test_kernels_that_preempt_programs(release: str, expected: bool) -> None:
+    assert preempts_programs(release) is expected
+
+
+@pytest.mark.bpf
+def test_spares_run_only_where_programs_are_preempted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for release, found in (("6.18.0", 0), ("7.2.0", 16)):
+        uname = os.uname()
+        told = os.uname_result((uname.sysname, uname.nodename, release, uname.version, uname[4]))
+        monkeypatch.setattr(os, "uname", lambda told=told: told)
+        opened, hooks = attach(object_path(CollectorConfig()), {}, RINGS)
+        opened.close()
+        assert sum("_spare_" in hook.program for hook in hooks) == found
+        assert all(hook.attached for hook in hooks)
 
 
 def test_a_function_has_two_points_whichever_way_it_is_hooked() -> None:
