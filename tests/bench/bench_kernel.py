@@ -1,7 +1,8 @@
 """What the kernel programs add to the traced application.
 
-The calls are timed in their own process by its CPU time, with and without the programs in turn;
-the smallest of several runs counts, because whatever else runs on the machine only ever adds.
+The calls are timed in their own process by its CPU time, with and without the programs in turn:
+the core alone, and with the stages hooked in every way that this kernel allows. Each run is
+compared with those right before and after it; what is told is the median of these differences.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from collector.abi import TRANSFER_RECORD
 from collector.libbpf import BpfObject, load_library
 from collector.ringbuf import create_ring
 from tests.bench.measure import Row
-from tests.bpf.harness import Watch, program_figures
+from tests.bpf.conftest import refusal
+from tests.bpf.harness import BY_DESCRIPTOR, OBJECT, TIERS, Watch, program_figures
 from tests.requirements import missing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
-CALLS, ROUNDS, SLOTS = 100_000, 5, 1024
+CALLS, EXCHANGES, CONNECTIONS, ROUNDS, SLOTS = 100_000, 20_000, 20_000, 9, 1024
 SOURCES = Path(__file__).resolve().parent.parent / "bpf"
 STATISTICS = Path("/proc/sys/kernel/bpf_stats_enabled")
 WHAT = ("TCP write or read over loopback", "write to a file", "any other call")
@@ -36,27 +38,87 @@ def run() -> list[Row]:
     reason = missing("bpf")
     if reason:
         return [Row(f"skipped: {reason}", 1, 1e-9)]
-    with tempfile.TemporaryDirectory() as scratch:
-        return [*_whole_calls(Path(scratch)), _submit_alone(Path(scratch)), *_programs()]
+    kinds = dict(_open_kinds())
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            for name in ("calls", "load"):
+                source = SOURCES / f"{name}.c"
+                subprocess.run(["cc", "-O2", "-o", f"{scratch}/{name}", source], check=True)
+            return [
+                *_whole_calls(Path(scratch), kinds),
+                *_submit_alone(Path(scratch)),
+                *_programs(Path(scratch), kinds),
+            ]
+    finally:
+        for switch in kinds.values():
+            switch.watch.close()
 
 
-def _whole_calls(scratch: Path) -> list[Row]:
-    subprocess.run(["cc", "-O2", "-o", scratch / "calls", SOURCES / "calls.c"], check=True)
-    plain, traced = [], []
-    for _ in range(ROUNDS):
+class _Switch:
+    """Loaded programs that are attached only for a while."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        objects = [each for each in (watch.object, watch.stages) if each is not None]
+        self._attached = [(each, tuple(each._links)) for each in objects]
+        self._detach()
+
+    def during(self, body: Callable[[], object]) -> None:
+        for each, programs in self._attached:
+            for program in programs:
+                each.attach(program)
+        try:
+            _drained(self.watch.drain, body)
+        finally:
+            self._detach()
+        for records in self.watch.seen.values():
+            records.clear()
+
+    def _detach(self) -> None:
+        for each, _ in self._attached:
+            each.detach()
+
+
+def _open_kinds() -> Iterator[tuple[str, _Switch]]:
+    """What there is to compare here: the core alone, and with the stages hooked in every way."""
+    best = OBJECT if refusal(OBJECT) is None else BY_DESCRIPTOR
+    yield "core only", _Switch(Watch(path=best))
+    for tier, twins in TIERS.items():
+        watch = Watch(path=best, tier=tier)
+        if twins and not any(hook.twin and hook.attached for hook in watch.hooks):
+            watch.close()
+        else:
+            yield f"{tier} stages", _Switch(watch)
+
+
+def _whole_calls(scratch: Path, kinds: Mapping[str, _Switch]) -> list[Row]:
+    # Without, with, without, with: what else runs on the machine changes slower than that.
+    order = [*kinds] * ROUNDS
+    traced: list[list[float]] = []
+    plain = [_time_calls(scratch)]
+    for kind in order:
+        kinds[kind].during(lambda: traced.append(_time_calls(scratch)))
         plain.append(_time_calls(scratch))
-        watch = Watch()
-        _drained(watch.drain, lambda: traced.append(_time_calls(scratch)))
-        watch.close()
+    within, around = np.array(traced), np.array(plain)
+    before = (around[:-1] + around[1:]) / 2
     rows = []
-    for what, without, within in zip(WHAT, np.min(plain, 0), np.min(traced, 0), strict=True):
-        note = f"{without:.0f} ns without, {within - without:.0f} ns added"
-        rows.append(Row(f"{what}, traced", CALLS, within * CALLS / 1e9, "call", note))
+    for at, what in enumerate(WHAT):
+        without = float(np.median(around[:, at]))
+        rows.append(Row(f"{what}, not traced", 1, without / 1e9, "call"))
+        for kind in kinds:
+            mine = [each == kind for each in order]
+            times, bases = within[mine, at], before[mine, at]
+            least = times.min() - around[:, at].min()
+            note = (
+                f"x {np.median(times / bases):.2f}: {np.median(times - bases):.0f} ns added; "
+                f"{least:.0f} between the least of each"
+            )
+            rows.append(Row(f"{what}, {kind}", 1, float(np.median(times)) / 1e9, "call", note))
     return rows
 
 
 def _time_calls(scratch: Path) -> list[float]:
-    done = subprocess.run([scratch / "calls", str(CALLS)], check=True, capture_output=True)
+    done = subprocess.run([scratch / "calls", str(EXCHANGES)], check=True, capture_output=True)
     return [float(text) for text in done.stdout.split()]
 
 
@@ -71,7 +133,7 @@ def _drained(drain: Callable[[], object], body: Callable[[], object]) -> None:
     thread.join()
 
 
-def _submit_alone(scratch: Path) -> Row:
+def _submit_alone(scratch: Path) -> list[Row]:
     target = {"x86_64": "x86", "aarch64": "arm64"}[os.uname().machine]
     flags = ["-target", "bpf", f"-D__TARGET_ARCH_{target}", "-O2", "-g", "-mcpu=v3", "-I."]
     built = scratch / "submit.o"
@@ -80,7 +142,12 @@ def _submit_alone(scratch: Path) -> Row:
         check=True,
         cwd=SOURCES.parent.parent,
     )
+    return [_submit(built, name, stages) for stages, name in enumerate(("the core's", "all"))]
+
+
+def _submit(built: Path, figures: str, stages: int) -> Row:
     timed = BpfObject(built)
+    timed.set_rodata({"podwire_stages": stages})
     timed.load()
     size = timed.max_entries("transfers")
     ring = create_ring(
@@ -91,35 +158,56 @@ def _submit_alone(scratch: Path) -> Row:
     timed.detach()
     ring.close()
     counted = np.array(
-        [np.frombuffer(timed.read_percpu("times", slot), np.uint64).sum() for slot in range(2048)]
+        [
+            np.frombuffer(timed.read_percpu("times", slot), np.uint64).sum()
+            for slot in range(2 * SLOTS)
+        ]
     )
     timed.close()
     both, clock = (_median(counted[at : at + SLOTS]) for at in (0, SLOTS))
     note = f"median of {CALLS}; a clock read of {clock} ns is taken off"
-    return Row("reserve, fill, submit a transfer", 1, max(both - clock, 1) / 1e9, note=note)
+    name = f"reserve, fill, submit a transfer with {figures} figures"
+    return Row(name, 1, max(both - clock, 1) / 1e9, note=note)
 
 
 def _median(histogram: np.ndarray) -> int:
     return int(np.searchsorted(np.cumsum(histogram), histogram.sum() / 2))
 
 
-def _programs() -> list[Row]:
-    with tempfile.TemporaryDirectory() as scratch:
-        subprocess.run(["cc", "-O2", "-o", f"{scratch}/load", SOURCES / "load.c"], check=True)
-        before, watch = STATISTICS.read_text(), Watch()
-        try:
-            STATISTICS.write_text("1")
-            load = [f"{scratch}/load", "20000", "64"]
-            _drained(
-                watch.drain, lambda: subprocess.run(load, check=True, stdout=subprocess.DEVNULL)
-            )
-            figures = program_figures(watch)
-        finally:
-            STATISTICS.write_text(before)
-            watch.close()
-    note = "run_time_ns / run_cnt over 20,000 short connections"
-    return [
-        Row(f"program {name}", each["runs"], each["ns"] / 1e9, "run", note)
-        for name, each in figures.items()
-        if each["runs"] > 100
-    ]
+def _programs(scratch: Path, kinds: Mapping[str, _Switch]) -> list[Row]:
+    """What the kernel counts of every program; its two readings of the clock are part of it."""
+    before = STATISTICS.read_text()
+    try:
+        STATISTICS.write_text("1")
+        rows = []
+        for kind, switch in kinds.items():
+            exchanges = ("calls", str(EXCHANGES))
+            rows += _told(switch, kind, scratch, exchanges, EXCHANGES * 4, "call")
+        connections = ("load", str(CONNECTIONS), "64")
+        for kind, switch in list(kinds.items())[:1]:
+            rows += _told(switch, kind, scratch, connections, CONNECTIONS, "connection")
+        return rows
+    finally:
+        STATISTICS.write_text(before)
+
+
+def _told(
+    switch: _Switch, kind: str, scratch: Path, command: tuple[str, ...], events: int, event: str
+) -> list[Row]:
+    earlier = program_figures(switch.watch)
+    program, *arguments = command
+    switch.during(
+        lambda: subprocess.run(
+            [scratch / program, *arguments], check=True, stdout=subprocess.DEVNULL
+        )
+    )
+    rows, total = [], 0
+    for name, each in program_figures(switch.watch).items():
+        runs, ns = (each[of] - earlier[name][of] for of in ("runs", "ns"))
+        if runs * 100 < events:
+            continue
+        total += ns
+        note = f"{runs / events:.2f} runs, {ns / events:.0f} ns a {event}"
+        rows.append(Row(f"{kind}: {name}", runs, max(ns, 1) / 1e9, "run", note))
+    rows.sort(key=lambda row: -row.cpu_s)
+    return [*rows, Row(f"{kind}: all programs", events, max(total, 1) / 1e9, event)]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _TIMEOUT_S: Final = 1800.0
-_TESTS: Final = ("tests/bpf", "-m", "bpf", "--timeout=300", "--durations=5", "-v")
+_TESTS: Final = ("tests/bpf", "-m", "bpf", "--timeout=600", "--durations=5", "-v")
 _QUICK: Final = (
     "tests/bpf/test_programs.py",
     "tests/bpf/test_transfers.py::test_write_calls",
