@@ -86,7 +86,7 @@ class Talk:
         hosts = {Role.CLIENT: self.network.client, Role.SERVER: self.network.server}
         if not self.counted:
             return {role: {} for role in hosts}
-        return {role: {hook: host.packets(hook) for hook in HOOKS} for role, host in hosts.items()}
+        return {role: host.packets() for role, host in hosts.items()}
 
     def _end(self, role: Role, info: TcpInfo) -> End:
         opened, closing, closed = (snapshot[role] for snapshot in self._snapshots)
@@ -254,7 +254,7 @@ def test_half_open(staged: Watch, network: Network, family: int) -> None:
 
 def drop_rule(host: Host, port: int, hook: str) -> None:
     """Drop what carries payload for a port at a hook, counting it."""
-    host.rules(
+    host.netfilter(
         f"table inet loss {{ chain loss {{ type filter hook {hook} priority 10; policy accept;\n"
         f'tcp dport {port} meta length >= 120 counter drop comment "payload"\n}}\n}}\n'
     )
@@ -262,7 +262,7 @@ def drop_rule(host: Host, port: int, hook: str) -> None:
 
 def dropped(host: Host) -> int:
     """Packets that `drop_rule` has dropped."""
-    listing = host.run("nft", "list", "table", "inet", "loss")
+    listing = host.netfilter("list table inet loss")
     return int(listing.partition("counter packets ")[2].split()[0])
 
 
@@ -274,7 +274,7 @@ def test_dropped_by_own_netfilter(staged: Watch, network: Network, family: int, 
     talk.client.sendall(bytes(1000))
     until(lambda: dropped(network.client) >= 2)
     lost = dropped(network.client)
-    network.client.run("nft", "flush", "table", "inet", "loss")
+    network.client.netfilter("flush table inet loss")
     receive(talk.accepted, 1000)
     client, server = talk.finish()
     check(client, server)
@@ -290,7 +290,7 @@ def test_dropped_by_the_other_host(staged: Watch, network: Network, family: int)
     drop_rule(network.server, talk.port, "prerouting")
     talk.client.sendall(bytes(1000))
     until(lambda: tcp_info(talk.client).total_retrans >= 2)
-    network.server.run("nft", "flush", "table", "inet", "loss")
+    network.server.netfilter("flush table inet loss")
     receive(talk.accepted, 1000)
     client, server = talk.finish()
     check(client, server)

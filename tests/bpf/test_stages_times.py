@@ -230,7 +230,7 @@ def test_an_unknown_neighbour(staged: Watch, network: Network, family: int) -> N
     """Packets wait until somebody says where the other host is."""
     times = 3
     network.server.set("ipv4/conf/all/arp_ignore", 8)
-    network.server.rules(
+    network.server.netfilter(
         "table ip6 mute { chain mute { type filter hook input priority 0;\n"
         "icmpv6 type nd-neighbor-solicit drop\n}\n}\n"
     )
@@ -281,7 +281,7 @@ def test_loopback_sends_without_receiving(staged: Watch, network: Network, famil
     client, accepted = host.connect(server)
     ping_pong(client, accepted, times, (200, 200))
     wait_sent(client, accepted)
-    passed = host.packets("postrouting")
+    passed = host.packets()["postrouting"]
     for end in (client, accepted, server):
         end.close()
     time.sleep(0.2)

@@ -162,14 +162,7 @@ class Host:
 
     def neighbour(self, other: Host, state: str | None) -> None:
         """Set or, with None, forget the hardware address of another host."""
-        for family in (4, 6):
-            entry = (other.address(family), "dev", DEVICE)
-            if state:
-                known = ("lladdr", other.link_address, "nud", state)
-                self.run("ip", "neigh", "replace", *entry, *known)
-            else:
-                with contextlib.suppress(RuntimeError):  # there may be none
-                    self.run("ip", "neigh", "del", *entry)
+        _batch(self, *_neighbour(other, state))
 
     def offload(self, wanted: bool) -> None:
         """Switch segmentation, checksum and receive offloads, as ethtool does."""
@@ -180,11 +173,34 @@ class Host:
                 request = struct.pack("16sQ16x", DEVICE.encode(), ctypes.addressof(value))
                 fcntl.ioctl(any_socket, _SIOCETHTOOL, request)
 
-    def rules(self, text: str) -> None:
-        """Add netfilter rules; skips the test where there is no nft."""
-        if shutil.which("nft", path=_PATH) is None:
-            unmet("bpf", "no nft (Debian: nftables)")
-        self.run("nft", "-f", "-", text=text)
+    def netfilter(self, commands: str) -> str:
+        """Run nft commands; skips the test where its library is not there.
+
+        In this process, because starting another takes seconds under emulation.
+
+        Raises:
+            RuntimeError: If one fails; says what nft printed.
+        """
+        try:
+            nft = ctypes.CDLL("libnftables.so.1")
+        except OSError as error:
+            unmet("bpf", f"{error} (Debian: libnftables1)")
+        nft.nft_ctx_new.restype = ctypes.c_void_p
+        for name in ("nft_ctx_get_output_buffer", "nft_ctx_get_error_buffer"):
+            getattr(nft, name).restype = ctypes.c_char_p
+        with self.inside():
+            context = ctypes.c_void_p(nft.nft_ctx_new(0))
+            try:
+                nft.nft_ctx_buffer_output(context)
+                nft.nft_ctx_buffer_error(context)
+                failed = nft.nft_run_cmd_from_buffer(context, commands.encode())
+                said: bytes = nft.nft_ctx_get_output_buffer(context)
+                complaint: bytes = nft.nft_ctx_get_error_buffer(context)
+            finally:
+                nft.nft_ctx_free(context)
+        if failed:
+            raise RuntimeError(f"nft: {complaint.decode()}")
+        return said.decode()
 
     def count_packets(self, port: int, padding: int = 0) -> None:
         """Count from now on what passes the four hooks of this host for a port.
@@ -208,17 +224,18 @@ class Host:
             f"chain {hook} {{ type filter hook {hook} priority 0;\n{dull}\n{rules}\n}}"
             for hook in _HOOKS
         )
-        self.rules(f"table inet count {{\n{chains}\n}}\n")
+        self.netfilter(f"table inet count {{\n{chains}\n}}\n")
 
-    def packets(self, hook: str) -> Packets:
-        """What `count_packets` has counted at a hook."""
-        counted = dict.fromkeys(Packets._fields, 0)
-        listing = self.run("nft", "list", "chain", "inet", "count", hook)
-        for number, kind in re.findall(
-            r'counter packets (\d+) bytes \d+.* comment "(\w+)"', listing
-        ):
-            counted[kind] += int(number)
-        return Packets(**counted)
+    def packets(self) -> dict[str, Packets]:
+        """What `count_packets` has counted by hook."""
+        counted = {}
+        listing = self.netfilter("list table inet count")
+        for chain in listing.split("chain ")[1:]:
+            kinds = dict.fromkeys(Packets._fields, 0)
+            for number, kind in re.findall(r'packets (\d+) bytes \d+.* comment "(\w+)"', chain):
+                kinds[kind] += int(number)
+            counted[chain.split()[0]] = Packets(**kinds)
+        return counted
 
     def close(self) -> None:
         """Close its sockets and let go of the namespace; the kernel removes what is in it."""
@@ -273,12 +290,11 @@ def cable(mtu: int = 1500, bridge: bool = False) -> Iterator[Network]:
                 f"addr add {host.address(6)}/64 dev {DEVICE} nodad",
                 "link set lo up",
                 f"link set {DEVICE} up",
+                *_neighbour(hosts[2 - host.number], "permanent"),
             )
             # A write is a packet, and a packet is sent once, however busy the machine.
             host.set("ipv4/tcp_autocorking", 0)
             host.set("ipv4/tcp_early_retrans", 0)
-        for host, other in (hosts[:2], hosts[1::-1]):
-            host.neighbour(other, "permanent")
         yield network
     finally:
         for host in hosts:
@@ -291,6 +307,14 @@ def _plug(host: Host, other: Host, there: str, mtu: int) -> None:
         host,
         f"link add {DEVICE} mtu {mtu} type veth peer name {there} mtu {mtu} netns {namespace}",
     )
+
+
+def _neighbour(other: Host, state: str | None) -> list[str]:
+    entries = [f"{other.address(family)} dev {DEVICE}" for family in (4, 6)]
+    if state is None:
+        return [f"neigh del {entry}" for entry in entries]
+    known = f"lladdr {other.link_address} nud {state}"
+    return [f"neigh replace {entry} {known}" for entry in entries]
 
 
 def _batch(host: Host, *lines: str) -> None:

@@ -48,6 +48,8 @@ def main(arguments: list[str]) -> int:
     }
     (output / "report.json").write_text(json.dumps(report))
     os.environ.setdefault("PODWIRE_REQUIRE", _DEMANDED)
+    # Of the machine's files only /tmp can be written here.
+    os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = "/tmp/hypothesis"  # noqa: S108
     command = [sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider", *arguments[1:]]
     with (output / "pytest.log").open("w") as log:
         report["pytest"] = subprocess.run(
