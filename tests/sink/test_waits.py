@@ -149,8 +149,8 @@ def test_percentiles_of_any_rows_come_from_their_buckets(store, writer):
 
 
 def test_means_are_per_event_that_measured(store, writer):
-    # The second service measured some figures of a stage, the third none; a sum that nothing
-    # measured (no writer sends one) divides by no zero.
+    # The second service measured some figures of a stage; the third has a sum without a call that
+    # measured it, as packets after a connection's last call leave it, which divides by no zero.
     names = [""]
     table = service_table(3, names)
     rows = {
@@ -158,7 +158,8 @@ def test_means_are_per_event_that_measured(store, writer):
         "write_netfilter_duration": ([100, 100, 0], [2, 2, 0]),
         "resolve_mac_duration": ([30, 0, 0], [3, 0, 0]),
         "write_l2_duration": ([90, 90, 0], [3, 3, 0]),
-        "read_duration": ([0, 500, 700], [0, 5, 0]),
+        "read_duration": ([0, 500, 0], [0, 5, 0]),
+        "read_call_duration": ([0, 400, 700], [0, 5, 0]),
         "read_unattributed_duration": ([0, 100, 9], [0, 6, 0]),
         "write_duration": ([500, 500, 0], [5, 5, 0]),
         "write_unattributed_duration": ([100, 100, 0], [5, 4, 0]),
@@ -173,13 +174,12 @@ def test_means_are_per_event_that_measured(store, writer):
             "WHERE stage = 'write_ip' ORDER BY service"
         ) == [(300 - 50 - 10 - 30, 0, None), (None, 0, None), (None, 0, None)]
     assert store.rows(
-        "SELECT read_duration_avg, read_attributed_ratio, write_attributed_ratio "
+        "SELECT read_call_duration_avg, read_attributed_ratio, write_attributed_ratio "
         "FROM podwire.service_overview ORDER BY service"
-    ) == [(None, None, 0.8), (100, 0.8, None), (None, None, None)]
+    ) == [(None, None, 0.8), (80, 0.8, None), (None, None, None)]
     assert store.rows(
-        "SELECT read_duration, read_duration_measured_count FROM podwire.service_metrics "
-        "ORDER BY service"
-    ) == [(None, 0), (500, 5), (None, 0)]
+        "SELECT mean_ns FROM podwire.service_waits WHERE stage = 'read_call' ORDER BY service"
+    ) == [(None,), (80,), (None,)]
 
 
 def test_every_stage_is_a_distribution(store, writer):
