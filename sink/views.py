@@ -57,7 +57,8 @@ def _metrics_view(scope: Scope, name: str, what: str, source: str) -> View:
         measured = f"sum(t.{figure.measured_name})"
         comment = f"{comment}; NULL when nothing measured it"
         columns.append(Column(figure.name, "Nullable(UInt64)", comment))
-        terms.append(f"if({measured} = 0, NULL, {total}) AS {figure.name}")
+        # A minute may have figures without calls: of packets after a connection's last one.
+        terms.append(f"if({measured} = 0 AND {total} = 0, NULL, {total}) AS {figure.name}")
         comment = f"Events that measured {figure.name}"
         columns.append(Column(figure.measured_name, "UInt64", comment))
         terms.append(f"{measured} AS {figure.measured_name}")

@@ -37,9 +37,8 @@ _STAGE_COLUMNS = (
 
 def _mean(distribution: Distribution) -> str:
     # Each figure over the events that measured it, before one is taken from the other.
-    # Where nothing did, the view that this reads has NULL already.
     def average(name: str) -> str:
-        return f"m.{name} / m.{FIGURE_BY_NAME[name].measured_name}"
+        return f"m.{name} / nullIf(m.{FIGURE_BY_NAME[name].measured_name}, 0)"
 
     plus = " + ".join(average(name) for name in distribution.plus)
     return " - ".join((plus, *(average(name) for name in distribution.minus)))

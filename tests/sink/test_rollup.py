@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from sink.rollup import Roller
 from sink.tables import ROLLED
-from tests.sink.blocks import MINUTE_S, block, total
+from tests.sink.blocks import MINUTE_S, block, service_block, service_table, total
 from tests.sink.test_writer import attempt
 
 pytestmark = pytest.mark.clickhouse
@@ -97,6 +98,34 @@ def test_unmeasured_stays_null(store, writer, roller):
             "SELECT read_count, read_duration, read_duration_measured_count "
             f"FROM podwire.instance_metrics{suffix}"
         ) == [(7, None, 0)]
+
+
+def test_figures_without_a_call_are_in_every_period(store, writer, roller):
+    """A connection's last packets may come in a minute in which nobody read or wrote."""
+    for base, (packets, calls) in enumerate(((5, 2), (3, 0))):
+        names = [""]
+        table = service_table(1, names)
+        for name in ("write_packet_count", "write_l4_duration", "write_l3_duration"):
+            table.figures[name] = np.array([packets], "<u8")
+            table.measured[name] = np.array([calls], "<u8")
+        one = service_block(base, table, names, minute_s=MINUTE_S + 60 * base)
+        writer.write(attempt(one, offset=base))
+    minutes = store.rows(
+        "SELECT write_packet_count, write_packet_count_measured_count, write_lost_packet_count "
+        "FROM podwire.service_metrics ORDER BY time"
+    )
+    assert minutes == [(5, 2, None), (3, 0, None)]
+    for _ in range(3):  # before, between and after the runs
+        for suffix in ("_hourly", "_daily"):
+            assert store.rows(
+                "SELECT write_packet_count, write_packet_count_measured_count "
+                f"FROM podwire.service_metrics{suffix}"
+            ) == [(8, 2)]
+        roller.run_pass()
+    means = "SELECT mean_ns FROM podwire.service_waits WHERE stage = 'write_tcp' ORDER BY time"
+    assert store.rows(means) == [(0,), (None,)]
+    averages = "SELECT write_l4_duration_avg FROM podwire.service_overview ORDER BY time"
+    assert store.rows(averages) == [(2.5,), (None,)]
 
 
 def test_hours_whose_minutes_begin_to_go_are_left_alone(store, writer, clock):
