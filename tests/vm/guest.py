@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     (output / "report.json").write_text(json.dumps(report))
     os.environ.setdefault("PODWIRE_REQUIRE", _DEMANDED)
     # Of the machine's files only /tmp can be written here.
-    os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = "/tmp/hypothesis"  # noqa: S108
+    os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = "/tmp/hypothesis"
     command = [sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider", *arguments[1:]]
     with (output / "pytest.log").open("w") as log:
         report["pytest"] = subprocess.run(
