@@ -20,9 +20,11 @@ from deploy.demo.cluster import Cluster
 from deploy.demo.recording import reduce_recording
 from deploy.demo.shop import WORKLOADS, AccessLog, Shop
 from deploy.demo.view import (
+    load_packets,
     load_relations,
     load_served,
     load_waits,
+    packet_table,
     relation_table,
     served_table,
     topology,
@@ -247,11 +249,14 @@ def _show(console: Console, data: Path, truth: AccessLog) -> int:
     with Database(data) as database:
         relations = load_relations(database, services)
         served = load_served(database, services)
+        packets = load_packets(database, services)
         waits = load_waits(database, services)
     console.print(topology(relations))
     console.print()
     console.print(relation_table(relations, console.width))
     console.print(served_table(served))
+    if packets:
+        console.print(packet_table(packets))
     if waits:
         console.print(wait_table(waits))
     frontend = next((each for each in served if each.service == "frontend.shop"), None)

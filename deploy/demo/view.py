@@ -1,4 +1,4 @@
-"""What the demo shows at its end: tables of services, relations and waits, and a topology tree."""
+"""What the demo shows at its end: services, relations, packets and waits, and a topology tree."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from deploy.sql import Database
 
 __all__ = [
+    "Packets",
     "Relation",
     "Served",
     "Wait",
+    "load_packets",
     "load_relations",
     "load_served",
     "load_waits",
+    "packet_table",
     "relation_table",
     "served_table",
     "topology",
@@ -52,6 +55,16 @@ SELECT service, sum(accept_count) AS accepted, sum(close_count) AS closed,
 FROM service_metrics
 WHERE role = 'server'
 GROUP BY service
+ORDER BY received + sent DESC"""
+
+PACKETS: Final = """\
+SELECT service, sum(read_packet_count) AS received, sum(write_packet_count) AS sent,
+       sum(write_retransmit_packet_count) AS again, sum(write_lost_packet_count) AS lost,
+       sum(read_packet_size) + sum(write_packet_size) AS bytes
+FROM service_metrics
+WHERE role = 'server' AND service IN ({services})
+GROUP BY service
+HAVING isNotNull(received) AND isNotNull(sent)
 ORDER BY received + sent DESC"""
 
 WAITS: Final = """\
@@ -93,6 +106,18 @@ class Served:
     sent: int
     read_ns: float | None
     write_ns: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Packets:
+    """The packets of one service's own pods; what was dropped on their node is not always known."""
+
+    service: str
+    received: int
+    sent: int
+    again: int
+    lost: int | None
+    bytes_: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +169,23 @@ def load_served(database: Database, services: Iterable[str]) -> list[Served]:
     ]
 
 
+def load_packets(database: Database, services: Iterable[str]) -> list[Packets]:
+    """Return the packets of these services as servers, most first; none if nobody counted."""
+    return [
+        Packets(
+            service=row["service"],
+            received=int(row["received"]),
+            sent=int(row["sent"]),
+            again=int(row["again"]),
+            lost=None if row["lost"] is None else int(row["lost"]),
+            bytes_=int(row["bytes"]),
+        )
+        for row in _rows(database, PACKETS.format(services=_quoted(services)))
+    ]
+
+
 def load_waits(database: Database, services: Iterable[str]) -> list[Wait]:
     """Return the stages that were measured, reads before writes and the longest first."""
-    names = ", ".join(f"'{service}'" for service in services)
     return [
         Wait(
             stage=row["stage"],
@@ -155,7 +194,7 @@ def load_waits(database: Database, services: Iterable[str]) -> list[Wait]:
             most_ns=float(row["most_ns"]),
             nearly_all_ns=float(row["nearly_all_ns"]),
         )
-        for row in _rows(database, WAITS.format(services=names))
+        for row in _rows(database, WAITS.format(services=_quoted(services)))
     ]
 
 
@@ -206,6 +245,24 @@ def served_table(served: Sequence[Served]) -> Table:
             size(each.sent),
             _duration(each.read_ns),
             _duration(each.write_ns),
+        )
+    return table
+
+
+def packet_table(packets: Sequence[Packets]) -> Table:
+    """Return how many packets each service received and sent, and what went wrong with them."""
+    table = _table("In packets", "seen by the servers' sockets")
+    table.add_column("service", style="magenta", no_wrap=True)
+    for name in ("received", "sent", "sent again", "lost here", "payload each"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in packets:
+        table.add_row(
+            each.service,
+            count(each.received),
+            count(each.sent),
+            count(each.again),
+            Text("-", style="dim") if each.lost is None else count(each.lost),
+            size(each.bytes_ / max(each.received + each.sent, 1)),
         )
     return table
 
@@ -314,6 +371,10 @@ def _rows(database: Database, sql: str) -> list[dict[str, str]]:
         f"{sql} SETTINGS output_format_json_quote_64bit_integers = 1 FORMAT JSONEachRow"
     )
     return [json.loads(line) for line in text.splitlines()]
+
+
+def _quoted(services: Iterable[str]) -> str:
+    return ", ".join(f"'{service}'" for service in services)
 
 
 def _optional(value: object) -> float | None:

@@ -1,4 +1,4 @@
-"""The demo's table of waits, from rows that the sink stored."""
+"""The demo's tables of packets and waits, from rows that the sink stored."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from deploy.demo.view import load_waits, wait_table
+from deploy.demo.view import Packets, load_packets, load_waits, packet_table, wait_table
 from deploy.sql import Database
 from schemas.clock import ManualClock
 from sink.config import SinkConfig
@@ -53,3 +53,33 @@ def test_waits_are_shown_longest_first_and_only_those_measured(tmp_path: Path) -
         console.print(wait_table(waits))
     assert "read_in_queue" in shown.get()
     assert "ms" in shown.get()
+
+
+def test_packets_are_shown_of_services_that_counted_them(tmp_path: Path) -> None:
+    store = Store.connect(SinkConfig(url=f"chdb://{tmp_path}/clickhouse"))
+    apply_schema(store)
+    clock = ManualClock(now_unix_ns=(MINUTE_S + 300) * 1_000_000_000)
+    writer = BlockWriter(store, Retry(no_wait, 0.1, 0.1), clock, "epoch")
+    writer.assign([0])
+    names = [""]
+    table = service_table(3, names)  # the last one counted nothing
+    figures = {
+        "read_packet_count": (2_000, 5),
+        "read_packet_size": (1_000_000, 500),
+        "write_packet_count": (1_000, 10),
+        "write_packet_size": (500_000, 10_000),
+        "write_retransmit_packet_count": (7, 0),
+    }
+    for name, values in figures.items():
+        table.figures[name] = np.array((*values, 0), "<u8")
+        table.measured[name] = np.array((9, 9, 0), "<u8")
+    writer.write(attempt(service_block(0, table, names)))
+    store.close()
+    with Database(tmp_path) as database:
+        packets = load_packets(database, ["service-0", "service-2"])
+    assert packets == [Packets("service-0", 2_000, 1_000, 7, None, 1_500_000)]
+    console = Console(width=80)
+    with console.capture() as shown:
+        console.print(packet_table(packets))
+    (row,) = (line for line in shown.get().splitlines() if "service-0" in line)
+    assert row.split() == ["service-0", "2,000", "1,000", "7", "-", "500", "B"]
