@@ -68,9 +68,9 @@ class CollectorConfig(Config):
     )
     stages: str = setting(
         "auto",
-        "How kernel functions are hooked for the figures of layers 2 to 4; auto: fentry, else"
-        " kprobe; tracepoint: not at all, only what tracepoints tell; off: none of these figures"
-        " but those that a socket counts itself",
+        "Hooks that time packets between application and wire; auto: all that this kernel allows,"
+        " functions by fentry, else kprobe; fentry, kprobe: functions only in this way; tracepoint:"
+        " no functions; off: none, sockets count packets all the same",
         choices=("auto", "fentry", "kprobe", "tracepoint", "off"),
     )
     object_file: str = setting("", "eBPF object to load [default: the one for this machine]")

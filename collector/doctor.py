@@ -45,7 +45,9 @@ _VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
 _LOCKDOWN: Final = Path("/sys/kernel/security/lockdown")
 _KAFKA_TIMEOUT_S: Final = 3.0
 _SMALL_RING: Final = 65_536
-_STAGES_ADVICE: Final = "all else is measured; what is missing, and why, is said below"
+_STAGES_ADVICE: Final = (
+    "connections, calls, bytes and packets need none of these; see the hooks and figures below"
+)
 
 
 @dataclass(frozen=True, slots=True)
