@@ -119,9 +119,7 @@ def _vm() -> str | None:
     path = f"{Path(sys.executable).parent}:/usr/sbin:/sbin:{os.environ.get('PATH', '')}"
     for tool in ("qemu-system-x86_64", "vng", "busybox", "depmod"):
         if shutil.which(tool, path=path) is None:
-            return (
-                f"no {tool} on PATH (Debian: qemu-system-x86 busybox-static kmod; PyPI: virtme-ng)"
-            )
+            return f"no {tool} on PATH (`make test-vm` installs it)"
     return None
 
 
