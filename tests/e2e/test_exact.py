@@ -39,6 +39,8 @@ SUMS = (
     "write_retransmit_packet_count",
 )
 SELECT_SUMS = ", ".join(f"sum({name}) AS {name}" for name in SUMS)
+IN_RINGS = 1000
+"""Records of a kind that the kernel may have submitted and counted, but nobody has drained yet."""
 PAIRS = (("shop", "cart"), ("shop", "stock"))
 
 
@@ -99,7 +101,7 @@ def relations(run: Scenario) -> dict[tuple[str, str, str], dict[str, int]]:
         " WHERE client_service LIKE '%.demo' AND server_service LIKE '%.demo' GROUP BY ALL"
     )
     keys = ("client_service", "server_service", "role")
-    return {tuple(row[key] for key in keys): {n: int(row[n]) for n in SUMS} for row in rows}  # type: ignore[misc]
+    return {tuple(row[key] for key in keys): {n: int(row[n] or 0) for n in SUMS} for row in rows}  # type: ignore[misc]
 
 
 def assert_exact(run: Scenario) -> None:
@@ -125,7 +127,8 @@ def assert_exact(run: Scenario) -> None:
     assert {name: int(row[name]) for name in SUMS} == shop
 
 
-def assert_ledger_closes(run: Scenario) -> None:
+def assert_ledger_closes(run: Scenario, killed: bool = False) -> None:
+    """Every stage and every step between two; a killed collector leaves what was in its rings."""
     rows = run.query(
         "SELECT stage, kind, sum(in_count) AS entered, sum(out_count) AS left,"
         " sum(dropped_count) AS dropped FROM podwire.pipeline_ledger GROUP BY stage, kind"
@@ -135,7 +138,9 @@ def assert_ledger_closes(run: Scenario) -> None:
         assert int(row["entered"]) == int(row["left"]) + int(row["dropped"]), (key, row)
     for kind in ("open", "close", "transfer"):
         for before, after in (("kernel", "collector"), ("collector", "streams")):
-            assert stages[before, kind]["left"] == stages[after, kind]["entered"], (kind, before)
+            gone = int(stages[before, kind]["left"]) - int(stages[after, kind]["entered"])
+            most = IN_RINGS if killed and before == "kernel" else 0
+            assert 0 <= gone <= most, (kind, before)
 
 
 def assert_nothing_lost(run: Scenario) -> None:
@@ -235,7 +240,7 @@ def test_a_killed_collector_loses_one_interval_and_says_so(running: Scenario) ->
         for name in SUMS:
             most = again[place][name] - sure[place][name]
             assert truth[name] - most <= row[name] <= truth[name], (pair, name)
-    assert_ledger_closes(running)
+    assert_ledger_closes(running, killed=True)
     rows = running.query(
         "SELECT sum(dropped_count) AS n FROM podwire.pipeline_ledger"
         " WHERE reason = 'unclean_restart'"
