@@ -217,6 +217,8 @@ def test_the_recording_is_shown_where_ebpf_is_not(tmp_path: Path) -> None:
     assert errors == ""
     assert output.count("equal") == 3
     assert "monitor.ops" in output
+    assert "sent again" in output
+    assert "read_in_queue" in output
 
 
 @pytest.mark.bpf
