@@ -68,12 +68,13 @@ static __always_inline void take_counters(struct sock *sk, struct socket_state *
 	to->is_known = 1;
 }
 
-/* Take what fits in a record; `has_rest` is set where that is not all. */
-#define take_figure(record, from, place, has_rest)                                                 \
+/* Take what fits in a record; `rest` is not 0 where that is not all. It is no truth value, because
+ * the verifier would follow each of its two values on their own. */
+#define take_figure(record, from, place, rest)                                                     \
 	do {                                                                                       \
 		__s64 value_ = (from)[place];                                                      \
 		if (value_ > 0) {                                                                  \
-			has_rest |= value_ > FIGURE_MAX;                                           \
+			(rest) |= (__u64)value_ >> 32;                                             \
 			value_ = at_most(value_);                                                  \
 			__sync_fetch_and_add(&(from)[place], -value_);                             \
 			(record)->figures[place] = value_;                                         \
@@ -117,12 +118,12 @@ static __always_inline void fill_call(struct podwire_transfer_record *record, __
 
 /*
  * Everything of `figures` and `measured`; the rest of the record is there already. `flow` may be
- * NULL. Returns whether something did not fit.
+ * NULL. Returns 0 if everything fitted.
  */
-static __always_inline bool fill_figures(struct podwire_transfer_record *record, struct flow *flow,
-					 const struct counted *counted)
+static __always_inline __u64 fill_figures(struct podwire_transfer_record *record,
+					  struct flow *flow, const struct counted *counted)
 {
-	bool has_rest = false;
+	__u64 rest = 0;
 
 	record->measured = 0;
 	__builtin_memset(record->figures, 0, sizeof(record->figures));
@@ -135,37 +136,37 @@ static __always_inline bool fill_figures(struct podwire_transfer_record *record,
 				counted->retransmits;
 	}
 	if (!flow)
-		return false;
+		return 0;
 	record->measured |= PODWIRE_MEASURED_STAGES;
 	if (record->direction == PODWIRE_WRITE) {
 #pragma clang loop unroll(full)
 		for (int i = PODWIRE_WRITE_LOST_PACKET_COUNT;
 		     i < PODWIRE_WRITE_UNATTRIBUTED_DURATION; i++)
-			take_figure(record, flow->write, i, has_rest);
+			take_figure(record, flow->write, i, rest);
 	} else {
 #pragma clang loop unroll(full)
 		for (int i = PODWIRE_READ_L4_DURATION; i < PODWIRE_READ_CALL_DURATION; i++)
-			take_figure(record, flow->read, i, has_rest);
+			take_figure(record, flow->read, i, rest);
 	}
 	if (record->call != PODWIRE_CALL_NONE)
 		fill_call(record, record->end_ns - record->duration_ns);
-	return has_rest;
+	return rest;
 }
 
 /* Whether a direction has something that no record has told. */
 static __always_inline bool has_figures(const struct flow *flow, __u8 direction)
 {
-	bool found = false;
+	__u64 found = 0;
 
 	if (direction == PODWIRE_WRITE) {
 #pragma clang loop unroll(full)
 		for (int i = PODWIRE_WRITE_LOST_PACKET_COUNT;
 		     i < PODWIRE_WRITE_UNATTRIBUTED_DURATION; i++)
-			found |= flow->write[i] > 0;
+			found |= flow->write[i];
 	} else {
 #pragma clang loop unroll(full)
 		for (int i = PODWIRE_READ_L4_DURATION; i < PODWIRE_READ_CALL_DURATION; i++)
-			found |= flow->read[i] > 0;
+			found |= flow->read[i];
 	}
 	return found;
 }

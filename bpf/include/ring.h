@@ -58,28 +58,28 @@ struct transfer {
 
 enum {
 	/* So much waiting in a queue fits in no record; what is left then waits for the next call. */
-	MAX_RECORDS = 16,
+	MAX_RECORDS = 8,
 	/* How old figures of the direction that makes no calls may become: acknowledgements of a
 	 * connection that only reads are written, too. */
 	TOLD_EVERY_NS = 1000000000,
 };
 
-/* Returns whether figures are left that did not fit. */
-static __noinline bool submit_record(const struct transfer *from, struct flow *flow)
+/* Returns 0 unless figures are left that did not fit. */
+static __noinline __u64 submit_record(const struct transfer *from, struct flow *flow)
 {
 	__u32 key = PODWIRE_KIND_TRANSFER;
 	__u64 pid_tid = bpf_get_current_pid_tgid();
 	struct podwire_counts *counted = bpf_map_lookup_elem(&counts, &key);
 	struct podwire_transfer_record *record;
-	bool has_rest;
+	__u64 rest;
 	__u32 lane;
 
 	if (!counted || !from)
-		return false;
+		return 0;
 	record = bpf_ringbuf_reserve(&transfers, sizeof(*record), 0);
 	if (!record) {
 		__sync_fetch_and_add(&counted->ring_full, 1);
-		return false;
+		return 0;
 	}
 	if (from->call == PODWIRE_CALL_NONE)
 		pid_tid = 0; /* what is no call is no thread's either */
@@ -93,9 +93,9 @@ static __noinline bool submit_record(const struct transfer *from, struct flow *f
 	record->cpu = lane;
 	record->direction = from->direction;
 	record->call = from->call;
-	has_rest = fill_figures(record, flow, &from->counted);
+	rest = fill_figures(record, flow, &from->counted);
 	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
-	return has_rest;
+	return rest;
 }
 
 /* What follows in this transfer's place is no call. */
@@ -111,18 +111,18 @@ static __noinline int submit_transfer(struct transfer *transfer)
 {
 	struct flow *flow = 0;
 	__u64 *told_ns;
-	bool has_rest;
+	__u64 rest;
 
 	if (!transfer)
 		return 0;
 	if (podwire_stages)
 		flow = find_flow(transfer->sk);
-	has_rest = submit_record(transfer, flow);
+	rest = submit_record(transfer, flow);
 	if (!flow)
 		return 0;
-	for (int i = 1; has_rest && i < MAX_RECORDS; i++) {
+	for (int i = 1; rest && i < MAX_RECORDS; i++) {
 		become_rest(transfer);
-		has_rest = submit_record(transfer, flow);
+		rest = submit_record(transfer, flow);
 	}
 	flow->told_ns[transfer->direction == PODWIRE_WRITE] = transfer->end_ns;
 	transfer->direction = transfer->direction == PODWIRE_WRITE ? PODWIRE_READ : PODWIRE_WRITE;
