@@ -75,6 +75,14 @@ static __always_inline int on_ip_xmit(__u64 sk, __u64 skb)
 	return 0;
 }
 
+/* Counted wherever the flow is known, because not everything that enters a queue leaves it. */
+static __always_inline void tell_entered(struct flow *flow, struct sent_packet *packet)
+{
+	if (!(packet->told & TOLD_ENTERED))
+		add_write(flow, L2_ENTER_QUEUE_COUNT, 1);
+	packet->told |= TOLD_ENTERED;
+}
+
 /* What is known of layer 3 and not told yet. */
 static __always_inline void tell_ip(struct flow *flow, struct sent_packet *packet)
 {
@@ -111,6 +119,8 @@ static __always_inline int on_ip_left(__u64 sk, __u64 skb)
 	if (!is_sending(sk))
 		add_write(flow, L4_DURATION, spent);
 	tell_ip(flow, packet);
+	if (packet->queue_ns)
+		tell_entered(flow, packet);
 	if (!packet->has_left && flow->segmented_ns)
 		flow->segmented_left_ns = now;
 	return 0;
@@ -173,9 +183,8 @@ static __always_inline int on_device_queue(__u64 skb, __u64 sk, bool is_gso)
 		__sync_fetch_and_add(&flow->write[PODWIRE_RESOLVE_MAC_DURATION],
 				     now - packet->neighbour_ns);
 	}
-	if (is_gso) { /* should it be segmented, nothing of it is seen to leave */
-		packet->told |= TOLD_ENTERED;
-		add_write(flow, L2_ENTER_QUEUE_COUNT, 1);
+	tell_entered(flow, packet);
+	if (is_gso) { /* should it be segmented */
 		flow->segmented_ns = now;
 		flow->segmented_left_ns = packet->left_ns;
 	}
@@ -211,13 +220,6 @@ static __always_inline int on_driver(__u64 skb, __u64 sk)
 	packet->left_ns = flow->segmented_left_ns;
 	packet->driver_ns = bpf_ktime_get_ns();
 	return 0;
-}
-
-static __always_inline void tell_entered(struct flow *flow, struct sent_packet *packet)
-{
-	if (!(packet->told & TOLD_ENTERED))
-		add_write(flow, L2_ENTER_QUEUE_COUNT, 1);
-	packet->told |= TOLD_ENTERED;
 }
 
 /* The driver has it; the sk_buff may be gone. */
