@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 IPV6: Final[Mapping[str, str]] = {
-    "__ip_queue_xmit": "ip6_xmit",
+    "__ip_queue_xmit": "inet6_csk_xmit",
     "ip_output": "ip6_output",
     "ip_rcv": "ipv6_rcv",
     "ip_local_deliver": "ip6_input",

@@ -26,7 +26,7 @@ enum sent_told {
 struct sent_packet {
 	__u64 skb;
 	__u64 sk;
-	__u64 ip_ns;	    /* __ip_queue_xmit, ip6_xmit */
+	__u64 ip_ns;	    /* __ip_queue_xmit, inet6_csk_xmit */
 	__u64 output_ns;    /* ip_output, ip6_output */
 	__u64 neighbour_ns; /* neigh_resolve_output */
 	__u64 queue_ns;	    /* net_dev_queue */

@@ -111,19 +111,19 @@ int BPF_PROG(__ip_queue_xmit_enter, __u64 sk, __u64 skb)
 }
 ENTER_PROBE(__ip_queue_xmit, on_ip_xmit(a, b))
 
-/* ip6_xmit(sk, skb, flow, ...) */
-SEC("fexit/ip6_xmit")
-int BPF_PROG(ip6_xmit_exit, __u64 sk, __u64 skb)
+/* inet6_csk_xmit(sk, skb, flow): ip6_xmit() has more arguments than a trampoline takes before v6.6 */
+SEC("fexit/inet6_csk_xmit")
+int BPF_PROG(inet6_csk_xmit_exit, __u64 sk, __u64 skb)
 {
 	return on_ip_left(sk, skb);
 }
-EXIT_PROBE(ip6_xmit, on_ip_left(a, b))
-SEC("fentry/ip6_xmit")
-int BPF_PROG(ip6_xmit_enter, __u64 sk, __u64 skb)
+EXIT_PROBE(inet6_csk_xmit, on_ip_left(a, b))
+SEC("fentry/inet6_csk_xmit")
+int BPF_PROG(inet6_csk_xmit_enter, __u64 sk, __u64 skb)
 {
 	return on_ip_xmit(sk, skb);
 }
-ENTER_PROBE(ip6_xmit, on_ip_xmit(a, b))
+ENTER_PROBE(inet6_csk_xmit, on_ip_xmit(a, b))
 
 /* (net, sk, skb) */
 #define output_of(net, sk, skb) on_ip_output(skb)

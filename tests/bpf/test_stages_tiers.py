@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import pytest
 
 from collector import stages
-from collector.abi import MeasuredFlag, ReadFigure, WriteFigure
+from collector.abi import Call, MeasuredFlag, ReadFigure, WriteFigure
 from tests.bpf.conftest import CHOSEN
 from tests.bpf.harness import BY_TRACEPOINTS, TIERS, Watch, check_each
 from tests.bpf.test_stages import End, Talk, check, check_undisturbed
@@ -85,7 +86,7 @@ FUNCTIONS: Final[dict[str, tuple[Figure, ...]]] = {
     "tcp_rcv_state_process": (),
     "tcp_sendpage": (),
     "ip_list_rcv": (),
-    "ip6_xmit": (),
+    "inet6_csk_xmit": (),
     "ip6_output": (),
     "ipv6_rcv": (),
     "ipv6_list_rcv": (),
@@ -195,7 +196,10 @@ def _talk(watch: Watch) -> tuple[End, End]:
 
 def _counts(end: End) -> dict[str, int]:
     """Every measured figure that is no duration, and the calls."""
-    counts = {"writes": len(end.written.records), "reads": len(end.read.records)}
+    counts = {
+        name: int(np.count_nonzero(found.records["call"] != Call.NONE))
+        for name, found in (("writes", end.written), ("reads", end.read))
+    }
     for found, kind in ((end.written, WriteFigure), (end.read, ReadFigure)):
         for figure in kind:
             if figure in found and "DURATION" not in figure.name:
