@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CALL_NONE",
+    "FIGURE_MAX",
     "FIGURE_WIDTH",
     "LAYOUT_VERSION",
     "READ_FIGURES",
@@ -84,6 +85,10 @@ WRITE_FIGURES = (
 
 FIGURE_WIDTH = 17
 """Places in a row of ``Transfers.figures``; those beyond `READ_FIGURES` say nothing of a read."""
+
+
+FIGURE_MAX = 0xFFFF_FFFE
+"""What a row can say of a figure; of sums, the rest comes with the connection's next row."""
 
 
 class Role(IntEnum):

@@ -15,7 +15,7 @@ import numpy as np
 from schemas.catalogue import DISTRIBUTIONS, FIGURES
 from schemas.columns import UNMEASURED_U64
 from schemas.events import CALL_NONE, READ_FIGURES, WRITE_FIGURES, Direction, OpenKind
-from streams.figures import add_sums, is_unmeasured, measured
+from streams.figures import WAITED, add_sums, is_unmeasured, long_waits, measured
 from streams.histograms import SpreadCounts, Values, spread
 
 if TYPE_CHECKING:
@@ -317,6 +317,9 @@ def _add_staged(
             found = measured(np.take(transfers.figures, at, axis=0), len(figures))
             of_row = group[at]
             add_sums(found, of_row, totals[places], counts[places] if by_call else None)
+            if by_call and direction == Direction.READ:
+                longer, excess = long_waits(found, _duration_ns(transfers)[at])
+                totals[first + WAITED] += _exact_sums(of_row[longer], excess, size)
             if by_call:
                 values = spread(found, writes=direction == Direction.WRITE, group=of_row)
                 stages += [values] if values is not None else []

@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from schemas.columns import UNMEASURED_U32
+from schemas.columns import UNMEASURED_U32, UNMEASURED_U64
+from schemas.events import FIGURE_MAX, READ_FIGURES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from schemas.columns import U32
+    from schemas.columns import U32, U64
 
-__all__ = ["Measured", "add_sums", "is_unmeasured", "measured"]
+__all__ = ["WAITED", "Measured", "add_sums", "is_unmeasured", "long_waits", "measured"]
 
+WAITED: Final = READ_FIGURES.index("read_unattributed_duration")
+"""Its place among the figures of a read."""
+_CALL: Final = READ_FIGURES.index("read_call_duration")
 _FOLD: Final = 32
 
 
@@ -85,6 +89,27 @@ def add_sums(
             gap = found.gaps[place]
             missing = np.bincount(group[gap], minlength=size).astype(np.uint64)
         counts[place] += whole - missing
+
+
+def long_waits(found: Measured, duration_ns: U64) -> tuple[NDArray[np.intp], U64]:
+    """Return what reads waited beyond `FIGURE_MAX`: a read may wait for data for hours.
+
+    Args:
+        found: The figures of rows that are all calls that read.
+        duration_ns: Of these calls, shape (rows,).
+
+    Returns:
+        Which rows, and how much more than their figure says.
+    """
+    waited, call = found.columns.get(WAITED), found.columns.get(_CALL)
+    if waited is None or call is None:
+        return np.empty(0, np.intp), np.empty(0, np.uint64)
+    full = np.flatnonzero((waited == FIGURE_MAX) & (duration_ns != UNMEASURED_U64))
+    if _CALL in found.gaps:
+        full = full[~found.gaps[_CALL][full]]
+    known = call[full].astype(np.uint64) + np.uint64(FIGURE_MAX)
+    longer = duration_ns[full] > known
+    return full[longer], duration_ns[full][longer] - known[longer]
 
 
 def _extremes(block: U32) -> tuple[U32, U32]:

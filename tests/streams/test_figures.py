@@ -149,6 +149,10 @@ def counted_by_hand(batches: Iterable[EventBatch]) -> dict[int, ByHand]:
                 if value != UNMEASURED_U32
             }
             for figure, value in values.items():
+                if figure == "read_unattributed_duration" and value == GREATEST and called:
+                    # As much as fits: the rest of the call's duration is known.
+                    whole = int(moves.duration_ns[row])
+                    value = max(value, whole - values.get("read_call_duration", whole))
                 minute.sums[name, figure] += value
                 minute.sums[name, f"{figure}_measured_count"] += called
             if not called:
