@@ -52,7 +52,8 @@ def test_fifty_thousand_open_connections_fit(kafka_broker: KafkaBroker) -> None:
         )
         stack.callback(collector.kill)
         assert collector.stderr is not None
-        assert "watching" in collector.stderr.readline()
+        # Before that it may say which figures this kernel cannot give.
+        assert any("watching" in line for line in collector.stderr)
         for number in range(CONNECTIONS // PER_PROCESS):
             holder = subprocess.Popen(
                 [sys.executable, "-c", _HOLDER, f"127.0.0.{2 + number}", str(PER_PROCESS)],

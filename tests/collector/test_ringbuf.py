@@ -13,7 +13,8 @@ from collector.ringbuf import RingMemory, SequenceTracker, _membarrier, framed, 
 from schemas.errors import LayoutMismatch
 
 BUSY, DISCARD = 1 << 31, 1 << 30
-STRIDE = 64
+LENGTH = TRANSFER_RECORD.itemsize
+STRIDE = 128
 SLOTS = 8
 
 
@@ -32,7 +33,7 @@ class Ring:
     def _fence(self) -> None:
         self.fences += 1
 
-    def put(self, number: int, flags: int = 0, length: int = 56) -> int:
+    def put(self, number: int, flags: int = 0, length: int = LENGTH) -> int:
         """Reserve and, without BUSY, submit a record; returns its offset in the data."""
         position = int(self.producer[0])
         assert position - int(self.consumer[0]) < len(self.data), "the ring is full"
@@ -56,7 +57,7 @@ def test_framed_puts_the_header_before_the_record() -> None:
     assert layout.fields is not None
     assert layout.fields["_length"][1] == 0
     assert layout.fields["connection_id"][1] == 8
-    assert framed(PROCESS_RECORD).itemsize == STRIDE
+    assert framed(PROCESS_RECORD).itemsize == 64
 
 
 def test_records_come_in_order_and_give_their_space_back() -> None:
@@ -99,7 +100,7 @@ def test_discarded_records_are_skipped() -> None:
 def test_a_record_of_another_length_is_a_layout_mismatch() -> None:
     ring = Ring()
     ring.put(1, length=48)
-    with pytest.raises(LayoutMismatch, match="expected 56, found 48"):
+    with pytest.raises(LayoutMismatch, match="expected 120, found 48"):
         ring.drain()
 
 
