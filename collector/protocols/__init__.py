@@ -1,0 +1,1 @@
+"""Messages from the bytes of a connection: pure, incremental, and silent about bad bytes."""
