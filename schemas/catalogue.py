@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
+    "CALL_DISTRIBUTIONS",
     "DISTRIBUTIONS",
     "DISTRIBUTION_BY_NAME",
     "DISTRIBUTION_SCOPES",
@@ -23,10 +24,11 @@ __all__ = [
     "Distribution",
     "Figure",
     "Scope",
+    "distributions_of",
 ]
 
 Group = Literal["connection", "read", "write", "http", "grpc", "provenance", "ledger"]
-Direction = Literal["read", "write"]
+Direction = Literal["read", "write", "call"]
 Unit = Literal["count", "ns", "bytes"]
 
 ROLES = ("client", "server")
@@ -76,9 +78,9 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """How the time in one stage is spread over reads or writes: a histogram per minute.
+    """How a time is spread over reads, writes or calls: a histogram per minute.
 
-    The value of a read or write is the sum of its figures ``plus`` less those of ``minus``.
+    The value of a read, write or call is the sum of its figures ``plus`` less those of ``minus``.
     """
 
     name: str
@@ -86,6 +88,8 @@ class Distribution:
     plus: tuple[str, ...]
     minus: tuple[str, ...]
     description: str
+    bits: int = 2
+    """How fine its buckets are: see `schemas.histograms`."""
 
     @property
     def column(self) -> str:
@@ -164,9 +168,11 @@ FIGURES: tuple[Figure, ...] = (
     *_figures(
         "http",
         """
-        http_call_count           | count | optional | HTTP calls
-        http_duration             | ns    | optional | Server: first byte of the request to last byte of the response; client: first byte written to last byte read
-        http_success_count        | count | optional | Calls answered with a status below 500
+        http_call_count           | count | optional | HTTP calls, answered or not, gRPC among them
+        http_duration             | ns    | optional | Of answered calls. Server: first byte of the request to last byte of the response; client: first byte written to last byte read
+        http_success_count        | count | optional | Calls answered with a status below 500; of gRPC calls those whose grpc-status is OK
+        http_aborted_count        | count | optional | Calls whose response began and did not end
+        http_unanswered_count     | count | optional | Calls that got no response before their connection or stream ended
         http_request_header_size  | bytes | optional | Request header bytes on the wire
         http_request_body_size    | bytes | optional | Request body bytes without framing
         http_response_header_size | bytes | optional | Response header bytes on the wire
@@ -231,6 +237,11 @@ DISTRIBUTIONS: tuple[Distribution, ...] = (
 DISTRIBUTION_SCOPES = ("service", "service_relation")
 """The scopes that have them."""
 
+CALL_DISTRIBUTIONS: tuple[Distribution, ...] = (
+    Distribution("http_duration", "call", ("http_duration",), (), "Latency of answered calls", 4),
+)
+"""Histograms of every metrics table, in column order, after those of the stages."""
+
 PROVENANCE: tuple[Figure, ...] = _figures(
     "provenance",
     """
@@ -270,7 +281,15 @@ SCOPES: tuple[Scope, ...] = (
 
 FIGURE_BY_NAME = {figure.name: figure for figure in (*FIGURES, *PROVENANCE)}
 SCOPE_BY_NAME = {scope.name: scope for scope in SCOPES}
-DISTRIBUTION_BY_NAME = {distribution.name: distribution for distribution in DISTRIBUTIONS}
+DISTRIBUTION_BY_NAME = {
+    distribution.name: distribution for distribution in (*DISTRIBUTIONS, *CALL_DISTRIBUTIONS)
+}
+
+
+def distributions_of(scope: str) -> tuple[Distribution, ...]:
+    """Return the histograms that the metrics table of a scope has, in column order."""
+    stages = DISTRIBUTIONS if scope in DISTRIBUTION_SCOPES else ()
+    return (*stages, *CALL_DISTRIBUTIONS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 
-from schemas.columns import U8, U32, U64, Table, column, decode_table, encode_table
+from schemas.columns import (
+    U8,
+    U32,
+    U64,
+    UNMEASURED_U32,
+    Table,
+    column,
+    decode_table,
+    encode_table,
+)
 from schemas.errors import DecodeError
 from schemas.ledger import Entry
 from schemas.pb import events_columns_pb2 as wire
@@ -21,6 +30,7 @@ __all__ = [
     "CALL_NONE",
     "FIGURE_MAX",
     "FIGURE_WIDTH",
+    "GRPC_UNKNOWN",
     "LAYOUT_VERSION",
     "READ_FIGURES",
     "WRITE_FIGURES",
@@ -32,6 +42,10 @@ __all__ = [
     "EventBatch",
     "OpenKind",
     "Opens",
+    "Parties",
+    "RequestFlag",
+    "RequestOutcome",
+    "Requests",
     "Role",
     "Transfers",
     "decode_batch",
@@ -91,6 +105,10 @@ FIGURE_MAX = 0xFFFF_FFFE
 """What a row can say of a figure; of sums, the rest comes with the connection's next row."""
 
 
+GRPC_UNKNOWN = 0xFFFF_FFFE
+"""In ``Requests.grpc_status``: a gRPC call whose status is not known."""
+
+
 class Role(IntEnum):
     """Which end of a connection the local socket is."""
 
@@ -118,6 +136,20 @@ class ConnectionFlag(IntFlag):
 
     PREEXISTING = 1
     TLS = 2
+
+
+class RequestOutcome(IntEnum):
+    """How a call ended."""
+
+    ANSWERED = 0
+    ABORTED = 1
+    UNANSWERED = 2
+
+
+class RequestFlag(IntFlag):
+    """Bits of ``Requests.flags``."""
+
+    TLS = 1
 
 
 @dataclass(slots=True)
@@ -179,6 +211,48 @@ class Transfers(Table):
 
 
 @dataclass(slots=True)
+class Requests(Table):
+    """HTTP calls; strings are indices into the batch's names.
+
+    Sizes and times may be `UNMEASURED_U32` or `UNMEASURED_U64`; ``grpc_status`` is the former for a
+    call that is no gRPC. ``endpoint`` is there in ``podwire.access-log.v1`` only.
+    """
+
+    connection: U32 = column("<u4")
+    version: U8 = column("u1")
+    outcome: U8 = column("u1")
+    flags: U8 = column("u1")
+    method: U32 = column("<u4")
+    path: U32 = column("<u4")
+    host: U32 = column("<u4")
+    status: U32 = column("<u4")
+    grpc_status: U32 = column("<u4", measured=True)
+    start_ns: U64 = column("<u8")
+    first_byte_ns: U64 = column("<u8", measured=True)
+    end_ns: U64 = column("<u8")
+    request_header_size: U32 = column("<u4", measured=True)
+    request_body_size: U64 = column("<u8", measured=True)
+    response_header_size: U32 = column("<u4", measured=True)
+    response_body_size: U64 = column("<u8", measured=True)
+    trace_provider: U8 = column("u1")
+    trace_id: U32 = column("<u4")
+    segment_id: U32 = column("<u4")
+    span_id: U32 = column("<u4")
+    endpoint: U32 = column("<u4", measured=True)
+
+
+@dataclass(slots=True)
+class Parties(Table):
+    """Who is behind each row of ``connections``; strings are indices into the batch's names."""
+
+    local_service: U32 = column("<u4")
+    local_instance: U32 = column("<u4")
+    remote_service: U32 = column("<u4")
+    remote_instance: U32 = column("<u4")
+    internal: U8 = column("u1")
+
+
+@dataclass(slots=True)
 class BatchHeader:
     """Who sent the batch, what it covers, and what was lost on the way."""
 
@@ -200,8 +274,9 @@ class BatchHeader:
 class EventBatch:
     """One message of ``podwire.events.v1``.
 
-    ``names`` is the dictionary that ``connections.container`` and ``.process`` index; index 0 is
-    the empty string.
+    ``names`` is the dictionary that ``connections.container`` and ``.process`` and the strings of
+    ``requests`` index; index 0 is the empty string. ``parties`` has a row for each of
+    ``connections``, or none.
     """
 
     header: BatchHeader = field(default_factory=BatchHeader)
@@ -210,11 +285,13 @@ class EventBatch:
     opens: Opens = field(default_factory=Opens)
     closes: Closes = field(default_factory=Closes)
     transfers: Transfers = field(default_factory=Transfers)
+    requests: Requests = field(default_factory=Requests)
+    parties: Parties = field(default_factory=Parties)
 
     @property
     def events(self) -> int:
         """Number of events of all kinds."""
-        return self.opens.rows + self.closes.rows + self.transfers.rows
+        return self.opens.rows + self.closes.rows + self.transfers.rows + self.requests.rows
 
 
 _FIELDS = wire.EventBatch.DESCRIPTOR.fields_by_name
@@ -250,7 +327,7 @@ def encode_batch(batch: EventBatch) -> bytes:
     message.connections.names.extend(batch.names)
     # What occurs twice on the wire is one message to its reader: the names, then the columns.
     parts: list[bytes | memoryview] = [message.SerializeToString()]
-    for name in ("connections", "opens", "closes", "transfers"):
+    for name in ("connections", "opens", "closes", "transfers", "requests", "parties"):
         parts += encode_table(getattr(batch, name), _FIELDS[name])
     return b"".join(parts)
 
@@ -281,12 +358,19 @@ def decode_batch(data: bytes) -> EventBatch:
     opens = decode_table(Opens, message.opens)
     closes = decode_table(Closes, message.closes)
     transfers = decode_table(Transfers, message.transfers)
-    for table in (opens, closes, transfers):
+    requests = decode_table(Requests, message.requests)
+    parties = decode_table(Parties, message.parties)
+    for table in (opens, closes, transfers, requests):
         _check_index("connection", table.connection, connections.rows)
     if opens.rows and not ((opens.kind == 1) | (opens.kind == 2)).all():
         raise DecodeError("open kind is neither 1 nor 2")
     if transfers.rows and not ((transfers.direction == 1) | (transfers.direction == 2)).all():
         raise DecodeError("direction is neither 1 nor 2")
+    _check_requests(requests, len(names))
+    if parties.rows not in (0, connections.rows):
+        raise DecodeError(f"{parties.rows} parties of {connections.rows} connections")
+    for name in ("local_service", "local_instance", "remote_service", "remote_instance"):
+        _check_index("names", getattr(parties, name), len(names))
     return EventBatch(
         header=BatchHeader(
             **{name: getattr(header, name) for name in _HEADER_FIELDS},
@@ -300,7 +384,20 @@ def decode_batch(data: bytes) -> EventBatch:
         opens=opens,
         closes=closes,
         transfers=transfers,
+        requests=requests,
+        parties=parties,
     )
+
+
+def _check_requests(requests: Requests, names: int) -> None:
+    if not requests.rows:
+        return
+    for name in ("method", "path", "host", "trace_id", "segment_id", "span_id"):
+        _check_index("names", getattr(requests, name), names)
+    endpoint = requests.endpoint[requests.endpoint != UNMEASURED_U32]
+    _check_index("names", endpoint, names)
+    if int(requests.outcome.max()) > RequestOutcome.UNANSWERED:
+        raise DecodeError(f"unknown outcome {int(requests.outcome.max())}")
 
 
 def _check_index(what: str, index: U32, size: int) -> None:

@@ -10,13 +10,13 @@ from google.protobuf.message import DecodeError as ProtobufDecodeError
 
 from schemas.catalogue import (
     DISTRIBUTION_BY_NAME,
-    DISTRIBUTION_SCOPES,
     FIGURE_BY_NAME,
     LEDGER,
     SCOPE_BY_NAME,
+    distributions_of,
 )
 from schemas.errors import DecodeError
-from schemas.histograms import BUCKETS
+from schemas.histograms import buckets
 from schemas.pb import metrics_columns_pb2 as wire
 
 __all__ = [
@@ -83,8 +83,8 @@ class MetricsTable:
         keys: Key column name to indices into the block's names, shape (rows,).
         figures: Figure name to values, shape (rows,). A figure that is absent was not measured.
         measured: For optional figures, how many events measured it, shape (rows,).
-        histograms: Distribution name (not its column) to its histogram; only in the tables of
-            `DISTRIBUTION_SCOPES`. One that is absent was not measured.
+        histograms: Distribution name (not its column) to its histogram; only those of
+            `distributions_of` the table. One that is absent was not measured.
     """
 
     table: str
@@ -192,19 +192,22 @@ def _decode_table(message: wire.MetricsTable, names: int) -> MetricsTable:
         table.figures[figure.name] = _column(where, figure.values, "<u8", table.rows)
         if figure.measured:
             table.measured[figure.name] = _column(where, figure.measured, "<u8", table.rows)
+    own = distributions_of(message.table) if message.table in SCOPE_BY_NAME else ()
     for histogram in message.histograms:
         where = f"{message.table}.{histogram.name}"
         if histogram.name not in DISTRIBUTION_BY_NAME:
             raise DecodeError(f"{message.table}: unknown distribution {histogram.name!r}")
-        if message.table not in DISTRIBUTION_SCOPES:
-            raise DecodeError(f"{where}: this table has no distributions")
+        if DISTRIBUTION_BY_NAME[histogram.name] not in own:
+            raise DecodeError(f"{where}: this table has no such distribution")
         if histogram.name in table.histograms:
             raise DecodeError(f"{where}: a second histogram")
-        table.histograms[histogram.name] = _decode_histogram(where, histogram, table.rows)
+        table.histograms[histogram.name] = _decode_histogram(
+            where, histogram, table.rows, buckets(DISTRIBUTION_BY_NAME[histogram.name].bits)
+        )
     return table
 
 
-def _decode_histogram(where: str, message: wire.Histogram, rows: int) -> Histogram:
+def _decode_histogram(where: str, message: wire.Histogram, rows: int, size: int) -> Histogram:
     entries = len(message.count) // 8
     row = _column(where, message.row, "<u4", entries)
     bucket = _column(where, message.bucket, "<u4", entries)
@@ -212,9 +215,9 @@ def _decode_histogram(where: str, message: wire.Histogram, rows: int) -> Histogr
     if entries:
         if int(row.max()) >= rows:
             raise DecodeError(f"{where}: row {int(row.max())} of {rows}")
-        if int(bucket.max()) >= BUCKETS:
-            raise DecodeError(f"{where}: bucket {int(bucket.max())} of {BUCKETS}")
-        place = row.astype(np.int64) * BUCKETS + bucket
+        if int(bucket.max()) >= size:
+            raise DecodeError(f"{where}: bucket {int(bucket.max())} of {size}")
+        place = row.astype(np.int64) * size + bucket
         if not (place[1:] > place[:-1]).all():
             raise DecodeError(f"{where}: not in order of row and bucket")
     return Histogram(row, bucket, count)

@@ -7,18 +7,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class EventBatch(_message.Message):
-    __slots__ = ("header", "connections", "opens", "closes", "transfers")
+    __slots__ = ("header", "connections", "opens", "closes", "transfers", "requests", "parties")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
     OPENS_FIELD_NUMBER: _ClassVar[int]
     CLOSES_FIELD_NUMBER: _ClassVar[int]
     TRANSFERS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    PARTIES_FIELD_NUMBER: _ClassVar[int]
     header: BatchHeader
     connections: Connections
     opens: Opens
     closes: Closes
     transfers: Transfers
-    def __init__(self, header: _Optional[_Union[BatchHeader, _Mapping]] = ..., connections: _Optional[_Union[Connections, _Mapping]] = ..., opens: _Optional[_Union[Opens, _Mapping]] = ..., closes: _Optional[_Union[Closes, _Mapping]] = ..., transfers: _Optional[_Union[Transfers, _Mapping]] = ...) -> None: ...
+    requests: Requests
+    parties: Parties
+    def __init__(self, header: _Optional[_Union[BatchHeader, _Mapping]] = ..., connections: _Optional[_Union[Connections, _Mapping]] = ..., opens: _Optional[_Union[Opens, _Mapping]] = ..., closes: _Optional[_Union[Closes, _Mapping]] = ..., transfers: _Optional[_Union[Transfers, _Mapping]] = ..., requests: _Optional[_Union[Requests, _Mapping]] = ..., parties: _Optional[_Union[Parties, _Mapping]] = ...) -> None: ...
 
 class BatchHeader(_message.Message):
     __slots__ = ("layout_version", "cluster", "node", "boot_id", "run_id", "sequence", "first_event_ns", "last_event_ns", "watermark_ns", "anchor_monotonic_ns", "anchor_unix_ns", "final", "ledger")
@@ -143,3 +147,63 @@ class Transfers(_message.Message):
     size: bytes
     figures: bytes
     def __init__(self, connection: _Optional[bytes] = ..., direction: _Optional[bytes] = ..., call: _Optional[bytes] = ..., end_ns: _Optional[bytes] = ..., duration_ns: _Optional[bytes] = ..., size: _Optional[bytes] = ..., figures: _Optional[bytes] = ...) -> None: ...
+
+class Requests(_message.Message):
+    __slots__ = ("connection", "version", "outcome", "flags", "method", "path", "host", "status", "grpc_status", "start_ns", "first_byte_ns", "end_ns", "request_header_size", "request_body_size", "response_header_size", "response_body_size", "trace_provider", "trace_id", "segment_id", "span_id", "endpoint")
+    CONNECTION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    GRPC_STATUS_FIELD_NUMBER: _ClassVar[int]
+    START_NS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_BYTE_NS_FIELD_NUMBER: _ClassVar[int]
+    END_NS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_HEADER_SIZE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_BODY_SIZE_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_HEADER_SIZE_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_BODY_SIZE_FIELD_NUMBER: _ClassVar[int]
+    TRACE_PROVIDER_FIELD_NUMBER: _ClassVar[int]
+    TRACE_ID_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    SPAN_ID_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    connection: bytes
+    version: bytes
+    outcome: bytes
+    flags: bytes
+    method: bytes
+    path: bytes
+    host: bytes
+    status: bytes
+    grpc_status: bytes
+    start_ns: bytes
+    first_byte_ns: bytes
+    end_ns: bytes
+    request_header_size: bytes
+    request_body_size: bytes
+    response_header_size: bytes
+    response_body_size: bytes
+    trace_provider: bytes
+    trace_id: bytes
+    segment_id: bytes
+    span_id: bytes
+    endpoint: bytes
+    def __init__(self, connection: _Optional[bytes] = ..., version: _Optional[bytes] = ..., outcome: _Optional[bytes] = ..., flags: _Optional[bytes] = ..., method: _Optional[bytes] = ..., path: _Optional[bytes] = ..., host: _Optional[bytes] = ..., status: _Optional[bytes] = ..., grpc_status: _Optional[bytes] = ..., start_ns: _Optional[bytes] = ..., first_byte_ns: _Optional[bytes] = ..., end_ns: _Optional[bytes] = ..., request_header_size: _Optional[bytes] = ..., request_body_size: _Optional[bytes] = ..., response_header_size: _Optional[bytes] = ..., response_body_size: _Optional[bytes] = ..., trace_provider: _Optional[bytes] = ..., trace_id: _Optional[bytes] = ..., segment_id: _Optional[bytes] = ..., span_id: _Optional[bytes] = ..., endpoint: _Optional[bytes] = ...) -> None: ...
+
+class Parties(_message.Message):
+    __slots__ = ("local_service", "local_instance", "remote_service", "remote_instance", "internal")
+    LOCAL_SERVICE_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_SERVICE_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    INTERNAL_FIELD_NUMBER: _ClassVar[int]
+    local_service: bytes
+    local_instance: bytes
+    remote_service: bytes
+    remote_instance: bytes
+    internal: bytes
+    def __init__(self, local_service: _Optional[bytes] = ..., local_instance: _Optional[bytes] = ..., remote_service: _Optional[bytes] = ..., remote_instance: _Optional[bytes] = ..., internal: _Optional[bytes] = ...) -> None: ...

@@ -7,18 +7,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class EventBatch(_message.Message):
-    __slots__ = ("header", "connections", "opens", "closes", "transfers")
+    __slots__ = ("header", "connections", "opens", "closes", "transfers", "requests", "parties")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
     OPENS_FIELD_NUMBER: _ClassVar[int]
     CLOSES_FIELD_NUMBER: _ClassVar[int]
     TRANSFERS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    PARTIES_FIELD_NUMBER: _ClassVar[int]
     header: BatchHeader
     connections: Connections
     opens: Opens
     closes: Closes
     transfers: Transfers
-    def __init__(self, header: _Optional[_Union[BatchHeader, _Mapping]] = ..., connections: _Optional[_Union[Connections, _Mapping]] = ..., opens: _Optional[_Union[Opens, _Mapping]] = ..., closes: _Optional[_Union[Closes, _Mapping]] = ..., transfers: _Optional[_Union[Transfers, _Mapping]] = ...) -> None: ...
+    requests: Requests
+    parties: Parties
+    def __init__(self, header: _Optional[_Union[BatchHeader, _Mapping]] = ..., connections: _Optional[_Union[Connections, _Mapping]] = ..., opens: _Optional[_Union[Opens, _Mapping]] = ..., closes: _Optional[_Union[Closes, _Mapping]] = ..., transfers: _Optional[_Union[Transfers, _Mapping]] = ..., requests: _Optional[_Union[Requests, _Mapping]] = ..., parties: _Optional[_Union[Parties, _Mapping]] = ...) -> None: ...
 
 class BatchHeader(_message.Message):
     __slots__ = ("layout_version", "cluster", "node", "boot_id", "run_id", "sequence", "first_event_ns", "last_event_ns", "watermark_ns", "anchor_monotonic_ns", "anchor_unix_ns", "final", "ledger")
@@ -143,3 +147,63 @@ class Transfers(_message.Message):
     size: _containers.RepeatedScalarFieldContainer[int]
     figures: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, connection: _Optional[_Iterable[int]] = ..., direction: _Optional[bytes] = ..., call: _Optional[bytes] = ..., end_ns: _Optional[_Iterable[int]] = ..., duration_ns: _Optional[_Iterable[int]] = ..., size: _Optional[_Iterable[int]] = ..., figures: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Requests(_message.Message):
+    __slots__ = ("connection", "version", "outcome", "flags", "method", "path", "host", "status", "grpc_status", "start_ns", "first_byte_ns", "end_ns", "request_header_size", "request_body_size", "response_header_size", "response_body_size", "trace_provider", "trace_id", "segment_id", "span_id", "endpoint")
+    CONNECTION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    GRPC_STATUS_FIELD_NUMBER: _ClassVar[int]
+    START_NS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_BYTE_NS_FIELD_NUMBER: _ClassVar[int]
+    END_NS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_HEADER_SIZE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_BODY_SIZE_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_HEADER_SIZE_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_BODY_SIZE_FIELD_NUMBER: _ClassVar[int]
+    TRACE_PROVIDER_FIELD_NUMBER: _ClassVar[int]
+    TRACE_ID_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    SPAN_ID_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    connection: _containers.RepeatedScalarFieldContainer[int]
+    version: bytes
+    outcome: bytes
+    flags: bytes
+    method: _containers.RepeatedScalarFieldContainer[int]
+    path: _containers.RepeatedScalarFieldContainer[int]
+    host: _containers.RepeatedScalarFieldContainer[int]
+    status: _containers.RepeatedScalarFieldContainer[int]
+    grpc_status: _containers.RepeatedScalarFieldContainer[int]
+    start_ns: _containers.RepeatedScalarFieldContainer[int]
+    first_byte_ns: _containers.RepeatedScalarFieldContainer[int]
+    end_ns: _containers.RepeatedScalarFieldContainer[int]
+    request_header_size: _containers.RepeatedScalarFieldContainer[int]
+    request_body_size: _containers.RepeatedScalarFieldContainer[int]
+    response_header_size: _containers.RepeatedScalarFieldContainer[int]
+    response_body_size: _containers.RepeatedScalarFieldContainer[int]
+    trace_provider: bytes
+    trace_id: _containers.RepeatedScalarFieldContainer[int]
+    segment_id: _containers.RepeatedScalarFieldContainer[int]
+    span_id: _containers.RepeatedScalarFieldContainer[int]
+    endpoint: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, connection: _Optional[_Iterable[int]] = ..., version: _Optional[bytes] = ..., outcome: _Optional[bytes] = ..., flags: _Optional[bytes] = ..., method: _Optional[_Iterable[int]] = ..., path: _Optional[_Iterable[int]] = ..., host: _Optional[_Iterable[int]] = ..., status: _Optional[_Iterable[int]] = ..., grpc_status: _Optional[_Iterable[int]] = ..., start_ns: _Optional[_Iterable[int]] = ..., first_byte_ns: _Optional[_Iterable[int]] = ..., end_ns: _Optional[_Iterable[int]] = ..., request_header_size: _Optional[_Iterable[int]] = ..., request_body_size: _Optional[_Iterable[int]] = ..., response_header_size: _Optional[_Iterable[int]] = ..., response_body_size: _Optional[_Iterable[int]] = ..., trace_provider: _Optional[bytes] = ..., trace_id: _Optional[_Iterable[int]] = ..., segment_id: _Optional[_Iterable[int]] = ..., span_id: _Optional[_Iterable[int]] = ..., endpoint: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Parties(_message.Message):
+    __slots__ = ("local_service", "local_instance", "remote_service", "remote_instance", "internal")
+    LOCAL_SERVICE_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_SERVICE_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    INTERNAL_FIELD_NUMBER: _ClassVar[int]
+    local_service: _containers.RepeatedScalarFieldContainer[int]
+    local_instance: _containers.RepeatedScalarFieldContainer[int]
+    remote_service: _containers.RepeatedScalarFieldContainer[int]
+    remote_instance: _containers.RepeatedScalarFieldContainer[int]
+    internal: bytes
+    def __init__(self, local_service: _Optional[_Iterable[int]] = ..., local_instance: _Optional[_Iterable[int]] = ..., remote_service: _Optional[_Iterable[int]] = ..., remote_instance: _Optional[_Iterable[int]] = ..., internal: _Optional[bytes] = ...) -> None: ...
