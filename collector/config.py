@@ -12,6 +12,7 @@ from schemas.errors import ConfigError, UnsupportedFeature
 
 __all__ = [
     "ARCHITECTURES",
+    "RINGS",
     "CollectorConfig",
     "allowed_twins",
     "object_path",
@@ -21,6 +22,10 @@ __all__ = [
 
 ARCHITECTURES = ("x86_64", "aarch64")
 """Machines (``uname -m``) that objects are built for."""
+
+
+RINGS = ("connections", "transfers", "processes", "payloads")
+"""Ring buffers of an object that makes records."""
 
 
 @dataclass(frozen=True, repr=False)
