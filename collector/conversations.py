@@ -17,8 +17,8 @@ import numpy as np
 
 from collector.abi import ConnectionFlag, Direction, Role
 from collector.protocols.calls import Call, Settings, Side
+from collector.protocols.detect import Protocol as Spoken
 from collector.protocols.exchange import Conversation
-from collector.protocols.exchange import Protocol as Spoken
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
