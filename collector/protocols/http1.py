@@ -76,6 +76,7 @@ class Http1:
         leftover: Pieces that came with the switch and belong to what follows.
         lost: Which sides make no sense now: 1 the requests', 2 the responses', 3 both.
         misfits: How often a side stopped to make sense without a gap.
+        recoveries: How often a lost side made sense again.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Http1:
         self.leftover: list[Piece] = []
         self.lost = _REQUESTS_LOST | _RESPONSES_LOST if is_joined else 0
         self.misfits = 0
+        self.recoveries = 0
         self._heads = heads or shared_heads(settings.keep_query)
         self._known_requests = self._heads.requests
         self._known_responses = self._heads.responses
@@ -170,8 +172,13 @@ class Http1:
     def _stop(self) -> None:
         self._request_state = self._response_state = _OVER
         self.lost = 0
-        self._held.clear()
-        self._waiting.clear()
+        self._held = []
+        self._waiting = []
+
+    def _find_side(self, lost: int) -> None:
+        if self.lost & lost:
+            self.lost &= ~lost
+            self.recoveries += 1
 
     # Requests
 
@@ -264,7 +271,7 @@ class Http1:
             looks = looks_like_request(begun)
             if looks:
                 buffer.is_accepted()
-                self.lost &= ~_REQUESTS_LOST
+                self._find_side(_REQUESTS_LOST)
             elif looks is False:
                 self._misfit_request(end_ns)
                 return len(data)
@@ -297,7 +304,8 @@ class Http1:
         self._request_state = _BODY
         self._add(call)
         if self.switched:
-            self.leftover.append(Piece(Side.REQUEST, data[position:], 0, start_ns, end_ns))
+            if position < len(data):
+                self.leftover.append(Piece(Side.REQUEST, data[position:], 0, start_ns, end_ns))
             return len(data)
         return self._read_request(data, position, end_ns)
 
@@ -476,7 +484,8 @@ class Http1:
             looks = looks_like_response(begun)
             if looks:
                 buffer.is_accepted()
-                self._end_lost_response()
+                if self.lost & _RESPONSES_LOST:
+                    self._end_lost_response()
             elif looks is False:
                 self._misfit_response(data, end_ns)
                 return len(data)
@@ -497,7 +506,7 @@ class Http1:
         # The responses make sense again.
         if self._current is not None:
             self._end_response(self._response_end_ns)
-        self.lost &= ~_RESPONSES_LOST
+        self._find_side(_RESPONSES_LOST)
 
     def _begin_response(
         self,
@@ -571,7 +580,7 @@ class Http1:
         # RFC 9110 sections 7.8 (Upgrade) and 9.3.6 (CONNECT)
         names = {name.strip() for name in head.upgrade.split(",")}
         self.switched = "h2c" if head.status == 101 and "h2c" in names else "opaque"
-        self.leftover = [*self._waiting, rest]
+        self.leftover = [*self._waiting, rest] if rest.data else self._waiting
         if call is not None:
             if call is self._reading:
                 call.request_body_size = self._request_body.size
