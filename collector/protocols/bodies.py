@@ -22,9 +22,9 @@ UNKNOWN: Final = -3
 
 _OVER, _LENGTH, _SIZE_LINE, _CHUNK, _CHUNK_END, _TRAILER, _CLOSE, _BAD = range(8)
 
-_CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\n]*)?\r?\n")
-_LINE_START: Final = re.compile(rb"[0-9A-Fa-f]{1,15}(?:[ \t]*(?:;[^\n]*)?\r?)?")
-_MAX_SIZE_LINE: Final = 4_096  # extensions included
+# Extensions and the blanks before them are bounded, because an incomplete line is kept.
+_CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]{0,64}(?:;[^\n]{0,4096})?\r?\n")
+_LINE_START: Final = re.compile(rb"[0-9A-Fa-f]{1,15}(?:[ \t]{0,64}(?:;[^\n]{0,4096})?\r?)?")
 _ENDLESS: Final = (1 << 31) - 1
 
 
@@ -149,7 +149,7 @@ class Body:
                 position = match.end()
         if match is None:
             # A line that has not ended yet is kept.
-            if len(line) <= _MAX_SIZE_LINE and _LINE_START.fullmatch(line):
+            if _LINE_START.fullmatch(line):
                 self._line = line
             else:
                 self._state = _BAD

@@ -29,7 +29,7 @@ __all__ = [
 
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"  # RFC 9110 section 5.6.2
 _REQUEST_LINE: Final = re.compile(
-    rb"(" + _TOKEN + rb"+)[ \t]+([^\s]+)[ \t]+HTTP/1\.([0-9])[ \t]*\r?\n"
+    rb"(" + _TOKEN + rb"{1,64})[ \t]+([^\s]+)[ \t]+HTTP/1\.([0-9])[ \t]*\r?\n"
 )
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[0-9][ \t]+([1-9][0-9]{2})(?:[ \t][^\n]*)?\r?\n")
 _REQUEST_START: Final = re.compile(_TOKEN + rb"{1,64}[ \t]+[^\s]+[ \t]+HTTP/1\.[0-9](?=\s)")

@@ -5,8 +5,8 @@ empty lines before a request line are not part of it. A trailer section that has
 lines and the empty line after them; without fields that line is chunk framing. Interim responses
 count as header bytes of the response they precede.
 
-What is found does not depend on how the bytes are cut, as long as they are HTTP/1. Where they are
-not, or were not captured, a side is lost until one of its pieces begins with a request line or
+What is found does not depend on how the bytes are cut, as long as they are HTTP/1 (`Http1.misfits`
+is 0). Where they are not, or were not captured, a side is lost until one of its pieces begins with a request line or
 status line; see `collector.protocols.pairing` for what that means for its counterpart.
 """
 
@@ -75,7 +75,7 @@ class Http1:
         upgraded: The call that the new protocol answers, of ``h2c`` (RFC 7540 section 3.2).
         leftover: Pieces that came with the switch and belong to what follows.
         lost: Which sides make no sense now: 1 the requests', 2 the responses', 3 both.
-        misfits: How often a side stopped to make sense without a gap.
+        misfits: How often bytes were not what the ones before demand, although none were missing.
         recoveries: How often a lost side made sense again.
     """
 
@@ -96,6 +96,7 @@ class Http1:
         self._heads = heads or shared_heads(settings.keep_query)
         self._known_requests = self._heads.requests
         self._known_responses = self._heads.responses
+        self._max_header = settings.max_header_bytes
         self._max_open = settings.max_open_calls
         self._pairs = Pairing(done, settings.max_open_calls)
         self._open = self._pairs.open
@@ -194,7 +195,7 @@ class Http1:
             end = data.find(_EMPTY_LINE, position) + 4
             raw = data[position:end]
             head = self._known_requests.get(raw) or (self._heads.request(raw) if end > 3 else None)
-            if head is None:
+            if head is None or end - position > self._max_header:
                 # Not one whole header section, or none at all.
                 while position < size and data[position] in _LINE_ENDS:
                     position += 1
@@ -241,6 +242,7 @@ class Http1:
         state = self._request_state
         if state == _BODY:
             if self._early and not position and self._is_withheld(data):
+                self.misfits += 1
                 self._end_request()
                 return position
             return self._read_request(data, position, end_ns)
@@ -424,6 +426,8 @@ class Http1:
             head = self._known_responses.get(raw) or (
                 self._heads.response(raw) if end > 3 else None
             )
+            if end - position > self._max_header:
+                head = None
             if not opened:
                 if not self._no_holding and not self._pairs.unsure:
                     self._hold(Piece(Side.RESPONSE, data[position:], 0, start_ns, end_ns))
@@ -462,6 +466,7 @@ class Http1:
         if state == _BODY:
             if self._is_orphan and not position and looks_like_response(data):
                 # It had no content, so it answered HEAD.
+                self.misfits += 1
                 self._is_orphan = False
                 self._response_state = _IDLE
                 return position
