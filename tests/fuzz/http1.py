@@ -99,7 +99,10 @@ def check(data: bytes) -> None:
         assert (call.status == 0) or 100 <= call.status <= 999
     if is_joined or any(gap for _, _, gap in found):
         return
+    total = sum(len(data) for _, data, _ in found)
     for size in (1, 7):
+        if total > 200 * size:
+            continue  # more pieces than are ever kept
         other, same = play(found, is_joined, size)
         if parser.misfits == other.misfits == 0:
             assert same == calls
