@@ -178,11 +178,11 @@ struct copying {
 	__u32 pad;
 };
 
-/* Where a record of the ring `payloads` is put together: its length is known only then. Twice as
- * long as a piece, so that the verifier sees every copy end inside. */
+/* Where a record of the ring `payloads` is put together: its length is known only then. Longer than
+ * a piece, so that the verifier sees every copy end inside: masks know only powers of two. */
 struct piece {
 	struct podwire_payload_record record;
-	__u8 data[2 * PIECE_BYTES];
+	__u8 data[3 * PIECE_BYTES];
 	struct copying copying;
 };
 

@@ -19,6 +19,14 @@ enum {
 /* Which of several equal programs this is; each has a piece of its own for either direction. */
 enum { TURNS = PIECES / 2 };
 
+/* `value` where the verifier of every kernel sees its bound: the compiler would leave out a mask that
+ * it thinks is without effect. */
+static __always_inline __u32 at_most_mask(__u32 value, __u32 mask)
+{
+	asm volatile("" : "+r"(value));
+	return value & mask;
+}
+
 static __always_inline bool find_buffers(struct buffers *of, const struct call_state *call)
 {
 	__u64 header = call->address;
@@ -151,7 +159,7 @@ static __always_inline bool is_frame(const __u8 *head, __u32 size)
 /* Decide by the first bytes of a call. A server of HTTP/2 may speak first. */
 static __noinline int decide(struct call_state *call, struct socket_state *st, __u32 size)
 {
-	__u8 head[HEAD_BYTES] = {};
+	__u8 head[2 * HEAD_BYTES] = {};
 	struct buffers from;
 	__u32 length = HEAD_BYTES;
 
@@ -164,7 +172,8 @@ static __noinline int decide(struct call_state *call, struct socket_state *st, _
 			length = size;
 		if (length > from.now.length)
 			length = from.now.length;
-		if (length > HEAD_BYTES || bpf_probe_read_user(head, length, (void *)from.now.base))
+		length = at_most_mask(length, 2 * HEAD_BYTES - 1);
+		if (bpf_probe_read_user(head, length, (void *)from.now.base))
 			size = 0;
 	}
 	if (size && (is_request(head, length) || is_other_beginning(head, length) ||
@@ -186,11 +195,9 @@ static __always_inline int submit_piece(struct piece *piece)
 
 	if (!counted)
 		return 0;
-	if (captured > PIECE_BYTES)
-		captured = PIECE_BYTES;
 	piece->record.sequence = next_payload_sequence(&lane);
 	piece->record.cpu = lane;
-	length = sizeof(piece->record) + captured;
+	length = sizeof(piece->record) + at_most_mask(captured, 2 * PIECE_BYTES - 1);
 	if (bpf_ringbuf_output(&payloads, piece, length, BPF_RB_NO_WAKEUP))
 		__sync_fetch_and_add(&counted->ring_full, 1);
 	else
@@ -226,8 +233,9 @@ static long copy_step(__u32 step, struct piece **context)
 	} else {
 		if (length > PIECE_BYTES - filled)
 			length = PIECE_BYTES - filled;
-		if (length > PIECE_BYTES ||
-		    bpf_probe_read_user(&piece->data[filled], length, (void *)of->from.now.base))
+		length = at_most_mask(length, 2 * PIECE_BYTES - 1);
+		if (bpf_probe_read_user(&piece->data[at_most_mask(filled, PIECE_BYTES - 1)], length,
+					(void *)of->from.now.base))
 			return 1;
 		filled += length;
 		piece->record.captured = filled;
