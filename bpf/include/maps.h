@@ -60,7 +60,8 @@ struct socket_state {
 	__u8 is_own;       /* the collector's own: not recorded */
 	__u8 payload;      /* enum payload_state */
 	__u8 looks;        /* calls that were looked at in vain */
-	__u8 pad[6];
+	__u8 looked_at;    /* direction of the last call while undecided */
+	__u8 pad[5];
 };
 
 /* Whether the bytes of a connection go to user space; see programs/payloads.h. */

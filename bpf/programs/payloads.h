@@ -3,13 +3,14 @@
  * What the two ends of a connection say, for the parsers in user space. The first bytes decide
  * whether a connection may be HTTP; if so, the bytes of every call are copied, from all of its
  * buffers, until user space says that it needs no more of them, or none up to a position. A
- * connection that was open before us is looked at call by call until one looks like it.
+ * connection that was open before us is looked at whenever its direction changes, which is where a
+ * message begins, until one looks like it.
  */
 
 enum {
 	HEAD_BYTES = 16,  /* what a decision is made from */
 	FEW_BYTES = 1024, /* of a call when the ring is crowded */
-	MAX_LOOKS = 200,  /* calls of an older connection */
+	MAX_LOOKS = 200,  /* at an older connection */
 	MESSAGE_SIZE = 64, /* struct mmsghdr of 64-bit tasks */
 	MESSAGE_VECTOR = 16, /* struct user_msghdr: msg_iov, then msg_iovlen */
 	MAX_FRAME = 1 << 20,
@@ -23,7 +24,7 @@ enum { TURNS = PIECES / 2 };
  * it thinks is without effect. */
 static __always_inline __u32 at_most_mask(__u32 value, __u32 mask)
 {
-	asm volatile("" : "+r"(value));
+	barrier_var(value);
 	return value & mask;
 }
 
@@ -163,8 +164,9 @@ static __noinline int decide(struct call_state *call, struct socket_state *st, _
 	struct buffers from;
 	__u32 length = HEAD_BYTES;
 
-	if (!call || !st)
+	if (!call || !st || st->looked_at == call->direction)
 		return 0;
+	st->looked_at = call->direction;
 	if (!find_buffers(&from, call) || !next_buffer(&from)) {
 		size = 0; /* not to be seen: no reason to give up */
 	} else {
