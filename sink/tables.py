@@ -14,14 +14,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from schemas.catalogue import (
-    DISTRIBUTION_SCOPES,
-    DISTRIBUTIONS,
     FIGURES,
     LEDGER,
     PROVENANCE,
     SCOPES,
     Figure,
     Scope,
+    distributions_of,
 )
 
 __all__ = [
@@ -44,7 +43,7 @@ __all__ = [
     "metrics_columns",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised when a stored table changes in a way that older software must not write to."""
 
 HISTOGRAM = "Map(UInt16, UInt64)"
@@ -154,8 +153,6 @@ def _figure_columns(figures: tuple[Figure, ...]) -> tuple[Column, ...]:
 
 
 def _histogram_columns(scope: Scope) -> tuple[Column, ...]:
-    if scope.name not in DISTRIBUTION_SCOPES:
-        return ()
     return tuple(
         Column(
             distribution.column,
@@ -164,7 +161,7 @@ def _histogram_columns(scope: Scope) -> tuple[Column, ...]:
             "empty when nothing measured it",
             "CODEC(ZSTD(1))",
         )
-        for distribution in DISTRIBUTIONS
+        for distribution in distributions_of(scope.name)
     )
 
 

@@ -14,9 +14,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from schemas.catalogue import DISTRIBUTIONS, FIGURES, PROVENANCE, SCOPE_BY_NAME
+from schemas.catalogue import (
+    CALL_DISTRIBUTIONS,
+    DISTRIBUTIONS,
+    FIGURES,
+    PROVENANCE,
+    SCOPE_BY_NAME,
+)
 from schemas.clock import ManualClock
-from schemas.histograms import BUCKETS, bucket_of
+from schemas.histograms import bucket_of, buckets
 from schemas.metrics import (
     BlockIdentity,
     Histogram,
@@ -35,7 +41,7 @@ from tests.bench.measure import Row, measure
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from schemas.catalogue import Figure
+    from schemas.catalogue import Distribution, Figure
 
 MINUTE_S = int(time.time()) // 3600 * 3600 - 86_400
 SERVICES = 200
@@ -57,17 +63,24 @@ def run() -> list[Row]:
         store = Store.connect(SinkConfig(url=f"chdb://{directory}/engine"))
         apply_schema(store)
         try:
+            calls = [f for f in FIGURES if f.group in ("http", "grpc")]
             for name, figures, count, spread in (
-                ("tracepoint tier", today, 100_000, False),
-                ("every kernel figure", kernel, 100_000, False),
-                ("every kernel figure", kernel, 20_000, False),
-                ("the same with histograms", kernel, 20_000, True),
-                ("tracepoint tier, small block", today, 1_000, False),
-                ("every kernel figure with histograms, small block", kernel, 1_000, True),
+                ("tracepoint tier", today, 100_000, ()),
+                ("every kernel figure", kernel, 100_000, ()),
+                ("every kernel figure", kernel, 20_000, ()),
+                ("the same with histograms", kernel, 20_000, DISTRIBUTIONS),
+                ("HTTP figures", calls, 20_000, ()),
+                ("the same with the latency histogram", calls, 20_000, CALL_DISTRIBUTIONS),
+                ("tracepoint tier, small block", today, 1_000, ()),
+                (
+                    "every kernel figure with histograms, small block",
+                    kernel,
+                    1_000,
+                    DISTRIBUTIONS,
+                ),
             ):
                 table = _table(figures, count)
-                if spread:
-                    _add_histograms(table)
+                _add_histograms(table, spread)
                 rows.append(_insert(store, f"{name}: {count:,} rows", table))
         finally:
             store.close()
@@ -109,14 +122,17 @@ def _block(table: MetricsTable, base: int) -> MetricsBlock:
     return MetricsBlock(identity, names, [table])
 
 
-def _add_histograms(table: MetricsTable) -> None:
+def _add_histograms(table: MetricsTable, distributions: Iterable[Distribution]) -> None:
     random = np.random.default_rng(2)
     row = np.repeat(np.arange(table.rows, dtype=np.int64), TRANSFERS)
-    for distribution in DISTRIBUTIONS:
+    for distribution in distributions:
         values = random.lognormal(8, 1, len(row)).astype("<u8")
-        place, count = np.unique(row * BUCKETS + bucket_of(values), return_counts=True)
+        size = buckets(distribution.bits)
+        place, count = np.unique(
+            row * size + bucket_of(values, distribution.bits), return_counts=True
+        )
         table.histograms[distribution.name] = Histogram(
-            (place // BUCKETS).astype("<u4"), (place % BUCKETS).astype("<u4"), count.astype("<u8")
+            (place // size).astype("<u4"), (place % size).astype("<u4"), count.astype("<u8")
         )
 
 
