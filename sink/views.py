@@ -19,6 +19,7 @@ from schemas.catalogue import (
     Scope,
 )
 from schemas.histograms import bucket_of
+from sink.access_table import ACCESS_VIEW, LEDGER_OF_CALLS
 from sink.spreads import SPREAD_VIEWS
 from sink.tables import (
     BLOCKS,
@@ -297,6 +298,13 @@ _ATTRIBUTES = {
 }
 
 
+def _ledger_source() -> str:
+    # Calls are counted batch by batch, together with what says that the batch is stored.
+    columns = ", ".join(f"t.{column.name} AS {column.name}" for column in LEDGER_TABLE.columns[:-1])
+    blocks = f"SELECT {columns} FROM {{store}}.{LEDGER_TABLE.name} AS t"
+    return f"({blocks} UNION ALL {LEDGER_OF_CALLS})"
+
+
 def _ledger_view() -> View:
     keys = LEDGER_TABLE.columns[: 1 + len(LEDGER.keys)]
     terms = [f"l.{column.name} AS {column.name}" for column in keys]
@@ -306,7 +314,7 @@ def _ledger_view() -> View:
         name="pipeline_ledger",
         comment="What each stage did with each kind of event, per minute and node",
         columns=tuple(Column(c.name, c.type, c.comment) for c in LEDGER_TABLE.columns[:-1]),
-        select=f"SELECT {', '.join(terms)} FROM {{store}}.{LEDGER_TABLE.name} AS l GROUP BY {group}",
+        select=f"SELECT {', '.join(terms)} FROM {_ledger_source()} AS l GROUP BY {group}",
     )
 
 
@@ -329,7 +337,7 @@ def _balance_view() -> View:
             *(Column(f.name, "UInt64", f.description) for f in LEDGER.figures),
             Column("balance", "Int64", "in - out - dropped: 0 when nothing is unaccounted for"),
         ),
-        select=f"SELECT {', '.join(terms)} FROM {{store}}.{LEDGER_TABLE.name} AS l "
+        select=f"SELECT {', '.join(terms)} FROM {_ledger_source()} AS l "
         f"GROUP BY {', '.join(f'l.{name}' for name in names)}",
     )
 
@@ -354,6 +362,7 @@ VIEWS: tuple[View, ...] = (
     *(_overview(scope) for scope in SCOPES),
     *SPREAD_VIEWS,
     *(_entity_view(scope) for scope in SCOPES),
+    ACCESS_VIEW,
     _ledger_view(),
     _balance_view(),
     _plain_view("pipeline_blocks", BLOCKS),
