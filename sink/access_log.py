@@ -48,11 +48,12 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """The calls of one batch.
+    """The calls of one batch, or of a part of one.
 
     Attributes:
         run: Collector run that sent the batch.
         sequence: Its number within the run.
+        part: Its part: those with long names come in several messages.
         minute_s: Minute of its first call.
         days: Rows of each day (Unix day): their number, and a block of Native format. A day is a
             partition of the table, and what is in one partition is stored whole or not at all.
@@ -62,6 +63,7 @@ class Calls:
 
     run: str
     sequence: int
+    part: int
     cluster: str
     node: str
     minute_s: int
@@ -79,7 +81,12 @@ class Calls:
     @property
     def mark(self) -> int:
         """64 bits that name the batch in its rows."""
-        return _hash_of(f"{self.run}/{self.sequence}")
+        return _mark(self.run, self.sequence, self.part)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Batches of a run, and their parts, are sent in this order."""
+        return self.sequence, self.part
 
 
 def read_calls(data: bytes, sampling: Sampling) -> Calls:
@@ -93,7 +100,9 @@ def read_calls(data: bytes, sampling: Sampling) -> Calls:
     if not header.run_id:
         raise DecodeError("a batch of no run")
     if not requests.rows:
-        return Calls(header.run_id, header.sequence, header.cluster, header.node, 0, 0, {})
+        return Calls(
+            header.run_id, header.sequence, header.part, header.cluster, header.node, 0, 0, {}
+        )
     if not batch.parties.rows:
         raise DecodeError("calls without the names of their ends")
     if int(requests.end_ns.max()) >= _END_OF_TIME_NS:
@@ -104,7 +113,7 @@ def read_calls(data: bytes, sampling: Sampling) -> Calls:
     kept = external & (always | _is_in_sample(batch, sampling.share))
     weight = np.where(always | (sampling.share <= 0), 1.0, 1 / (sampling.share or 1.0))
     day = requests.end_ns // _DAY_NS
-    mark = _hash_of(f"{header.run_id}/{header.sequence}")
+    mark = _mark(header.run_id, header.sequence, header.part)
     texts = Texts(batch.names)
     days: dict[int, tuple[int, bytes]] = {}
     columns: tuple[str, ...] = ()
@@ -115,6 +124,7 @@ def read_calls(data: bytes, sampling: Sampling) -> Calls:
     return Calls(
         run=header.run_id,
         sequence=header.sequence,
+        part=header.part,
         cluster=header.cluster,
         node=header.node,
         minute_s=int(requests.end_ns.min()) // _MINUTE_NS * 60,
@@ -133,9 +143,10 @@ def _since_start(requests: Requests, stamps: NDArray[Any]) -> NDArray[np.uint64]
 
 
 def _failed(requests: Requests) -> NDArray[np.bool_]:
-    no_success = (requests.grpc_status != UNMEASURED_U32) & (requests.grpc_status != 0)
+    # As the figures have it: a gRPC call whose status is not known is no failure.
+    grpc_error = (requests.grpc_status != 0) & (requests.grpc_status < GRPC_UNKNOWN)
     answered = requests.outcome == RequestOutcome.ANSWERED
-    return np.asarray(~answered | (requests.status >= _ERROR) | no_success)
+    return np.asarray(~answered | (requests.status >= _ERROR) | grpc_error)
 
 
 def _is_in_sample(batch: EventBatch, share: float) -> NDArray[np.bool_]:
@@ -153,6 +164,10 @@ def _mixed(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
+
+
+def _mark(run: str, sequence: int, part: int) -> int:
+    return _hash_of(f"{run}/{sequence}/{part}")
 
 
 def _hash_of(text: str) -> int:
@@ -246,6 +261,7 @@ def batches_insert(batches: Sequence[Calls]) -> Insert:
     for name in ("cluster", "node", "run"):
         block.add_strings(name, [getattr(one, name) for one in batches])
     numbers("sequence", "UInt64", "<u8", [one.sequence for one in batches])
+    numbers("part", "UInt32", "<u4", [one.part for one in batches])
     numbers("in_count", "UInt64", "<u8", [one.count for one in batches])
     numbers("out_count", "UInt64", "<u8", [one.stored for one in batches])
     numbers("sampled_count", "UInt64", "<u8", [one.sampled for one in batches])

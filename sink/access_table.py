@@ -1,8 +1,8 @@
 """The tables of the access log: a row per HTTP call, and what was done with each batch of them.
 
-A batch of events is known by the collector run that sent it and its number there. A row of
-`ACCESS_BATCHES`, written after the rows of its calls, says that the batch is stored: the same batch
-from another offset, as a stream worker leaves it that started again, is then left out.
+A batch of events is known by the collector run that sent it, its number there and its part. A row
+of `ACCESS_BATCHES`, written after the rows of its calls, says that the batch is stored: the same
+batch from another offset, as a stream worker leaves it that started again, is then left out.
 """
 # ruff: noqa: S608 -- statements are built from our own declarations
 
@@ -107,13 +107,14 @@ ACCESS_BATCHES = StoredTable(
         *name_columns(("cluster", "node")),
         Column("run", NAME, "Collector run that sent the batch"),
         Column("sequence", "UInt64", "Its number within the run", TIME),
+        Column("part", "UInt32", "Its part, of a batch that was too large for a message", _TEXT),
         Column("in_count", "UInt64", "Calls of the batch", COUNTER),
         Column("out_count", "UInt64", "Calls that are stored", COUNTER),
         Column("sampled_count", "UInt64", "Calls left out by sampling", COUNTER),
         Column("internal_count", "UInt64", "Calls left out as both ends are in one pod", COUNTER),
     ),
     engine="MergeTree",
-    order_by="(run, sequence)",
+    order_by="(run, sequence, part)",
     partition_by="toDate(time)",
     shard_by="cityHash64(run)",
     time="time",

@@ -42,7 +42,7 @@ class CallWriter:
         self._store = store
         self._retry = retry
         self._together = together
-        self._newest: dict[tuple[int, str], int] = {}
+        self._newest: dict[tuple[int, str], tuple[int, int]] = {}
         self._unsure: dict[int, int] = {}
 
     def doubt(self, partitions: Iterable[int]) -> None:
@@ -88,9 +88,9 @@ class CallWriter:
     def _is_new(self, partition: int, calls: Calls) -> bool:
         key = (partition, calls.run)
         if key not in self._newest:
-            self._newest[key] = self._ask(lambda: self._last_sequence(calls.run))
-        if calls.sequence > self._newest[key]:
-            self._newest[key] = calls.sequence
+            self._newest[key] = self._ask(lambda: self._last_place(calls.run))
+        if calls.place > self._newest[key]:
+            self._newest[key] = calls.place
             return True
         return not self._ask(lambda: self._is_recorded(calls))
 
@@ -132,18 +132,18 @@ class CallWriter:
     def _is_recorded(self, calls: Calls) -> bool:
         rows = self._store.rows(
             f"SELECT count() FROM {self._store.layout.written(ACCESS_BATCHES)} "  # noqa: S608
-            "WHERE run = {run:String} AND sequence = {sequence:UInt64}",
-            {"run": calls.run, "sequence": calls.sequence},
+            "WHERE run = {run:String} AND sequence = {sequence:UInt64} AND part = {part:UInt32}",
+            {"run": calls.run, "sequence": calls.sequence, "part": calls.part},
         )
         return int(rows[0][0]) > 0
 
-    def _last_sequence(self, run: str) -> int:
+    def _last_place(self, run: str) -> tuple[int, int]:
         rows = self._store.rows(
-            "SELECT max(toInt128(sequence)), count() "  # noqa: S608
-            f"FROM {self._store.layout.written(ACCESS_BATCHES)} WHERE run = {{run:String}}",
+            f"SELECT sequence, part FROM {self._store.layout.written(ACCESS_BATCHES)} "  # noqa: S608
+            "WHERE run = {run:String} ORDER BY sequence DESC, part DESC LIMIT 1",
             {"run": run},
         )
-        return int(rows[0][0]) if rows[0][1] else -1
+        return (int(rows[0][0]), int(rows[0][1])) if rows else (-1, 0)
 
 
 def _count(batches: Sequence[tuple[int, Calls]], stored: Sequence[Calls]) -> None:

@@ -49,7 +49,9 @@ DEFAULTS = {
 _INDICES = ("method", "path", "host", "trace_id", "segment_id", "span_id", "endpoint")
 
 
-def calls_batch(calls: list[dict], *, run: str = "run-1", sequence: int = 0) -> bytes:
+def calls_batch(
+    calls: list[dict], *, run: str = "run-1", sequence: int = 0, part: int = 0
+) -> bytes:
     """One message; each call has a connection of its own."""
     import ipaddress
 
@@ -109,7 +111,7 @@ def calls_batch(calls: list[dict], *, run: str = "run-1", sequence: int = 0) -> 
         },
         internal=column("internal", "u1"),
     )
-    header = BatchHeader(cluster="test", node="node-1", run_id=run, sequence=sequence)
+    header = BatchHeader(cluster="test", node="node-1", run_id=run, sequence=sequence, part=part)
     return encode_batch(
         EventBatch(header, connections, list(names), requests=requests, parties=parties)
     )

@@ -157,3 +157,16 @@ def test_what_is_not_stored_at_all_is_known_too(store):
     started(store).write([(0, inside)])
     assert counts(store) == (0, 0, 0, 1)
     assert batches_insert([inside]).token == batches_insert([inside]).token
+
+
+def test_parts_of_a_batch_are_batches_of_their_own(store):
+    def part(number):
+        calls = plain_calls(5, first=100 * number)
+        return 0, read_calls(calls_batch(calls, sequence=4, part=number), SAMPLING)
+
+    writer = started(store)
+    writer.write([part(0), part(1)])
+    for _ in range(2):
+        writer.write([part(1), part(2), (0, batch(5))])
+    started(store).write([part(0), part(1), part(2), (0, batch(5))])
+    assert counts(store) == (25, 25, 25, 4)
