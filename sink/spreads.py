@@ -114,13 +114,15 @@ def _lowest(bucket: str, bits: int) -> str:
     )
 
 
-def _percentile(place: int, bits: int) -> str:
-    # The harmonic middle of the bucket: from no value in it further than _error says, so that this
-    # holds however the values lie. The value 0 has a bucket of its own.
-    bucket = f"w.buckets[w.places[{place}]]"
+def _middle(bucket: str, bits: int) -> str:
+    # The harmonic one: from no value in the bucket further than _error says, so that this holds
+    # however the values lie. The value 0 has a bucket of its own.
     low, high = _lowest(bucket, bits), _lowest(f"({bucket} + 1)", bits)
-    middle = f"2 / (1 / {low} + 1 / {high})"
-    return f"multiIf(w.total = 0, NULL, {bucket} = 0, 0, {middle})"
+    return f"if({bucket} = 0, 0, 2 / (1 / {low} + 1 / {high}))"
+
+
+def _percentile(place: int, bits: int) -> str:
+    return f"if(w.total = 0, NULL, {_middle(f'w.buckets[w.places[{place}]]', bits)})"
 
 
 def _error(bits: int) -> float:
@@ -175,6 +177,13 @@ def _buckets(family: _Family, scope: Scope) -> View:
     rows = (
         ("low_ns", "Float64", low, "Shortest time of the bucket, nanoseconds"),
         ("high_ns", "Float64", high, "End of the bucket: its times are below"),
+        (
+            "value_ns",
+            "Float64",
+            _middle("bucket", family.bits),
+            f"Within {_error(family.bits):.1f} % of each of its times: percentiles over any rows "
+            "are quantileExactWeighted(0.99)(value_ns, count)",
+        ),
         ("count", "UInt64", "times", f"{family.events} in the bucket"),
     )
     source = (
