@@ -2,7 +2,8 @@
 
 Kinds of rows: what the tracepoint tier measures (the figures that are there today), every kernel
 figure with its count of measuring events, the same with the histogram of every stage, and a small
-block, which is what a small cluster sends each minute and where fixed costs rule.
+block, which is what a small cluster sends each minute and where fixed costs rule. Then calls of
+the access log, from message to table; each has a trace id and a path of its own, as many do not.
 """
 
 from __future__ import annotations
@@ -31,12 +32,15 @@ from schemas.metrics import (
     decode_block,
     encode_block,
 )
+from sink.access_log import Sampling, read_calls
+from sink.access_writer import CallWriter
 from sink.blocks import Attempt
 from sink.config import SinkConfig
 from sink.ddl import apply_schema
 from sink.store import Store
 from sink.writer import BlockWriter, Retry
 from tests.bench.measure import Row, measure
+from tests.sink.calls import calls_batch, plain_calls
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -82,6 +86,14 @@ def run() -> list[Row]:
                 table = _table(figures, count)
                 _add_histograms(table, spread)
                 rows.append(_insert(store, f"{name}: {count:,} rows", table))
+            everything = Sampling(1.0, 1_000_000_000)
+            for name, batches, count, sampling in (
+                ("access log, 1 batch", 1, 10_000, everything),
+                ("access log, 20 batches together", 20, 1_000, everything),
+                ("access log, 1 batch", 1, 1_000, everything),
+                ("access log, a tenth sampled", 1, 10_000, Sampling(0.1, 1_000_000_000)),
+            ):
+                rows.append(_calls(store, name, batches, count, sampling))
         finally:
             store.close()
     return rows
@@ -113,6 +125,39 @@ def _insert(store: Store, name: str, table: MetricsTable) -> Row:
         entries = sum(len(one.row) for one in table.histograms.values()) / table.rows
         row.note += f"{entries:.0f} buckets a row; "
     row.note += f"wall {table.rows / wall:,.0f} rows/s"
+    return row
+
+
+def _calls(store: Store, name: str, batches: int, count: int, sampling: Sampling) -> Row:
+    # From messages to rows, and how large these are afterwards.
+    store.command("TRUNCATE TABLE podwire_store.access_log")
+    writer = CallWriter(store, Retry(_never, 0.1, 0.1), 1)
+    run = f"run {next(_BASES)}"
+    numbers = itertools.count()
+    messages: list[bytes] = []
+    walls: list[float] = []
+
+    def prepare() -> None:
+        messages[:] = [
+            calls_batch(plain_calls(count, first=number * count), run=run, sequence=number)
+            for number in itertools.islice(numbers, batches)
+        ]
+
+    def insert() -> None:
+        before = time.perf_counter()
+        writer.write([(0, read_calls(message, sampling)) for message in messages])
+        walls.append(time.perf_counter() - before)
+
+    calls = batches * count
+    title = f"{name}: {calls:,} calls"
+    row = measure(title, calls, insert, unit="call", prepare=prepare)
+    wall = sorted(walls[1:])[len(walls) // 2]
+    store.command("OPTIMIZE TABLE podwire_store.access_log FINAL")
+    ((size, stored),) = store.rows(
+        "SELECT sum(data_compressed_bytes), sum(rows) FROM system.parts "
+        "WHERE database = 'podwire_store' AND table = 'access_log' AND active"
+    )
+    row.note = f"{size / stored:.0f} bytes a row merged; wall {calls / wall:,.0f} calls/s"
     return row
 
 

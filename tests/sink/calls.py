@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import ipaddress
+
 import numpy as np
 
 from schemas.columns import UNMEASURED_U32, UNMEASURED_U64
@@ -53,8 +56,6 @@ def calls_batch(
     calls: list[dict], *, run: str = "run-1", sequence: int = 0, part: int = 0
 ) -> bytes:
     """One message; each call has a connection of its own."""
-    import ipaddress
-
     rows = [DEFAULTS | call for call in calls]
     assert all(row.keys() == DEFAULTS.keys() for row in rows)
     names = {"": 0}
@@ -117,15 +118,20 @@ def calls_batch(
     )
 
 
+def trace_id(number: int) -> str:
+    """An id as tracers make them: nothing that compresses."""
+    return hashlib.blake2b(str(number).encode(), digest_size=16).hexdigest()
+
+
 def plain_calls(count: int, *, first: int = 0) -> list[dict]:
     """Calls that differ in everything that a batch of real ones differs in."""
     return [
         {
             "path": f"/orders/{number}",
             "endpoint": f"/orders/{{id}}/{number % 7}",
-            "trace_id": f"{number:032x}",
+            "trace_id": trace_id(number),
             "start_ns": START_NS + number * 1_000,
-            "end_ns": START_NS + number * 1_000 + MILLISECOND,
+            "end_ns": START_NS + number * 1_000 + MILLISECOND + number * 7919 % 9_999_991,
         }
         for number in range(first, first + count)
     ]

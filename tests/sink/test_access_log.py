@@ -15,7 +15,7 @@ from sink.access_log import Sampling, read_calls
 from sink.access_writer import CallWriter
 from sink.native import NativeBlock, Texts, variable_length_strings
 from sink.writer import Retry
-from tests.sink.calls import MILLISECOND, START_NS, calls_batch, plain_calls
+from tests.sink.calls import MILLISECOND, START_NS, calls_batch, plain_calls, trace_id
 from tests.sink.conftest import no_wait
 
 ALL = Sampling(1.0, 1_000 * MILLISECOND)
@@ -221,9 +221,9 @@ def test_traces_are_found_by_their_index(store, write):
     write(*[calls_batch(plain_calls(50, first=i * 50), sequence=i) for i in range(20)])
     (plan,) = store.rows(
         "SELECT arrayStringConcat(groupArray(explain), '\n') FROM (EXPLAIN indexes = 1 "
-        f"SELECT * FROM podwire.access_log WHERE trace_id = '{7:032x}')"
+        f"SELECT * FROM podwire.access_log WHERE trace_id = '{trace_id(7)}')"
     )
     assert "Name: trace" in plan[0]
-    assert store.rows(f"SELECT path FROM podwire.access_log WHERE trace_id = '{7:032x}'") == [
+    assert store.rows(f"SELECT path FROM podwire.access_log WHERE trace_id = '{trace_id(7)}'") == [
         ("/orders/7",)
     ]
