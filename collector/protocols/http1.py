@@ -93,7 +93,7 @@ class Http1:
         self.lost = _REQUESTS_LOST | _RESPONSES_LOST if is_joined else 0
         self.misfits = 0
         self.recoveries = 0
-        self._heads = heads or shared_heads(settings.keep_query)
+        self._heads = shared_heads(settings.keep_query) if heads is None else heads
         self._known_requests = self._heads.requests
         self._known_responses = self._heads.responses
         self._max_header = settings.max_header_bytes
