@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import Final
 
 from collector.protocols.calls import Side
+from collector.protocols.first_lines import looks_like_request, looks_like_response
 from collector.protocols.frames import (
     HEADER_SIZE,
     PREFACE,
@@ -14,7 +15,6 @@ from collector.protocols.frames import (
     is_plausible,
     unpack_header,
 )
-from collector.protocols.heads import looks_like_request, looks_like_response
 
 __all__ = ["Protocol", "detect", "proxy_header_size"]
 

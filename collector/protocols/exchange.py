@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 from collector.protocols.calls import Call, Settings, Side
 from collector.protocols.detect import Protocol, detect, proxy_header_size
 from collector.protocols.frames import PREFACE
-from collector.protocols.http1 import Http1, Piece
+from collector.protocols.http1 import Http1
+from collector.protocols.http1_state import Piece
 from collector.protocols.http2 import Http2
 
 if TYPE_CHECKING:

@@ -4,11 +4,10 @@ import pytest
 
 from collector.protocols.bodies import CHUNKED, UNKNOWN, UNTIL_CLOSE
 from collector.protocols.calls import Settings, Side, TraceProvider
+from collector.protocols.first_lines import looks_like_request, looks_like_response
+from collector.protocols.head_buffer import HeadBuffer
 from collector.protocols.heads import (
-    HeadBuffer,
     HeadCache,
-    looks_like_request,
-    looks_like_response,
     parse_request_head,
     parse_response_head,
     shared_heads,
