@@ -97,7 +97,9 @@ _RULES: Final[dict[int, _Rule]] = {
 # Extensions that are in use: ALTSVC (RFC 7838), ORIGIN (RFC 8336), PRIORITY_UPDATE (RFC 9218).
 _EXTENSIONS: Final = frozenset({0x0A, 0x0C, 0x10})
 
-_LONG_CHAIN: Final = 3
+# Frames in a row, on streams of usual numbers, that are hardly there by chance.
+_LONG_CHAIN: Final = 2
+_USUAL_STREAM: Final = 1 << 24
 
 # Where a frame of less than 64 KB might begin: flags of its type, a stream if it needs one. Done
 # here and not in Python because bodies of zeros would pass for lengths everywhere.
@@ -165,6 +167,12 @@ def find_boundary(side: Side, data: bytes, longest: int) -> int:
     return -1
 
 
+def _is_usual(length: int, kind: int, flags: int, stream_id: int) -> bool:
+    # An empty frame that ends nothing has no use, but is what small numbers look like.
+    is_idle = kind == FrameType.DATA and not length and not flags
+    return stream_id < _USUAL_STREAM and not is_idle
+
+
 def _follow(
     side: Side, data: bytes, position: int, longest: int, failed: set[int]
 ) -> tuple[int, int]:
@@ -181,8 +189,7 @@ def _follow(
             position in failed
             or length > longest
             or not is_plausible(side, length, kind, flags, stream_id)
-            # An empty frame that ends nothing has no use, but is what small numbers look like.
-            or (kind == FrameType.DATA and start and not length and not flags)
+            or (start and not _is_usual(length, kind, flags, stream_id))
         ):
             failed.update(visited)
             return -1, frames

@@ -105,6 +105,10 @@ class Http2:
         """
         return any(reader.is_failed for reader in self._readers)
 
+    def is_lost(self, side: Side) -> bool:
+        """Whether the parser is looking for the beginning of a frame (RFC 9113 section 4.1)."""
+        return self._readers[side].is_lost
+
     def adopt(self, call: Call, end_ns: int) -> None:
         """Take over an HTTP/1.1 request that was upgraded (RFC 7540 section 3.2).
 
