@@ -23,9 +23,9 @@ from collector.protocols.calls import (
     Side,
     Version,
 )
+from collector.protocols.field_blocks import Head, HeadReader
 from collector.protocols.frame_reader import FrameReader
 from collector.protocols.frames import LARGEST_FRAME_SIZE, Setting
-from collector.protocols.field_blocks import Head, HeadReader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,6 +104,10 @@ class Http2:
         Never true of a connection that was joined: there the parser looks for the next frame.
         """
         return any(reader.is_failed for reader in self._readers)
+
+    def is_lost(self, side: Side) -> bool:
+        """Whether the parser is looking for the beginning of a frame (RFC 9113 section 4.1)."""
+        return self._readers[side].is_lost
 
     def adopt(self, call: Call, end_ns: int) -> None:
         """Take over an HTTP/1.1 request that was upgraded (RFC 7540 section 3.2).
