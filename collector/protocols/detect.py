@@ -57,7 +57,7 @@ def detect(data: bytes, is_joined: bool = False) -> Protocol | None:
         prefix = proxy_header_size(data)
         if prefix is None:
             return None
-        data = data[prefix:]
+        data = data[prefix:].lstrip(b"\r\n")  # empty lines may come first (RFC 9112 section 2.2)
     if not data:
         return None
     if data.startswith(PREFACE[: len(data)]):

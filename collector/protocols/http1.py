@@ -43,6 +43,8 @@ class Http1(Requests):
         recoveries: How often a lost side made sense again.
     """
 
+    __slots__ = ()
+
     def feed(self, side: Side, data: bytes, start_ns: int, end_ns: int) -> None:
         """Take the next bytes of a side."""
         if side:

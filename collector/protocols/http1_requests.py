@@ -29,6 +29,8 @@ __all__ = ["Requests"]
 class Requests(Responses):
     """Opens calls; those that may switch protocols make what follows wait for their response."""
 
+    __slots__ = ()
+
     def _feed_request(self, data: bytes, start_ns: int, end_ns: int) -> None:
         position = 0
         size = len(data)

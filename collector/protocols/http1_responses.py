@@ -33,6 +33,8 @@ _LAST_CHUNK: Final = b"0\r\n\r\n"
 class Responses(State):
     """Answers calls, and switches protocols where a response says so."""
 
+    __slots__ = ()
+
     def _feed_response(self, data: bytes, start_ns: int, end_ns: int) -> None:
         if self._held and not self._no_holding:
             self._hold(Piece(Side.RESPONSE, data, 0, start_ns, end_ns))
@@ -64,7 +66,7 @@ class Responses(State):
                     and call.method not in _BARE
                     and call is not self._reading
                 ):
-                    opened.popleft()
+                    opened.pop(0)
                     call.status = head.status
                     call.outcome = ANSWERED
                     call.response_header_size += end - position

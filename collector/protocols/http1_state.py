@@ -43,6 +43,42 @@ class Piece(NamedTuple):
 class State:
     """See `collector.protocols.http1.Http1`, which also names what is public of it."""
 
+    __slots__ = (
+        "_current",
+        "_early",
+        "_heads",
+        "_held",
+        "_held_size",
+        "_is_chunked",
+        "_is_hasty",
+        "_is_orphan",
+        "_known_requests",
+        "_known_responses",
+        "_max_header",
+        "_max_open",
+        "_no_holding",
+        "_open",
+        "_pairs",
+        "_reading",
+        "_request_body",
+        "_request_buffer",
+        "_request_state",
+        "_response_body",
+        "_response_buffer",
+        "_response_end_ns",
+        "_response_state",
+        "_switches",
+        "_waiting",
+        "_waiting_size",
+        "done",
+        "leftover",
+        "lost",
+        "misfits",
+        "recoveries",
+        "switched",
+        "upgraded",
+    )
+
     def __init__(
         self,
         done: list[Call],

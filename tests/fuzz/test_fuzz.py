@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("atheris", reason="built for x86-64 only")
 
-TARGETS = ["http1"]
+TARGETS = ["exchange", "http1"]
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ PING = frame(FrameType.PING, 0, bytes(8))
     ("data", "found"),
     [
         (b"GET / HTTP/1.1\r\n", Protocol.HTTP1),
+        (b"\r\n\nGET / HTTP/1.1\r\n", Protocol.HTTP1),
         (b"BREW /pot HTTP/1.0\n", Protocol.HTTP1),
         (b"CONNECT a:443 HTTP/1.1\r\n", Protocol.HTTP1),
         (b"HTTP/1.1 200 OK\r\n", Protocol.HTTP1),
