@@ -94,10 +94,10 @@ def parse_request_head(raw: bytes, keep_query: bool = False) -> RequestHead | No
         return None
     name, target, minor = match.groups()
     method = name.decode()
-    fields = _REQUEST_FIELDS.findall(raw)
     host = lengths = codings = None
-    switches = has_trace = False
-    for field, value in fields:
+    switches = False
+    traces: dict[str, str] = {}
+    for field, value in _REQUEST_FIELDS.findall(raw):
         field = field.lower()
         if field == b"host":
             host = value.strip()
@@ -108,7 +108,7 @@ def parse_request_head(raw: bytes, keep_query: bool = False) -> RequestHead | No
         elif field == b"upgrade":
             switches = True
         else:
-            has_trace = True
+            traces[field.decode()] = _text(value.strip())
     if target[0] != _SLASH and method != "CONNECT":
         absolute = _ABSOLUTE.fullmatch(target)
         if absolute is not None:
@@ -131,7 +131,7 @@ def parse_request_head(raw: bytes, keep_query: bool = False) -> RequestHead | No
         _text(target),
         _text(host) if host else "",
         framing,
-        _trace(fields) if has_trace else None,
+        find_trace(traces.get) if traces else None,
         switches,
         framing >= 0 and not switches,
     )
@@ -170,16 +170,6 @@ def _text(value: bytes) -> str:
 def _join(values: bytes | None, value: bytes) -> bytes:
     # Several fields of one name are one list (RFC 9110 section 5.3).
     return value if values is None else values + b"," + value
-
-
-def _trace(fields: list[tuple[bytes, bytes]]) -> Trace | None:
-    values = {name.lower(): value for name, value in fields}
-
-    def get(name: str) -> str | None:
-        value = values.get(name.encode())
-        return None if value is None else _text(value.strip())
-
-    return find_trace(get)
 
 
 def _upgrade(raw: bytes) -> str:
@@ -236,7 +226,8 @@ class HeadCache:
         if not _is_one_section(raw):
             return None
         head = parse_request_head(raw, self.keep_query)
-        if head is not None and self._has_room(raw):
+        # Trace ids are new in every request, so that with them nothing repeats.
+        if head is not None and head.trace is None and self._has_room(raw):
             self.requests[raw] = head
         return head
 
