@@ -148,8 +148,11 @@ def test_nginx_log_line_by_line(nginx: tuple[int, Path], tmp_path: Path) -> None
         stopped = subprocess.run([*curl, "-m", "0.5", f"{base}/slow"], check=False)
         assert stopped.returncode == 28
     calls = [call for connection in proxy.connections for call in read(connection)]
-    time.sleep(0.2)
-    lines = log.read_text().splitlines()[before:]
+    deadline = time.monotonic() + 10
+    lines: list[str] = []
+    while time.monotonic() < deadline and not any("/slow" in line for line in lines):
+        lines = log.read_text().splitlines()[before:]  # nginx writes the last line a little later
+        time.sleep(0.2)
 
     # wrk leaves in the middle of things; nginx and the parser both see what was whole.
     wrk = [call for call in calls if call.path == "/1k?wrk"]
