@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 from enum import IntEnum
@@ -100,6 +101,7 @@ _EXTENSIONS: Final = frozenset({0x0A, 0x0C, 0x10})
 # Frames in a row, on streams of usual numbers, that are hardly there by chance.
 _LONG_CHAIN: Final = 2
 _USUAL_STREAM: Final = 1 << 24
+_MAX_CANDIDATES: Final = 1_024
 
 # Where a frame of less than 64 KB might begin: flags of its type, a stream if it needs one. Done
 # here and not in Python because bodies of zeros would pass for lengths everywhere.
@@ -157,8 +159,10 @@ def find_boundary(side: Side, data: bytes, longest: int) -> int:
         if not is_lone or end - len(data) <= DEFAULT_FRAME_SIZE:
             return 0
     # Inside a piece a chain must end where the piece does, or be long: chance hits neither.
+    # One begins within the length of a usual frame, if the side is in the middle of such.
     failed: set[int] = set()
-    for match in _CANDIDATE.finditer(data):
+    candidates = _CANDIDATE.finditer(data, 1, DEFAULT_FRAME_SIZE + 2 * HEADER_SIZE)
+    for match in itertools.islice(candidates, _MAX_CANDIDATES):
         start = match.start()
         end, frames = _follow(side, data, start, longest, failed)
         if end == len(data) or (end >= 0 and frames >= _LONG_CHAIN):
@@ -180,7 +184,7 @@ def _follow(
     # beyond the data. Where a chain broke is remembered: what leads there breaks as well.
     start = position
     frames = 0
-    visited = []
+    visited: list[int] = []
     size = len(data)
     while size - position >= HEADER_SIZE:
         high, low, kind, flags, stream_id = unpack_header(data, position)

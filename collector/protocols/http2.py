@@ -81,6 +81,20 @@ class Http2:
             may have gone by unread.
     """
 
+    __slots__ = (
+        "_has_grpc",
+        "_has_response_block",
+        "_heads",
+        "_is_closed",
+        "_is_exact",
+        "_last_opened",
+        "_readers",
+        "_settings",
+        "_streams",
+        "done",
+        "given_up",
+    )
+
     def __init__(self, done: list[Call], settings: Settings, is_joined: bool = False) -> None:
         self.done = done
         self.given_up = 0
