@@ -124,6 +124,11 @@ def test_http_1_that_makes_sense_again_is_kept() -> None:
     assert (protocol(one), len(one.done)) == (Protocol.HTTP1, 40)
 
 
+def test_http_2_that_breaks_its_rules_is_given_up() -> None:
+    one = talk().ask(H2_CLIENT).answer(H2_SERVER).ask(*[b"\xff" * 20] * 40)
+    assert (protocol(one), paths(one.done)) == (Protocol.OTHER, [("/two", 200, "ANSWERED")])
+
+
 # Joined
 
 
