@@ -10,7 +10,6 @@ answers, which without pipelining is every request.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Final
 
 from collector.protocols.calls import UNMEASURED, Call, Outcome
@@ -44,7 +43,7 @@ class Pairing:
     )
 
     def __init__(self, done: list[Call], max_open: int) -> None:
-        self.open: deque[Call] = deque()
+        self.open: list[Call] = []  # mostly one, so that a deque would only be larger
         self.unsure: list[Call] = []  # few connections ever have any
         self.is_settled = True
         self.pipelines = False
@@ -87,7 +86,7 @@ class Pairing:
 
     def _bound(self, now_ns: int) -> None:
         if len(self.open) > self._max_open:
-            call = self.open.popleft()
+            call = self.open.pop(0)
             call.end_ns = now_ns
             self._done.append(call)
             self._passed += 1
@@ -107,18 +106,18 @@ class Pairing:
             return None
         if self.open and self.open[0].start_ns <= first_ns:
             if self._response_gap_ns == _NEVER:
-                return self.open.popleft()
+                return self.open.pop(0)
             if len(self.open) == 1 and not self.unsure and self._request_gap_ns == _NEVER:
                 # Only one request was open: what was lost cannot have been another's response.
                 self._response_gap_ns = _NEVER
                 self._update()
-                return self.open.popleft()
+                return self.open.pop(0)
         self._has_answered = True
         return None
 
     def put_back(self, call: Call) -> None:
         """Undo `match`: it was an interim response (RFC 9110 section 15.2)."""
-        self.open.appendleft(call)
+        self.open.insert(0, call)
 
     def lose_requests(self, end_ns: int) -> None:
         """Take note that requests may have come unseen until then."""
@@ -137,7 +136,7 @@ class Pairing:
         if self._response_gap_ns != _NEVER or self.unsure:
             self._give_up_all(end_ns)
         while self.open:
-            call = self.open.popleft()
+            call = self.open.pop(0)
             call.end_ns = end_ns
             self._done.append(call)
 
