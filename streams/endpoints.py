@@ -45,7 +45,7 @@ class EndpointSettings:
 
     Attributes:
         method_path: Whether the method is part of the name.
-        limit: Distinct names of one service per hour of event time.
+        limit: Distinct names of one service per hour.
     """
 
     method_path: bool = False
@@ -74,7 +74,9 @@ class EndpointNames:
         paths, path, methods, method, kind = self._columns(batch)
         code = ((owner * len(paths) + path) * len(methods) + method) * 3 + kind
         codes, row = compact(code, len(services) * len(paths) * len(methods) * 3)
-        known = self._of_hour(int(requests.end_ns.max()) // _HOUR_NS)
+        header = batch.header
+        now_ns = header.anchor_unix_ns or header.watermark_ns or header.last_event_ns
+        known = self._of_hour(now_ns // _HOUR_NS)
         names: dict[str, int] = {}
         texts = batch.names
         endpoints = []

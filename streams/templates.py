@@ -22,9 +22,9 @@ _CUT: Final = "{...}"
 _ORIGIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 _INTERESTING: Final = re.compile(r"[0-9@]")
 
-_UUID: Final = re.compile(
-    r"\{?[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}\}?"
-)
+_UUID_TEXT: Final = r"[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}"
+_UUID: Final = re.compile(_UUID_TEXT + "|{" + _UUID_TEXT + "}")
+_UUID_END: Final = re.compile(_UUID_TEXT + "$")
 _DATE: Final = re.compile(
     r"(?:19|20)\d\d-(?:0[1-9]|1[0-2])(?:-(?:0[1-9]|[12]\d|3[01]))?"
     r"(?:[T_ ](?:[01]\d|2[0-3])[:-]?[0-5]\d(?:[:-]?[0-5]\d(?:[.,]\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)?"
@@ -44,6 +44,7 @@ _HEX: Final = re.compile(r"(?:0[xX])?[0-9a-f]+|(?:0[xX])?[0-9A-F]+")
 _ULID: Final = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
 _WORDS: Final = re.compile(r"[A-Z]?[a-z]{3,}|[A-Z]{4,}")
 _UPPER_CODE: Final = re.compile(r"[A-Z0-9]{10,}")
+_NUMBERS: Final = re.compile(r"[0-9]+")
 _VERSIONED: Final = frozenset({"api", "rest", "v", "version"})
 _NUMBERED: Final = frozenset({"error", "errors", "status"})
 
@@ -66,10 +67,12 @@ def template(path: str) -> str:
 def _segments(segments: list[str]) -> Iterator[str]:
     before = ""
     for place, segment in enumerate(segments):
-        if segment.isalpha() or not segment:
+        if _INTERESTING.search(segment) is None:
             yield segment
         elif _DIGITS.fullmatch(segment):
             yield segment if _is_static(segment, before, place == len(segments) - 1) else "{id}"
+        elif segment.isalnum():
+            yield "{hash}" if _is_hash(segment) or _is_token(segment) else segment
         else:
             yield _segment(segment)
         before = segment.lower()
@@ -111,47 +114,52 @@ def _piece(piece: str, *, dotted: bool) -> str:
         return piece if dotted and len(piece) < 5 else "{id}"
     if not piece or piece.isalpha() or not _PIECE.fullmatch(piece):
         return piece
+    if piece.isalnum():
+        return "{hash}" if _is_hash(piece) or _is_token(piece) else piece
     if _UUID.fullmatch(piece):
         return "{uuid}"
     if _DATE.fullmatch(piece):
         return "{date}"
-    if _is_hash(piece) or _is_token(piece):
+    if _is_hash(piece):
         return "{hash}"
-    return _LONG_NUMBER.sub("{id}", _parted(piece))
+    parted = _parted(piece)
+    if parted == piece and _is_token(piece):
+        return "{hash}"
+    return _LONG_NUMBER.sub("{id}", parted)
 
 
 def _parted(piece: str) -> str:
     # user-3fa85f64-5717-4562-b3fc-2c963f66afa6, main-9f3c1a2b44: the last part may be a hash.
-    found = re.search(_UUID.pattern.replace(r"\{?", "").replace(r"\}?", "") + "$", piece)
+    found = _UUID_END.search(piece)
     if found is not None:
         return piece[: found.start()] + "{uuid}"
     head, separator, tail = piece.rpartition("_" if piece.rfind("_") > piece.rfind("-") else "-")
-    return (
-        f"{head}{separator}{{hash}}"
-        if separator and _is_hash(tail) and not tail.isdigit()
-        else piece
-    )
+    if separator and head.isalpha() and _is_hash(tail) and not tail.isdigit():
+        return f"{head}{separator}{{hash}}"
+    return piece
 
 
 def _is_hash(text: str) -> bool:
     # Words are made of a to f too (face, decade), but hardly with so many digits among them.
     if len(text) < 8 or not _HEX.fullmatch(text):
         return False
-    digits = sum(map(str.isdigit, text))
+    digits = sum(map(len, _NUMBERS.findall(text)))
     return digits >= 3 or (len(text) >= 12 and digits >= 2) or (len(text) >= 20 and digits >= 1)
 
 
 def _is_token(text: str) -> bool:
     # Random characters form next to no words, and digits are all over them.
+    if len(text) < 10 or not text.isascii():
+        return False
     if _ULID.fullmatch(text):
         return True
-    groups = len(re.findall(r"[0-9]+", text))
+    groups = len(_NUMBERS.findall(text))
     if _UPPER_CODE.fullmatch(text):
-        return groups >= 2 and sum(map(str.isdigit, text)) >= 3
+        return groups >= 2 and sum(map(len, _NUMBERS.findall(text))) >= 3
     if len(text) < 16 or not groups:
         return False
     if text.islower() and groups < 3:
         return False
     words = sum(map(len, _WORDS.findall(text)))
-    limit = 0.35 if "-" in text or "_" in text else 0.5
+    limit = 0.35 if "-" in text or "_" in text else 0.5 if groups == 1 else 0.65
     return words < limit * len(text)

@@ -12,14 +12,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.clock import ManualClock
-from schemas.events import READ_FIGURES, EventBatch, encode_batch
+from schemas.events import READ_FIGURES, EventBatch, decode_batch, encode_batch
 from tests.streams.build import MINUTE_NS, SECOND_NS, BatchBuilder
 from tests.streams.fakes import Crash, Topics, counted_blocks, make_pipeline, spreads, totals
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from schemas.metrics import MetricsBlock
 
 NODES = ("node-a", "node-b", "node-c")
+CALL = {
+    "http_call_count": 1,
+    "http_duration": 7,
+    "http_success_count": 1,
+    "http_status_2xx_count": 1,
+    **dict.fromkeys(("http_aborted_count", "http_unanswered_count", "grpc_call_count"), 0),
+    **{f"http_status_{digit}xx_count": 0 for digit in (1, 3, 4, 5)},
+}
+"""The figures of an answered call of 7 ns."""
+CALL_BUCKET = 45
 STAGE_BUCKETS = {0: 0, 5: 10, 2**31: 125}
 
 
@@ -50,6 +62,8 @@ def make_log(seed: int, length: int) -> list[EventBatch]:
                 )
             if chance.random() < 0.3:
                 builder.close(row, at=at)
+            for _ in range(chance.randrange(3)):
+                builder.request(row, at=at, duration=7)
         batches.append(builder.batch())
     return batches
 
@@ -115,6 +129,14 @@ def counted_by_hand(batches: list[EventBatch]) -> Counter[tuple[Any, ...]]:
                 ("events_seen", 1),
             ):
                 add(row, end_ns, name, value, batch.header.node, peers)
+        for row, end_ns in zip(
+            batch.requests.connection.tolist(), batch.requests.end_ns.tolist(), strict=True
+        ):
+            for name, value in CALL.items():
+                add(row, end_ns, name, value, batch.header.node, peers)
+                add(row, end_ns, f"{name}_measured_count", 1, batch.header.node, peers)
+            add(row, end_ns, ("http_duration", CALL_BUCKET), 1, batch.header.node, peers)
+            add(row, end_ns, "events_seen", 1, batch.header.node, peers)
     return Counter({place: value for place, value in sums.items() if value})
 
 
@@ -125,7 +147,14 @@ def counted_in_blocks(blocks: list[list[MetricsBlock]]) -> Counter[tuple[Any, ..
 
 async def run_worker(topics: Topics, clock: ManualClock, chance: random.Random, until: int) -> None:
     """One life of a worker: from the committed offset, with ticks and commits in between."""
-    pipeline = make_pipeline(topics, clock, rows_per_block=3, close_after_s=30.0)
+    pipeline = make_pipeline(topics, clock, rows_per_block=3, close_after_s=30.0, access_log=True)
+
+    async def taken(messages: Sequence[bytes]) -> None:
+        for _ in range(chance.randrange(4)):
+            await asyncio.sleep(0)
+        topics.logged.extend(messages)
+
+    topics.access_log_taken = taken  # type: ignore[method-assign]
 
     def commit() -> None:
         if chance.random() < 0.3:
@@ -141,6 +170,8 @@ async def run_worker(topics: Topics, clock: ManualClock, chance: random.Random, 
     if until == len(topics.events):
         for _ in range(3):
             clock.advance(600)
+            for _ in range(4):
+                await asyncio.sleep(0)
             await pipeline.tick()
         assert pipeline.floor(0) in (None, until)  # None: all was committed before
 
@@ -161,6 +192,15 @@ async def live_and_die(seed: int, batches: list[EventBatch], deaths: int) -> Top
     return topics
 
 
+def assert_logged(topics: Topics, batches: list[EventBatch]) -> None:
+    """Every batch with events was taken by the broker, each time as the same message."""
+    once: dict[tuple[str, int], bytes] = {}
+    for message in topics.logged:
+        header = decode_batch(message).header
+        assert once.setdefault((header.node, header.sequence), message) == message
+    assert set(once) == {(b.header.node, b.header.sequence) for b in batches if b.events}
+
+
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 2**32), length=st.integers(1, 60), deaths=st.integers(0, 6))
 def test_totals_survive_any_deaths(seed: int, length: int, deaths: int) -> None:
@@ -173,9 +213,10 @@ def test_totals_survive_any_deaths(seed: int, length: int, deaths: int) -> None:
         identity = parts[0].identity
         assert covered.get(identity.minute_s, 0) <= identity.base_offset < identity.end_offset
         covered[identity.minute_s] = identity.end_offset
+    assert_logged(topics, batches)
     ledger = Counter[str]()
     for (*_, stage, kind, _, figure), value in totals(blocks, "ledger").items():
-        if stage == "streams" and kind in ("open", "close", "transfer"):
+        if stage == "streams" and kind in ("open", "close", "transfer", "request"):
             ledger[figure] += value
     assert ledger["in_count"] == ledger["out_count"] == sum(batch.events for batch in batches)
 
