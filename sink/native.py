@@ -28,6 +28,10 @@ _SHARED_DICTIONARIES_WITH_ADDITIONAL_KEYS = 1
 _HAS_ADDITIONAL_KEYS = 1 << 9
 
 
+_LENGTHS = [bytes([value]) for value in range(0x80)]
+"""Most strings are short."""
+
+
 def variable_length(value: int) -> bytes:
     """Return an unsigned integer as LEB128."""
     out = bytearray()
@@ -56,7 +60,7 @@ class Texts:
 
     def __init__(self, texts: Iterable[str]) -> None:
         data = [text.encode() for text in texts]
-        heads = [variable_length(len(one)) for one in data]
+        heads = [_LENGTHS[n] if (n := len(one)) < 0x80 else variable_length(n) for one in data]
         self._bytes = np.frombuffer(
             b"".join(chain.from_iterable(zip(heads, data, strict=True))), "u1"
         )
