@@ -414,6 +414,20 @@ def http_1_0(address: Address, tag: str) -> Sent:
     return Sent(5, 5)
 
 
+def abort_head(address: Address, tag: str) -> Sent:
+    """Requests whose head never ends, on a fresh connection and after another request."""
+    with _connect(address) as client:
+        client.sendall(f"GET /size/3/{tag}0 HTTP/1.1\r\nHost: tra".encode())
+        time.sleep(0.03)
+    with _connect(address) as client:
+        client.sendall(_head("GET", f"/size/3/{tag}1"))
+        assert Reader(client).response() == 200
+        client.sendall(f"GET /size/3/{tag}2 HT".encode())
+        time.sleep(0.03)
+        _reset(client)
+    return Sent(1, 1)
+
+
 def abort_body(address: Address, tag: str) -> Sent:
     """Uploads that end in the middle of the body: closed, and reset."""
     for number, reset in enumerate((False, True)):
@@ -473,6 +487,7 @@ RAW: Final[dict[str, Callable[[Address, str], Sent]]] = {
         slow_reader,
         half_close,
         http_1_0,
+        abort_head,
         abort_body,
         abort_answer,
         abort_second,

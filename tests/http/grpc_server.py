@@ -27,7 +27,7 @@ class Line:
     """One call; written once it is over."""
 
     def __init__(self, log: Callable[[dict[str, Any]], None], method: str, context: Any) -> None:
-        given = {key: value for key, value in context.invocation_metadata()}
+        given = dict(context.invocation_metadata())
         self.plan: dict[str, Any] = json.loads(given.get("x-test", "{}"))
         self.received = self.sent = self.messages = 0
         self.code = 0

@@ -295,9 +295,9 @@ class Nginx(Server):
         assert self.process is not None
         while time.monotonic() < deadline and self.process.poll() is None:
             children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
-            if (self.work / "nginx.pid").is_file() and (self.work / "nginx.pid").read_text():
-                if len(children.read_text().split()) >= self._workers:
-                    return True
+            written = (self.work / "nginx.pid").is_file()
+            if written and len(children.read_text().split()) >= self._workers:
+                return True
             time.sleep(0.02)
         return False
 
