@@ -21,6 +21,7 @@
 #include "include/syscalls.h"
 
 #include "programs/calls.h"
+#include "programs/payloads.h"
 #include "programs/descriptors.h"
 #include "programs/connections.h"
 #include "programs/existing.h"

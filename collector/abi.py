@@ -14,8 +14,10 @@ __all__ = [
     "CONNECTION_RECORD",
     "COUNTS",
     "LAYOUT_HASH",
+    "PAYLOAD_RECORD",
     "PROCESS_RECORD",
     "TRANSFER_RECORD",
+    "VERDICT",
     "Call",
     "ConnectionEvent",
     "ConnectionFlag",
@@ -135,6 +137,7 @@ class Kind(IntEnum):
     CLOSE = 2
     TRANSFER = 3
     PROCESS = 4
+    PAYLOAD = 5
 
 
 class ProcessEvent(IntEnum):
@@ -144,7 +147,7 @@ class ProcessEvent(IntEnum):
     EXIT = 2
 
 
-LAYOUT_HASH: Final = "9e7da58c2c4bf414fbe4d8beab02a235416fa748850f16659d1b87a015c629dc"
+LAYOUT_HASH: Final = "60d51a2845ae2522d98ebc8cde428312ee5057470cbbf09da16c78f4b85cc9c8"
 """See `hash_layout`."""
 
 CONNECTION_RECORD: Final = np.dtype(
@@ -311,6 +314,74 @@ PROCESS_RECORD: Final = np.dtype(
     }
 )
 """``struct podwire_process_record``."""
+
+PAYLOAD_RECORD: Final = np.dtype(
+    {
+        "names": [
+            "connection_id",
+            "start_ns",
+            "end_ns",
+            "sequence",
+            "position",
+            "size",
+            "captured",
+            "cpu",
+            "direction",
+            "pad",
+        ],
+        "formats": [
+            "<u8",
+            "<u8",
+            "<u8",
+            "<u8",
+            "<u4",
+            "<u4",
+            "<u4",
+            "<u2",
+            "u1",
+            "u1",
+        ],
+        "offsets": [
+            0,
+            8,
+            16,
+            24,
+            32,
+            36,
+            40,
+            44,
+            46,
+            47,
+        ],
+        "itemsize": 48,
+    }
+)
+"""``struct podwire_payload_record``."""
+
+VERDICT: Final = np.dtype(
+    {
+        "names": [
+            "position",
+            "is_skipping",
+            "is_unwanted",
+            "pad",
+        ],
+        "formats": [
+            ("<u4", (2,)),
+            ("u1", (2,)),
+            "u1",
+            ("u1", (5,)),
+        ],
+        "offsets": [
+            0,
+            8,
+            10,
+            11,
+        ],
+        "itemsize": 16,
+    }
+)
+"""``struct podwire_verdict``."""
 
 COUNTS: Final = np.dtype(
     {

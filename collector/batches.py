@@ -15,6 +15,7 @@ import numpy as np
 
 from collector.abi import COUNTS, Call, ConnectionEvent, Kind, MeasuredFlag
 from collector.connections import ROW
+from collector.requests import Strings, request_columns
 from schemas.columns import UNMEASURED_U32, UNMEASURED_U64, Table
 from schemas.events import (
     FIGURE_WIDTH,
@@ -27,17 +28,19 @@ from schemas.events import (
     EventBatch,
     OpenKind,
     Opens,
+    Requests,
     Transfers,
 )
 from schemas.ledger import Entry, Ledger
 from schemas.topics import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
     from collector.connections import ConnectionTable
+    from collector.conversations import Found
     from collector.names import NameTable
     from schemas.clock import ClockAnchor
     from schemas.columns import U8, U32
@@ -105,19 +108,26 @@ class _Events:
     closes: Closes
     transfer_slots: NDArray[np.int64]
     transfers: Transfers
+    request_slots: NDArray[np.int64]
+    requests: Requests
+
+    @property
+    def parts(self) -> tuple[tuple[NDArray[np.int64], Opens | Closes | Transfers | Requests], ...]:
+        return (
+            (self.open_slots, self.opens),
+            (self.close_slots, self.closes),
+            (self.transfer_slots, self.transfers),
+            (self.request_slots, self.requests),
+        )
 
     @property
     def count(self) -> int:
-        return self.opens.rows + self.closes.rows + self.transfers.rows
+        return sum(table.rows for _, table in self.parts)
 
     def halves(self) -> tuple[_Events, _Events]:
         pieces: list[list[Any]] = [[], []]
         first = second = 0
-        for slots, table in (
-            (self.open_slots, self.opens),
-            (self.close_slots, self.closes),
-            (self.transfer_slots, self.transfers),
-        ):
+        for slots, table in self.parts:
             # An odd row goes to the smaller piece, so that two events always part.
             middle = (len(slots) + (first <= second)) // 2
             first, second = first + middle, second + len(slots) - middle
@@ -140,6 +150,7 @@ class BatchBuilder:
     measured: frozenset[str] = COUNTERS
     _waiting: NDArray[Any] | None = None
     _watermark_ns: int = 0
+    _strings: Strings = field(default_factory=Strings)
     _unmeasured: U32 = field(init=False)
 
     def __post_init__(self) -> None:
@@ -154,6 +165,7 @@ class BatchBuilder:
         watermark_ns: int,
         ledger: Ledger,
         final: bool = False,
+        calls: Sequence[Found] = (),
     ) -> list[EventBatch]:
         """Turn what was drained since the last build into batches, at least one.
 
@@ -164,8 +176,11 @@ class BatchBuilder:
             watermark_ns: Unix time before which no further event can come; never moves back.
             ledger: Counts from elsewhere to report; emptied into the last batch.
             final: Whether the run ends: then nothing waits any longer.
+            calls: HTTP calls that ended.
         """
         events, held_since = self._events(connections, transfers, anchor, ledger, final)
+        self._strings = Strings()
+        events.request_slots, events.requests = self._requests(calls, anchor, ledger)
         if held_since:
             watermark_ns = min(watermark_ns, held_since - 1)
         watermark_ns = max(watermark_ns, self._watermark_ns)
@@ -180,6 +195,7 @@ class BatchBuilder:
                 ("open", batch.opens.rows),
                 ("close", batch.closes.rows),
                 ("transfer", batch.transfers.rows),
+                ("request", batch.requests.rows),
             ):
                 own.passed("collector", kind, entered=rows, left=rows)  # type: ignore[arg-type]
             if batch is batches[-1]:
@@ -246,7 +262,20 @@ class BatchBuilder:
                 size=transfers["size"],
                 figures=self._figures(transfers),
             ),
+            request_slots=np.empty(0, np.int64),
+            requests=Requests(),
         ), held_since
+
+    def _requests(
+        self, calls: Sequence[Found], anchor: ClockAnchor, ledger: Ledger
+    ) -> tuple[NDArray[np.int64], Requests]:
+        ids, requests = request_columns(calls, anchor, self._strings)
+        slots = self.table.find(ids)
+        known = slots >= 0
+        if known.all():
+            return slots, requests
+        _drop(ledger, "request", "unknown_connection", int(np.count_nonzero(~known)))
+        return slots[known], requests.take(known)
 
     def _figures(self, transfers: NDArray[Any]) -> U32:
         # All ones over a value make it the one that means unmeasured.
@@ -311,7 +340,9 @@ class BatchBuilder:
             transfers=events.transfers,
         )
         rows = self.table.rows[used]
-        batch.names, (container, process) = self.names.local(rows["container"], rows["process"])
+        names, (container, process) = self.names.local(rows["container"], rows["process"])
+        texts, batch.requests = self._strings.local(events.requests, len(names))
+        batch.names = [*names, *texts]
         if events.count > 1 and self._size(events, len(used), batch.names) > (
             self.limits.message_bytes
         ):
@@ -320,7 +351,8 @@ class BatchBuilder:
         events.opens.connection = index[events.open_slots]
         events.closes.connection = index[events.close_slots]
         events.transfers.connection = index[events.transfer_slots]
-        times = [item.end_ns for item in (events.opens, events.closes, events.transfers)]
+        batch.requests.connection = index[events.request_slots]
+        times = [table.end_ns for _, table in events.parts]
         times = [item for item in times if len(item)]
         if times:
             # A header's times are signed; no clock goes that far, but a damaged record might.
@@ -335,7 +367,7 @@ class BatchBuilder:
     def _used(self, events: _Events) -> tuple[NDArray[np.int64], U32]:
         # Marks instead of np.unique: linear in events and slots, where sorting is not.
         marked = np.zeros(self.table.capacity, bool)
-        for slots in (events.open_slots, events.close_slots, events.transfer_slots):
+        for slots, _ in events.parts:
             marked[slots] = True
         used = np.flatnonzero(marked)
         self.table.use(used)
@@ -347,9 +379,7 @@ class BatchBuilder:
         return (
             _HEADER_BYTES
             + _row_bytes(Connections) * connections
-            + _table_bytes(events.opens)
-            + _table_bytes(events.closes)
-            + _table_bytes(events.transfers)
+            + sum(_table_bytes(table) for _, table in events.parts)
             + sum(len(name.encode()) + 4 for name in names)
         )
 
@@ -394,7 +424,7 @@ def as_undelivered(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def _is_published(entry: Entry) -> bool:
-    return entry.stage == "collector" and entry.kind in ("open", "close", "transfer")
+    return entry.stage == "collector" and entry.kind in ("open", "close", "transfer", "request")
 
 
 def _drop(ledger: Ledger, kind: str, reason: str, count: int) -> None:

@@ -38,6 +38,8 @@ RECORDS: Final = {
     "podwire_connection_record": "CONNECTION_RECORD",
     "podwire_transfer_record": "TRANSFER_RECORD",
     "podwire_process_record": "PROCESS_RECORD",
+    "podwire_payload_record": "PAYLOAD_RECORD",
+    "podwire_verdict": "VERDICT",
     "podwire_counts": "COUNTS",
 }
 

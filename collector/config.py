@@ -12,6 +12,7 @@ from schemas.errors import ConfigError, UnsupportedFeature
 
 __all__ = [
     "ARCHITECTURES",
+    "RINGS",
     "CollectorConfig",
     "allowed_twins",
     "object_path",
@@ -21,6 +22,10 @@ __all__ = [
 
 ARCHITECTURES = ("x86_64", "aarch64")
 """Machines (``uname -m``) that objects are built for."""
+
+
+RINGS = ("connections", "transfers", "processes", "payloads")
+"""Ring buffers of an object that makes records."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,6 +59,18 @@ class CollectorConfig(Config):
     )
     process_ring_bytes: int = setting(
         1 << 20, "Ring for exec and exit, 64 bytes each", minimum=65_536, maximum=1 << 30
+    )
+    payload_ring_bytes: int = setting(
+        32 << 20, "Ring for the bytes of messages", minimum=65_536, maximum=1 << 30
+    )
+    protocols: str = setting(
+        "http",
+        "What is parsed: http: HTTP/1.x, HTTP/2 and gRPC; off: nothing, and no bytes are captured",
+        choices=("http", "off"),
+    )
+    keep_query: bool = setting(False, "Whether paths keep their query; it may hold secrets")
+    max_conversations: int = setting(
+        65_536, "Connections parsed at once, some kilobytes each", minimum=16, maximum=1 << 22
     )
     ring_reader: str = setting(
         "mapped", "mapped: arrays of shared memory; libbpf: a call per record",

@@ -23,7 +23,7 @@ from collector.attach import (
     missing_capabilities,
     missing_hooks,
 )
-from collector.config import CollectorConfig, object_paths
+from collector.config import RINGS, CollectorConfig, object_paths
 from collector.figures import STAGE_FIGURES, availability, measured
 from collector.libbpf import load_library
 from collector.stages import Stages, start_stages
@@ -45,6 +45,7 @@ _VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
 _LOCKDOWN: Final = Path("/sys/kernel/security/lockdown")
 _KAFKA_TIMEOUT_S: Final = 3.0
 _SMALL_RING: Final = 65_536
+SWITCHED_OFF: Final = "switched off: collector.protocols"
 _STAGES_ADVICE: Final = (
     "connections, calls, bytes and packets need none of these; see the hooks and figures below"
 )
@@ -68,6 +69,8 @@ class Found:
 
     hooks: tuple[Hook, ...] = ()
     stages: Stages = field(default_factory=lambda: Stages(None))
+    without_parsers: str = ""
+    """Why no message is parsed, if so."""
 
     @property
     def all_hooks(self) -> tuple[Hook, ...]:
@@ -134,10 +137,14 @@ def machine_checks() -> list[Check]:
 
 def load_check(config: CollectorConfig) -> tuple[list[Check], Found]:
     """Load and attach the programs, then let them go."""
-    constants = {"podwire_stages": int(config.stages != "off")}
+    parses = config.protocols != "off"
+    constants = {
+        "podwire_stages": int(config.stages != "off"),
+        "podwire_payloads": int(parses),
+    }
     try:
         paths = object_paths(config)
-        rings = dict.fromkeys(("connections", "transfers", "processes"), _SMALL_RING)
+        rings = dict.fromkeys(RINGS, _SMALL_RING)
         opened, hooks, passed_over = _attach(paths, constants, rings)
     except PodwireError as error:
         return [Check("programs", False, "not loaded", str(error).splitlines()[0])], Found()
@@ -145,7 +152,7 @@ def load_check(config: CollectorConfig) -> tuple[list[Check], Found]:
     for each in (stages.object, opened):
         if each is not None:
             each.close()
-    found = Found(tuple(hooks), stages)
+    found = Found(tuple(hooks), stages, "" if parses else SWITCHED_OFF)
     attached = sum(hook.attached for hook in hooks)
     text = f"{attached} of {len(hooks)} attached ({'/'.join(opened.path.parts[-2:])})"
     if passed_over:
@@ -221,7 +228,7 @@ def report(console: Console, checks: list[Check], found: Found) -> None:
             table.add_row(target.name, _mark(bool(ways), "-"), ways, Text(why))
         console.print("", table)
     table = _table("figures", "figure", "state", "through, or what is missing")
-    for row in availability(found.all_hooks, found.stages.reason):
+    for row in availability(found.all_hooks, found.stages.reason, found.without_parsers):
         lacking = [f"{names} {footnotes.marks(reasons)}" for names, reasons in row.lacking]
         note = row.through or row.reason or "; ".join(lacking)
         table.add_row(row.figure, _mark(row.available, "-"), Text(note))

@@ -114,6 +114,12 @@ NEEDED: Final[Mapping[str, tuple[str, ...]]] = {
     "write_l2_ready_send_duration": _DEVICE,
     "write_l2_netdevice_send_duration": _DEVICE,
     "write_unattributed_duration": (*_function("tcp_sendmsg"), *_CALLS),
+    # Parsed from the bytes of both directions, which calls lead to.
+    **{
+        figure.name: (*_READ, *_WRITE, *_CALLS)
+        for figure in FIGURES
+        if figure.group in ("http", "grpc")
+    },
 }
 """Points of hooks by figure, in a packet's order; see `Hook.point` and ``bpf/include/events.h``.
 
@@ -159,12 +165,15 @@ class Availability:
         return self.through or self.reason or "; ".join(lacking)
 
 
-def availability(hooks: Sequence[Hook], without_stages: str = _NOT_IN_OBJECT) -> list[Availability]:
+def availability(
+    hooks: Sequence[Hook], without_stages: str = _NOT_IN_OBJECT, without_parsers: str = ""
+) -> list[Availability]:
     """Return the state of every figure of the catalogue, in its order.
 
     Args:
         hooks: Of all objects that run.
         without_stages: Why there are none of the stages object, if so.
+        without_parsers: Why no message is parsed, if so.
     """
     attached = {hook.point: hook for hook in hooks if hook.attached}
     # An object without these programs learns the bytes at the system calls.
@@ -173,9 +182,9 @@ def availability(hooks: Sequence[Hook], without_stages: str = _NOT_IN_OBJECT) ->
     rows = []
     for figure in FIGURES:
         needed = NEEDED.get(figure.name)
-        if needed is None:
-            parsed = figure.group in ("http", "grpc")
-            reason = "messages are not parsed yet" if parsed else "no program measures it"
+        parsed = figure.group in ("http", "grpc")
+        if needed is None or (parsed and without_parsers):
+            reason = "no program measures it" if needed is None else without_parsers
             rows.append(Availability(figure.name, False, reason=reason))
             continue
         remark = ""

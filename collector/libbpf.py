@@ -71,6 +71,7 @@ _FUNCTIONS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "bpf_map__value_size": (_U32, (_POINTER,)),
     "bpf_map__initial_value": (_POINTER, (_POINTER, ctypes.POINTER(_SIZE))),
     "bpf_map_lookup_elem": (_INT, (_INT, _POINTER, _POINTER)),
+    "bpf_map_update_elem": (_INT, (_INT, _POINTER, _POINTER, ctypes.c_uint64)),
     "bpf_obj_get_info_by_fd": (_INT, (_INT, _POINTER, ctypes.POINTER(_U32))),
     "btf__find_by_name_kind": (ctypes.c_int32, (_POINTER, _TEXT, _U32)),
     "btf__type_by_id": (_POINTER, (_POINTER, _U32)),
@@ -450,6 +451,16 @@ class BpfObject:
             values,
         )
         return values.raw
+
+    def update_map(self, map_name: str, key: bytes, value: bytes) -> None:
+        """Set one value of a map, whether or not the key is there.
+
+        Raises:
+            BpfError: If the kernel has no room for it.
+        """
+        self.library.checked(
+            f"write map {map_name}", "bpf_map_update_elem", self.map_fd(map_name), key, value, 0
+        )
 
     def close(self) -> None:
         """Detach, unload and free everything; safe to repeat."""

@@ -17,7 +17,10 @@ import numpy as np
 
 from collector.batches import BatchBuilder, Limits, as_undelivered, finished, kernel_entries
 from collector.connections import ConnectionTable
+from collector.conversations import Conversations
 from collector.names import NameTable
+from collector.payload_ring import NO_PIECES, Pieces
+from collector.protocols.calls import Settings
 from schemas.clock import ClockAnchor
 from schemas.errors import ConfigError
 from schemas.events import encode_batch
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from collector.batches import Run
     from collector.config import CollectorConfig
     from collector.containers import ContainerResolver
+    from collector.conversations import Found, Verdict
     from collector.recording import Recorder
     from schemas.clock import Clock
     from schemas.telemetry import Health
@@ -52,6 +56,7 @@ class Drained:
     connections: NDArray[Any]
     transfers: NDArray[Any]
     processes: NDArray[Any]
+    payloads: Pieces = NO_PIECES
 
 
 class Source(Protocol):
@@ -63,6 +68,10 @@ class Source(Protocol):
 
     def counts(self) -> NDArray[np.uint64]:
         """Increments of the kernel's counters since the last call, shape (kinds, 4)."""
+        ...
+
+    def tell(self, verdicts: Sequence[Verdict]) -> None:
+        """Say what need not be captured any more."""
         ...
 
     @property
@@ -129,6 +138,14 @@ class Pipeline:
         self._anchor = ClockAnchor.sample(clock)
         self._names = NameTable()
         self.table = ConnectionTable(config.max_connections)
+        self._conversations = Conversations(
+            self.table,
+            Settings(keep_query=config.keep_query),
+            config.max_conversations,
+        )
+        self._calls: list[Found] = []
+        self._dropped_pieces = (0, 0)
+        self._losses: dict[str, int] = {}
         self._builder = BatchBuilder(
             run,
             self.table,
@@ -184,6 +201,31 @@ class Pipeline:
         if len(drained.transfers) or not self._transfers:
             self._transfers.append(drained.transfers)
         self._pending += len(drained.connections) + len(drained.transfers)
+        self._converse(drained)
+
+    def _converse(self, drained: Drained) -> None:
+        conversations = self._conversations
+        ended = drained.connections[finished(drained.connections)]
+        if len(ended):
+            conversations.end(ended["connection_id"].tolist(), ended["end_ns"].tolist())
+        conversations.apply(drained.payloads)
+        calls = conversations.take_calls()
+        self._calls += calls
+        self._pending += len(calls)
+        verdicts = conversations.take_verdicts()
+        if verdicts:
+            self._source.tell(verdicts)
+        count = len(drained.payloads)
+        if not count:
+            return
+        dropped = conversations.unknown, conversations.excluded
+        unknown, excluded = (
+            now - before for now, before in zip(dropped, self._dropped_pieces, strict=True)
+        )
+        self._dropped_pieces = dropped
+        self.ledger.passed("collector", "payload", entered=count, left=count - unknown - excluded)
+        self.ledger.dropped("collector", "payload", "unknown_connection", unknown)
+        self.ledger.dropped("collector", "payload", "excluded", excluded)
 
     def _enter_processes(self, processes: NDArray[Any]) -> None:
         count = len(processes)
@@ -256,8 +298,15 @@ class Pipeline:
         self._decide()
         self.ledger.add(kernel_entries(self._source.counts()))
         self._tell_again(self._sender.take_failed())
+        calls, self._calls = self._calls, []
         batches = self._builder.build(
-            connections, transfers, self._anchor, self._watermark_ns, self.ledger, final
+            connections,
+            transfers,
+            self._anchor,
+            self._watermark(),
+            self.ledger,
+            final,
+            calls,
         )
         for batch in batches:
             header = batch.header
@@ -274,7 +323,16 @@ class Pipeline:
         self.table.sweep()
         self._compact_names()
         gauge("podwire_collector_connections").set(len(self.table))
+        gauge("podwire_collector_conversations").set(len(self._conversations))
+        self._count_gaps()
         self._health.progress()
+
+    def _watermark(self) -> int:
+        # No call that a close under way ends is older than the close.
+        held_ns = self._conversations.held_since_ns
+        if held_ns is None:
+            return self._watermark_ns
+        return min(self._watermark_ns, held_ns + self._anchor.offset_ns - 1)
 
     def _record(self, message: bytes) -> None:
         if self._recorder is None:
@@ -286,6 +344,16 @@ class Pipeline:
             self._recorder = None
             counter("podwire_errors_total").labels("collector", "record").inc()
             _LOG.error("the recording ends here: %s", error)
+
+    def _count_gaps(self) -> None:
+        conversations = self._conversations
+        for outcome, count in (
+            ("gap", conversations.gaps),
+            ("given_up", conversations.given_up),
+        ):
+            total = counter("podwire_collector_conversation_losses_total").labels(outcome)
+            total.inc(count - self._losses.get(outcome, 0))
+            self._losses[outcome] = count
 
     def _adopt(self, transfers: NDArray[Any]) -> None:
         # A connection that only the kernel had touched belongs to the process that uses it.
@@ -356,6 +424,8 @@ class Pipeline:
             # A program may still be running on another CPU when its link is gone.
             threading.Event().wait(self._config.drain_interval_s)
             self.drain()
+        self._conversations.finish()
+        self._calls += self._conversations.take_calls()
         self.publish()
         timeout_s = self._config.stop_timeout_s
         if self._sender.flush(timeout_s * _FLUSH_SHARE):

@@ -10,6 +10,7 @@ from uuid import uuid4
 import numpy as np
 
 from collector.recording import read_recording
+from schemas.columns import UNMEASURED_U64
 from schemas.errors import DecodeError, TransportError
 from schemas.events import EventBatch, decode_batch, encode_batch
 
@@ -63,8 +64,12 @@ def shifted(batch: EventBatch, delta_ns: int) -> EventBatch:
     """Move every time of a batch, in place; returns it."""
     header = batch.header
     delta = np.int64(delta_ns).astype(np.uint64)  # wraps, as adding a negative number should
-    for table in (batch.opens, batch.closes, batch.transfers):
+    for table in (batch.opens, batch.closes, batch.transfers, batch.requests):
         table.end_ns = table.end_ns + delta
+    calls = batch.requests
+    calls.start_ns = calls.start_ns + delta
+    known = calls.first_byte_ns != UNMEASURED_U64
+    calls.first_byte_ns = np.where(known, calls.first_byte_ns + delta, UNMEASURED_U64)
     if batch.events:
         header.first_event_ns += delta_ns
         header.last_event_ns += delta_ns

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import mmap
 import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -17,6 +19,7 @@ from collector.btf import parse_object
 from collector.build import hash_layout
 from collector.config import object_paths
 from collector.figures import POINTS, STAGE_FIGURES, measured
+from collector.payload_ring import NO_PIECES, PayloadRing, create_payload_ring
 from collector.pipeline import Drained
 from collector.ringbuf import Ring, SequenceTracker, create_ring
 from collector.stages import OFF, Stages, start_stages
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
     from collector.attach import Hook, Missing
     from collector.config import CollectorConfig
+    from collector.conversations import Verdict
     from collector.libbpf import BpfObject
 
 __all__ = ["ITERATORS", "KernelSource", "require_layout", "ring_sizes"]
@@ -54,6 +58,7 @@ def ring_sizes(config: CollectorConfig) -> dict[str, int]:
         "connections": config.connection_ring_bytes,
         "transfers": config.transfer_ring_bytes,
         "processes": config.process_ring_bytes,
+        "payloads": config.payload_ring_bytes if config.protocols != "off" else mmap.PAGESIZE,
     }
     for name, size in sizes.items():
         if size & (size - 1):
@@ -96,8 +101,10 @@ class KernelSource:
             "podwire_own_pid": 0 if config.own_traffic else os.getpid(),
             "podwire_id_base": time.clock_gettime_ns(time.CLOCK_MONOTONIC),
             "podwire_stages": int(config.stages != "off"),
+            "podwire_payloads": int(config.protocols != "off"),
         }
         self._rings: dict[str, Ring] = {}
+        self._payloads: PayloadRing | None = None
         self._finder: threading.Thread | None = None
         paths = object_paths(config)
         for path in paths:
@@ -121,21 +128,20 @@ class KernelSource:
         self._counted = np.zeros((_KINDS, _OUTCOMES), np.uint64)
         self._skipped: Counter[str] = Counter()
         self.sequences = {name: SequenceTracker() for name in sizes}
+        mapped = config.ring_reader == "mapped"
         layouts = {
             "connections": abi.CONNECTION_RECORD,
             "transfers": abi.TRANSFER_RECORD,
             "processes": abi.PROCESS_RECORD,
         }
         try:
-            for name, size in sizes.items():
+            for name, layout in layouts.items():
+                fd, size = self._object.map_fd(name), sizes[name]
                 self._rings[name] = create_ring(
-                    name,
-                    self._object.map_fd(name),
-                    size,
-                    layouts[name],
-                    self._object.library,
-                    mapped=config.ring_reader == "mapped",
+                    name, fd, size, layout, self._object.library, mapped
                 )
+            fd, size = self._object.map_fd("payloads"), sizes["payloads"]
+            self._payloads = create_payload_ring("payloads", fd, size, self._object.library, mapped)
         except BaseException:
             self.close()
             raise
@@ -186,12 +192,32 @@ class KernelSource:
     def drain(self) -> Drained:
         """Take what is in the rings.
 
-        Transfers come first: whatever was announced before them is then still to be read. Execs
-        and exits come last, so that none is missing that is older than a connection.
+        Transfers and payload come first: whatever was announced before them is then still to be
+        read. Execs and exits come last, so that none is missing that is older than a connection.
         """
         transfers = self._drain("transfers")
+        pieces = NO_PIECES
+        if self._payloads is not None:
+            pieces = self._payloads.drain()
+            self.sequences["payloads"].add(pieces.records["cpu"], pieces.records["sequence"])
         connections = self._drain("connections")
-        return Drained(connections, transfers, self._drain("processes"))
+        return Drained(connections, transfers, self._drain("processes"), pieces)
+
+    def tell(self, verdicts: Sequence[Verdict]) -> None:
+        """Say what need not be captured any more; that it is not heard costs only time."""
+        for verdict in verdicts:
+            value = np.zeros((), abi.VERDICT)
+            for place, position in enumerate((verdict.reads, verdict.writes)):
+                if position is not None:
+                    value["position"][place] = position
+                    value["is_skipping"][place] = 1
+            value["is_unwanted"] = verdict.is_unwanted
+            try:
+                key = verdict.connection_id.to_bytes(8, sys.byteorder)
+                self._object.update_map("verdicts", key, value.tobytes())
+            except BpfError as error:
+                counter("podwire_errors_total").labels("collector", "verdict").inc()
+                _LOG.debug("a verdict was not heard: %s", error)
 
     def _drain(self, name: str) -> NDArray[Any]:
         records = self._rings[name].drain()
@@ -201,15 +227,19 @@ class KernelSource:
     @property
     def is_crowded(self) -> bool:
         """Whether a ring was a quarter full at the last drain."""
-        return any(ring.used > ring.size * _CROWDED for ring in self._rings.values())
+        return any(ring.used > ring.size * _CROWDED for ring in self._every_ring())
+
+    def _every_ring(self) -> tuple[Ring | PayloadRing, ...]:
+        payloads = () if self._payloads is None else (self._payloads,)
+        return (*self._rings.values(), *payloads)
 
     def counts(self) -> NDArray[np.uint64]:
-        """Return the increments of the kernel's counters, summed over CPUs, shape (5, 4)."""
+        """Return the increments of the kernel's counters, summed over CPUs, shape (6, 4)."""
         self._count_skipped()
-        for name, ring in self._rings.items():
-            gauge("podwire_collector_ring_used_bytes").labels(name).set(ring.used)
-            missing = self.sequences[name].missing
-            gauge("podwire_collector_ring_missing_records").labels(name).set(missing)
+        for ring in self._every_ring():
+            gauge("podwire_collector_ring_used_bytes").labels(ring.name).set(ring.used)
+            missing = self.sequences[ring.name].missing
+            gauge("podwire_collector_ring_missing_records").labels(ring.name).set(missing)
         now = np.stack(
             [
                 np.frombuffer(self._object.read_percpu("counts", kind), np.uint64)
@@ -250,9 +280,10 @@ class KernelSource:
         """Give everything back to the kernel; safe to repeat."""
         if self._finder is not None:
             self._finder.join()
-        for ring in self._rings.values():
+        for ring in self._every_ring():
             ring.close()
         self._rings.clear()
+        self._payloads = None
         self._close_stages()
         self._object.close()
 

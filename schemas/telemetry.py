@@ -46,6 +46,8 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("podwire_collector_batches_total", "counter", ("outcome",), "Event batches: sent, delivered or failed"),
     Metric("podwire_collector_batch_bytes_total", "counter", (), "Bytes of event batches handed to Kafka"),
     Metric("podwire_collector_connections", "gauge", (), "Connections known now"),
+    Metric("podwire_collector_conversations", "gauge", (), "Connections whose messages are parsed now"),
+    Metric("podwire_collector_conversation_losses_total", "counter", ("outcome",), "gap: bytes that a parser needed and that were not captured; given_up: connections that gave way to newer ones"),
     Metric("podwire_collector_ring_used_bytes", "gauge", ("ring",), "Bytes found waiting in the ring at the last drain"),
     Metric("podwire_collector_ring_missing_records", "gauge", ("ring",), "Records that the kernel numbered and the ring has not given yet; 0 but for moments"),
     Metric("podwire_collector_clock_step_ns", "gauge", (), "How far the two clocks moved apart at the last re-sync"),

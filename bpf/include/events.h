@@ -128,7 +128,8 @@ enum podwire_kind {
 	PODWIRE_KIND_CLOSE = 2,      /* PODWIRE_CLOSED */
 	PODWIRE_KIND_TRANSFER = 3,
 	PODWIRE_KIND_PROCESS = 4,
-	PODWIRE_KINDS = 5,
+	PODWIRE_KIND_PAYLOAD = 5,
+	PODWIRE_KINDS = 6,
 };
 
 /* One per kind and CPU: every event is counted in exactly one field. */
@@ -199,6 +200,33 @@ struct podwire_process_record {
 	__u64 pad2;
 };
 
+/*
+ * Bytes that a call moved, for the parsers: `captured` of them follow the record. A call makes one or
+ * several, in their order; what no record tells of, the sequence numbers show.
+ */
+struct podwire_payload_record {
+	__u64 connection_id;
+	__u64 start_ns; /* write: of the call; read: arrival of its first byte, or 0 */
+	__u64 end_ns;	/* when the call had moved it */
+	__u64 sequence;
+	__u32 position; /* of the first byte in its direction: TCP's sequence number */
+	__u32 size;	/* bytes that this record stands for */
+	__u32 captured; /* how many of them follow, from the first on */
+	__u16 cpu;
+	__u8 direction; /* enum podwire_direction */
+	__u8 pad;
+};
+
+/* What user space says of a connection's payload, by its id; see programs/payloads.h. */
+struct podwire_verdict {
+	__u32 position[2]; /* of reads, of writes: bytes before it are not needed */
+	__u8 is_skipping[2];
+	__u8 is_unwanted; /* nothing of it is */
+	__u8 pad[5];
+};
+
+_Static_assert(sizeof(struct podwire_payload_record) == 48, "payload record layout");
+_Static_assert(sizeof(struct podwire_verdict) == 16, "verdict layout");
 _Static_assert(sizeof(struct podwire_connection_record) == 120, "connection record layout");
 _Static_assert(sizeof(struct podwire_transfer_record) == 120, "transfer record layout");
 _Static_assert(sizeof(struct podwire_process_record) == 56, "process record layout");

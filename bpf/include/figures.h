@@ -24,6 +24,18 @@ static __always_inline void end_flow(struct sock *sk)
 		bpf_map_delete_elem(&flows, &key);
 }
 
+/* When the first of the bytes came that the call under way has read; 0 if that is not known. */
+static __always_inline __u64 arrival_by_task(void)
+{
+	__u32 tid = bpf_get_current_pid_tgid();
+	struct task_stages *slot;
+
+	if (!podwire_stages)
+		return 0;
+	slot = slot_of_task(tid);
+	return slot && slot->tid == tid && slot->first_copy_ns ? slot->arrived_ns : 0;
+}
+
 static __always_inline bool has_received_fin(struct sock *sk)
 {
 	return BPF_CORE_READ(sk, __sk_common.skc_flags) >> SOCK_DONE & 1;

@@ -54,6 +54,7 @@ struct task_stages {
 	__u64 sent_ns;	  /* spent there since the last record */
 	__u64 first_send_ns;
 	__u64 first_copy_ns; /* of received bytes since the last record */
+	__u64 arrived_ns;    /* when these had been queued; 0: not known */
 	__u32 tid;
 	__u32 pad;
 };

@@ -95,6 +95,11 @@ static __always_inline __u64 next_connection_sequence(__u32 *lane)
 	return take_number(sequences[PODWIRE_KIND_CONNECTION], lane);
 }
 
+static __always_inline __u64 next_payload_sequence(__u32 *lane)
+{
+	return take_number(sequences[PODWIRE_KIND_PAYLOAD], lane);
+}
+
 /* Count a record as submitted; returns its sequence number. */
 static __always_inline __u64 count_submitted(struct podwire_counts *counted, __u32 kind, __u32 *lane)
 {
@@ -103,6 +108,13 @@ static __always_inline __u64 count_submitted(struct podwire_counts *counted, __u
 		return take_number(sequences[PODWIRE_KIND_TRANSFER], lane);
 	return take_number(sequences[PODWIRE_KIND_PROCESS], lane);
 }
+
+/* How many buffers and pieces of a call are copied; the verifier follows every one of them. */
+enum { MAX_STEPS = 24 };
+
+/* Calls step(i, of) until it returns something. */
+#define LOOP(times, step, of)                                                                      \
+	for (int i_ = 0; i_ < (times) && !(step)(i_, of); i_++)
 
 static __always_inline struct task_struct *current_task(void)
 {

@@ -58,6 +58,16 @@ struct socket_state {
 	__u8 is_waiting;   /* established by the kernel, not yet taken by an application */
 	__u8 is_unqueued;  /* waiting, but `accept_queue` had no room */
 	__u8 is_own;       /* the collector's own: not recorded */
+	__u8 payload;      /* enum payload_state */
+	__u8 looks;        /* calls that were looked at in vain */
+	__u8 pad[6];
+};
+
+/* Whether the bytes of a connection go to user space; see programs/payloads.h. */
+enum payload_state {
+	PAYLOAD_UNDECIDED = 0,
+	PAYLOAD_WANTED = 1,
+	PAYLOAD_UNWANTED = 2,
 };
 
 /* What happens inside the system call that a task is in. */
@@ -68,7 +78,8 @@ struct call_state {
 	__u64 sock; /* to whom */
 	__u64 address;
 	struct counted counted; /* by the sock, in the call */
-	__u32 address_length;
+	__u32 address_length; /* of transfers: how many iovecs or messages `address` has */
+	__u32 messages;	      /* of several: how many have moved */
 	__u32 size; /* payload bytes moved so far */
 	__u8 kind;  /* enum podwire_call or enum other_call */
 	__u8 is_active;
@@ -135,6 +146,70 @@ struct {
 } processes SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 32 << 20);
+} payloads SEC(".maps");
+
+enum {
+	PIECE_BYTES = 8192, /* power of two */
+	PIECES = 8,	    /* a program each that may be away inside its own: see TURNS */
+	MAX_VERDICTS = 65536,
+};
+
+struct iovec {
+	__u64 base;
+	__u64 length;
+};
+
+/* The bytes of a call in the memory of its task. */
+struct buffers {
+	struct iovec now; /* what is left of the buffer under way */
+	__u64 vector;	  /* the buffers after it */
+	__u64 count;
+};
+
+/* A copy under way. In a map, because of what is read from there the verifier remembers nothing: it
+ * need not follow every step of a copy on its own. */
+struct copying {
+	struct buffers from;
+	__u32 size;    /* bytes that are left */
+	__u32 skipped; /* of these, how many are not needed first */
+	__u32 filled;  /* bytes in the piece */
+	__u32 pad;
+};
+
+/* Where a record of the ring `payloads` is put together: its length is known only then. Twice as
+ * long as a piece, so that the verifier sees every copy end inside. */
+struct piece {
+	struct podwire_payload_record record;
+	__u8 data[2 * PIECE_BYTES];
+	struct copying copying;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, PIECES);
+	__type(key, __u32);
+	__type(value, struct piece);
+} pieces SEC(".maps");
+
+/* Next sequence number of the ring `payloads`. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} payload_sequence SEC(".maps");
+
+/* Written by user space; one that is evicted costs only what it would have saved. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_VERDICTS);
+	__type(key, __u64);
+	__type(value, struct podwire_verdict);
+} verdicts SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, PODWIRE_KINDS);
 	__type(key, __u32);
@@ -144,6 +219,7 @@ struct {
 /* Set by user space before loading. */
 const volatile __u32 podwire_own_pid = 0; /* process whose traffic is not recorded; 0: none */
 const volatile __u64 podwire_id_base = 0; /* CLOCK_MONOTONIC nanoseconds at load */
+const volatile __u32 podwire_payloads = 0; /* whether messages are captured for the parsers */
 
 /*
  * Connection id = podwire_id_base + a counter. Unique for the life of the boot: one increment of a
@@ -156,6 +232,8 @@ struct podwire_abi {
 	struct podwire_connection_record connection;
 	struct podwire_transfer_record transfer;
 	struct podwire_process_record process;
+	struct podwire_payload_record payload;
+	struct podwire_verdict verdict;
 	struct podwire_counts counts;
 	enum podwire_connection_event connection_event;
 	enum podwire_role role;

@@ -11,6 +11,7 @@ enum {
 	S_IFMT = 0170000,
 	S_IFSOCK = 0140000,
 	MSG_PEEK = 0x2,
+	MSG_TRUNC = 0x20,
 	MSG_ERRQUEUE = 0x2000,
 	SOCK_DONE = 1, /* enum sock_flags: a FIN was received */
 	PF_EXITING = 0x4,

@@ -46,12 +46,27 @@ static __always_inline __u64 next_connection_sequence(__u32 *lane)
 	return sequence ? __sync_fetch_and_add(sequence, 1) : 0;
 }
 
+static __always_inline __u64 next_payload_sequence(__u32 *lane)
+{
+	__u32 key = 0;
+	__u64 *sequence = bpf_map_lookup_elem(&payload_sequence, &key);
+
+	*lane = bpf_get_smp_processor_id();
+	return sequence ? __sync_fetch_and_add(sequence, 1) : 0;
+}
+
 /* Count a record as submitted; alone in its ring, the number so far is its sequence number. */
 static __always_inline __u64 count_submitted(struct podwire_counts *counted, __u32 kind, __u32 *lane)
 {
 	*lane = bpf_get_smp_processor_id();
 	return __sync_fetch_and_add(&counted->submitted, 1);
 }
+
+/* How many buffers and pieces of a call are copied. */
+enum { MAX_STEPS = 192 };
+
+/* Calls step(i, of) until it returns something. The helper came with v5.17. */
+#define LOOP(times, step, of) bpf_loop(times, step, of, 0)
 
 static __always_inline struct task_struct *current_task(void)
 {

@@ -229,6 +229,7 @@ struct tcp_sock {
 	__u32 total_retrans;
 	__u32 rcv_nxt;
 	__u32 copied_seq;
+	__u32 write_seq;
 	bool is_mptcp;
 };
 

@@ -6,7 +6,6 @@
 
 enum {
 	MAX_MESSAGES = 1024, /* UIO_MAXIOV: what sendmmsg() and recvmmsg() take at most */
-	MESSAGE_SIZE = 64,   /* struct mmsghdr of 64-bit tasks */
 	MESSAGE_LENGTH = 56, /* its msg_len */
 };
 
@@ -55,6 +54,8 @@ static __always_inline void enter_transfer(struct call_state *call, const struct
 	call->sock = (__u64)target->sk;
 	call->direction = target->direction;
 	call->address = CALL_ARGUMENT_2(regs);
+	call->address_length = CALL_ARGUMENT_3(regs);
+	call->messages = 0;
 }
 
 /* The kernel writes the size of each message into the array that the call was given. */
@@ -96,6 +97,8 @@ static __noinline int moved(struct call_state *call, __u32 size)
 	call->is_announced = st->announcement != ANNOUNCED_NEVER;
 	call->size = size;
 	take_counters(sk, st, call->direction, &call->counted);
+	if (podwire_payloads)
+		capture(call, sk, st, size, 0);
 	flush_transfer(call, now);
 	return 0;
 }
@@ -106,8 +109,11 @@ static __always_inline void exit_transfer(struct call_state *call, long result)
 
 	if (result <= 0)
 		return;
-	if (call->kind == PODWIRE_CALL_RECVMMSG || call->kind == PODWIRE_CALL_SENDMMSG)
+	if (call->kind == PODWIRE_CALL_RECVMMSG || call->kind == PODWIRE_CALL_SENDMMSG) {
 		size = size_of_messages(call->address, result);
+		if (result > 1)
+			call->messages = UNKNOWN_MESSAGE;
+	}
 	if (size)
 		moved(call, size);
 }

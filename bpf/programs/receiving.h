@@ -199,13 +199,21 @@ static __always_inline int on_queued(__u64 sk, __u64 skb)
 	return 0;
 }
 
+/* When the oldest packet in a socket's queue came there; 0 if that is not known. */
+static __always_inline __u64 oldest_queued(struct flow *flow)
+{
+	struct queued *oldest = &flow->queue[flow->head & (MAX_QUEUED - 1)];
+
+	return flow->count && oldest->packets == 1 ? oldest->since_ns : 0;
+}
+
 /* Bytes of a received packet are copied to the application. */
 static __always_inline int on_copied(__u64 sk, int length)
 {
 	struct tcp_sock *tp = (struct tcp_sock *)sk;
 	struct task_stages *slot;
 	struct flow *flow;
-	__u64 now, waited;
+	__u64 now, waited, arrived;
 	__u32 tid;
 
 	if (!sk)
@@ -214,6 +222,7 @@ static __always_inline int on_copied(__u64 sk, int length)
 	if (!flow)
 		return 0;
 	now = bpf_ktime_get_ns();
+	arrived = oldest_queued(flow);
 	waited = take_queued(flow, BPF_CORE_READ(tp, copied_seq) + length, now);
 	if (waited)
 		add_read(flow, PACKET_FROM_QUEUE_DURATION, waited);
@@ -225,8 +234,10 @@ static __always_inline int on_copied(__u64 sk, int length)
 		__builtin_memset(slot, 0, sizeof(*slot));
 		slot->tid = tid;
 	}
-	if (!slot->first_copy_ns)
+	if (!slot->first_copy_ns) {
 		slot->first_copy_ns = now;
+		slot->arrived_ns = arrived;
+	}
 	return 0;
 }
 

@@ -47,6 +47,9 @@ static __always_inline bool is_transfer_of_interest(struct target *target, struc
 static __always_inline void enter_transfer(struct call_state *call, const struct target *target,
 					   struct pt_regs *regs)
 {
+	call->address = CALL_ARGUMENT_2(regs);
+	call->address_length = CALL_ARGUMENT_3(regs);
+	call->messages = 0;
 	if (call->kind == PODWIRE_CALL_SPLICE)
 		enter_splice(call, CALL_ARGUMENT_1(regs));
 }
@@ -69,8 +72,15 @@ static __always_inline __u8 call_without_syscall(struct task_struct *task)
 	return task->io_uring ? PODWIRE_CALL_IO_URING : PODWIRE_CALL_OTHER;
 }
 
-static __always_inline void moved(struct sock *sk, __u32 size, __u8 direction,
-				  bool leaves_mark)
+enum turn {
+	TURN_FIRST,
+	TURN_SPARE,
+	TURN_SECOND_SPARE,
+	TURN_LAST,
+};
+
+static __always_inline void moved(struct sock *sk, __u32 size, __u8 direction, int flags,
+				  enum turn turn)
 {
 	struct transfer transfer = {};
 	struct task_struct *task;
@@ -84,7 +94,7 @@ static __always_inline void moved(struct sock *sk, __u32 size, __u8 direction,
 	if (!call)
 		call = create_call(task); /* for the mark */
 	if (call)
-		call->is_told = leaves_mark;
+		call->is_told = turn != TURN_LAST;
 	st = touch(sk);
 	if (!st) {
 		count(PODWIRE_KIND_TRANSFER, map_full);
@@ -106,6 +116,9 @@ static __always_inline void moved(struct sock *sk, __u32 size, __u8 direction,
 		call->direction = direction;
 		call->size += size;
 		take_counters(sk, st, direction, &call->counted);
+		if (podwire_payloads && !(flags & MSG_TRUNC))
+			capture(call, sk, st, size, turn);
+		call->messages++;
 		return;
 	}
 	if (st->announcement == ANNOUNCED_NEVER) {
@@ -122,12 +135,6 @@ static __always_inline void moved(struct sock *sk, __u32 size, __u8 direction,
 	transfer.call = call_without_syscall(task);
 	submit_transfer(&transfer);
 }
-
-enum turn {
-	TURN_FIRST,
-	TURN_SPARE,
-	TURN_LAST,
-};
 
 /* Has a program before this one told of the same bytes? The last of them removes its mark. */
 static __always_inline bool is_told(enum turn turn)
@@ -147,14 +154,14 @@ static __always_inline bool is_told(enum turn turn)
 static __always_inline int sent(struct sock *sk, int result, enum turn turn)
 {
 	if (result > 0 && !is_told(turn))
-		moved(sk, result, PODWIRE_WRITE, turn != TURN_LAST);
+		moved(sk, result, PODWIRE_WRITE, 0, turn);
 	return 0;
 }
 
 static __always_inline int received(struct sock *sk, int result, int flags, enum turn turn)
 {
 	if (result > 0 && !(flags & (MSG_PEEK | MSG_ERRQUEUE)) && !is_told(turn))
-		moved(sk, result, PODWIRE_READ, turn != TURN_LAST);
+		moved(sk, result, PODWIRE_READ, flags, turn);
 	return 0;
 }
 
@@ -174,9 +181,9 @@ static __always_inline int received(struct sock *sk, int result, int flags, enum
 
 SOCK_SEND_LENGTH(sock_send_length, TURN_FIRST)
 SOCK_SEND_LENGTH(sock_send_length_spare_1, TURN_SPARE)
-SOCK_SEND_LENGTH(sock_send_length_spare_2, TURN_SPARE)
+SOCK_SEND_LENGTH(sock_send_length_spare_2, TURN_SECOND_SPARE)
 SOCK_SEND_LENGTH(sock_send_length_spare_3, TURN_LAST)
 SOCK_RECV_LENGTH(sock_recv_length, TURN_FIRST)
 SOCK_RECV_LENGTH(sock_recv_length_spare_1, TURN_SPARE)
-SOCK_RECV_LENGTH(sock_recv_length_spare_2, TURN_SPARE)
+SOCK_RECV_LENGTH(sock_recv_length_spare_2, TURN_SECOND_SPARE)
 SOCK_RECV_LENGTH(sock_recv_length_spare_3, TURN_LAST)

@@ -20,6 +20,8 @@ from deploy.demo.cluster import Cluster
 from deploy.demo.recording import reduce_recording
 from deploy.demo.shop import WORKLOADS, AccessLog, Shop
 from deploy.demo.view import (
+    endpoint_table,
+    load_endpoints,
     load_packets,
     load_relations,
     load_served,
@@ -249,12 +251,15 @@ def _show(console: Console, data: Path, truth: AccessLog) -> int:
     with Database(data) as database:
         relations = load_relations(database, services)
         served = load_served(database, services)
+        endpoints = load_endpoints(database, services)
         packets = load_packets(database, services)
         waits = load_waits(database, services)
     console.print(topology(relations))
     console.print()
     console.print(relation_table(relations, console.width))
     console.print(served_table(served))
+    if endpoints:
+        console.print(endpoint_table(endpoints))
     if packets:
         console.print(packet_table(packets))
     if waits:

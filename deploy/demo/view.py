@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from deploy.sql import Database
 
 __all__ = [
+    "Endpoint",
     "Packets",
     "Relation",
     "Served",
     "Wait",
+    "endpoint_table",
+    "load_endpoints",
     "load_packets",
     "load_relations",
     "load_served",
@@ -51,11 +54,33 @@ SERVED: Final = """\
 SELECT service, sum(accept_count) AS accepted, sum(close_count) AS closed,
        sum(read_bytes) AS received, sum(write_bytes) AS sent,
        sum(read_duration) / nullIf(sum(read_duration_measured_count), 0) AS read_ns,
-       sum(write_duration) / nullIf(sum(write_duration_measured_count), 0) AS write_ns
+       sum(write_duration) / nullIf(sum(write_duration_measured_count), 0) AS write_ns,
+       sum(http_call_count) AS requests
 FROM service_metrics
 WHERE role = 'server'
 GROUP BY service
 ORDER BY received + sent DESC"""
+
+ENDPOINTS: Final = """\
+SELECT service, endpoint, calls, failed, half_ns, nearly_all_ns, bytes FROM (
+    SELECT service, endpoint, sum(http_call_count) AS calls,
+           calls - sum(http_success_count) AS failed,
+           sum(http_request_body_size) + sum(http_response_body_size) AS bytes
+    FROM endpoint_metrics
+    WHERE role = 'server' AND service IN ({services})
+    GROUP BY service, endpoint
+) AS m LEFT JOIN (
+    SELECT service, endpoint,
+           quantileExactWeighted(0.5)((low_ns + high_ns) / 2, count) AS half_ns,
+           quantileExactWeighted(0.99)((low_ns + high_ns) / 2, count) AS nearly_all_ns
+    FROM endpoint_latency_buckets
+    WHERE role = 'server' AND service IN ({services})
+    GROUP BY service, endpoint
+) AS l USING (service, endpoint)
+WHERE calls > 0
+ORDER BY calls DESC, service, endpoint
+LIMIT {most}
+SETTINGS join_use_nulls = 1"""
 
 PACKETS: Final = """\
 SELECT service, sum(read_packet_count) AS received, sum(write_packet_count) AS sent,
@@ -78,6 +103,7 @@ GROUP BY direction, stage
 ORDER BY direction, half_ns DESC"""
 
 BAR: Final = 16
+MOST: Final = 8
 WIDE: Final = 96
 
 
@@ -106,6 +132,20 @@ class Served:
     sent: int
     read_ns: float | None
     write_ns: float | None
+    requests: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """The HTTP calls of one endpoint, as its own pods answered them."""
+
+    service: str
+    name: str
+    calls: int
+    failed: int
+    half_ns: float | None
+    nearly_all_ns: float | None
+    bytes_: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +203,26 @@ def load_served(database: Database, services: Iterable[str]) -> list[Served]:
             sent=int(row["sent"]),
             read_ns=_optional(row["read_ns"]),
             write_ns=_optional(row["write_ns"]),
+            requests=None if row["requests"] is None else int(row["requests"]),
         )
         for row in _rows(database, SERVED)
         if row["service"] in wanted
+    ]
+
+
+def load_endpoints(database: Database, services: Iterable[str]) -> list[Endpoint]:
+    """Return the endpoints of these services that were called most."""
+    return [
+        Endpoint(
+            service=row["service"],
+            name=row["endpoint"],
+            calls=int(row["calls"]),
+            failed=int(row["failed"]),
+            half_ns=_optional(row["half_ns"]),
+            nearly_all_ns=_optional(row["nearly_all_ns"]),
+            bytes_=int(row["bytes"]),
+        )
+        for row in _rows(database, ENDPOINTS.format(services=_quoted(services), most=MOST))
     ]
 
 
@@ -249,6 +306,26 @@ def served_table(served: Sequence[Served]) -> Table:
     return table
 
 
+def endpoint_table(endpoints: Sequence[Endpoint]) -> Table:
+    """Return what was called by HTTP, how often, with what success and how fast it was answered."""
+    table = _table("What is called", "HTTP and gRPC, at the servers")
+    table.add_column("service", style="magenta", no_wrap=True)
+    table.add_column("endpoint", no_wrap=True)
+    for name in ("calls", "success", "half", "99 %", "content"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in endpoints:
+        table.add_row(
+            each.service,
+            Text(each.name),
+            count(each.calls),
+            _share(each.calls - each.failed, each.calls),
+            _duration(each.half_ns),
+            _duration(each.nearly_all_ns),
+            size(each.bytes_),
+        )
+    return table
+
+
 def packet_table(packets: Sequence[Packets]) -> Table:
     """Return how many packets each service received and sent, and what went wrong with them."""
     table = _table("In packets", "seen by the servers' sockets")
@@ -285,20 +362,19 @@ def truth_table(truth: AccessLog, ours: Served | None) -> tuple[Table, bool]:
     Returns:
         The table, and whether every number that both have is the same.
     """
-    theirs = (truth.connections, truth.bytes_received, truth.bytes_sent)
-    counted = (ours.accepted, ours.received, ours.sent) if ours else (0, 0, 0)
+    theirs = (truth.connections, truth.requests, truth.bytes_received, truth.bytes_sent)
+    counted = (ours.accepted, ours.requests or 0, ours.received, ours.sent) if ours else (0,) * 4
     table = _table("Is it true?", "frontend.shop, against nginx's own log")
     table.add_column("counted by", no_wrap=True)
     for name in ("connections", "requests", "bytes in", "bytes out"):
         table.add_column(name, justify="right", no_wrap=True)
-    in_all = (count(theirs[0]), count(truth.requests), *(count(each) for each in theirs[1:]))
-    table.add_row("nginx", *in_all)
-    table.add_row("podwire", count(counted[0]), "", *(count(each) for each in counted[1:]))
+    table.add_row("nginx", *map(count, theirs))
+    table.add_row("podwire", *map(count, counted))
     same = [
         Text("equal", "green") if one == other else Text(f"{other - one:+,}", "bold red")
         for one, other in zip(theirs, counted, strict=True)
     ]
-    table.add_row("", same[0], "", *same[1:])
+    table.add_row("", *same)
     return table, theirs == counted
 
 
@@ -348,9 +424,13 @@ def _table(title: str, caption: str) -> Table:
 
 
 def _success(relation: Relation) -> Text:
-    if not relation.tried:
+    return _share(relation.succeeded, relation.tried)
+
+
+def _share(part: int, whole: int) -> Text:
+    if not whole:
         return Text("-", style="dim")
-    share = 100 * relation.succeeded / relation.tried
+    share = 100 * part / whole
     # 99.99 % is not 100 %.
     text = f"{share:.0f} %" if share in (0, 100) else f"{min(share, 99.9):.1f} %"
     return Text(text, style="green" if share == 100 else "bold red")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 CALLS, EXCHANGES, CONNECTIONS, ROUNDS, SLOTS = 100_000, 20_000, 20_000, 9, 1024
 SOURCES = Path(__file__).resolve().parent.parent / "bpf"
 STATISTICS = Path("/proc/sys/kernel/bpf_stats_enabled")
+MESSAGE = "GET /some/path HTTP/1.1"
 WHAT = ("TCP write or read over loopback", "write to a file", "any other call")
 
 
@@ -55,10 +56,11 @@ def run() -> list[Row]:
 
 
 class _Switch:
-    """Loaded programs that are attached only for a while."""
+    """Loaded programs that are attached only for a while; `first` is what the bytes begin with."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: Watch, first: str = "") -> None:
         self.watch = watch
+        self.first = first
         objects = [each for each in (watch.object, watch.stages) if each is not None]
         self._attached = [(each, tuple(each._links)) for each in objects]
         self._detach()
@@ -71,7 +73,7 @@ class _Switch:
             _drained(self.watch.drain, body)
         finally:
             self._detach()
-        for records in self.watch.seen.values():
+        for records in (*self.watch.seen.values(), self.watch.pieces):
             records.clear()
 
     def _detach(self) -> None:
@@ -83,6 +85,9 @@ def _open_kinds() -> Iterator[tuple[str, _Switch]]:
     """What there is to compare here: the core alone, and with the stages hooked in every way."""
     best = OBJECT if refusal(OBJECT) is None else BY_DESCRIPTOR
     yield "core only", _Switch(Watch(path=best))
+    capturing = {"podwire_payloads": 1}
+    yield "core, no HTTP found", _Switch(Watch(path=best, constants=capturing))
+    yield "core, HTTP captured", _Switch(Watch(path=best, constants=capturing), MESSAGE)
     for tier, twins in TIERS.items():
         watch = Watch(path=best, tier=tier)
         if twins and not any(hook.twin and hook.attached for hook in watch.hooks):
@@ -97,7 +102,8 @@ def _whole_calls(scratch: Path, kinds: Mapping[str, _Switch]) -> list[Row]:
     traced: list[list[float]] = []
     plain = [_time_calls(scratch)]
     for kind in order:
-        kinds[kind].during(lambda: traced.append(_time_calls(scratch)))
+        first = kinds[kind].first
+        kinds[kind].during(lambda first=first: traced.append(_time_calls(scratch, first)))  # type: ignore[misc]
         plain.append(_time_calls(scratch))
     within, around = np.array(traced), np.array(plain)
     before = (around[:-1] + around[1:]) / 2
@@ -117,8 +123,9 @@ def _whole_calls(scratch: Path, kinds: Mapping[str, _Switch]) -> list[Row]:
     return rows
 
 
-def _time_calls(scratch: Path) -> list[float]:
-    done = subprocess.run([scratch / "calls", str(EXCHANGES)], check=True, capture_output=True)
+def _time_calls(scratch: Path, first: str = "") -> list[float]:
+    command = [scratch / "calls", str(EXCHANGES), *([first] if first else [])]
+    done = subprocess.run(command, check=True, capture_output=True)
     return [float(text) for text in done.stdout.split()]
 
 
@@ -181,7 +188,7 @@ def _programs(scratch: Path, kinds: Mapping[str, _Switch]) -> list[Row]:
         STATISTICS.write_text("1")
         rows = []
         for kind, switch in kinds.items():
-            exchanges = ("calls", str(EXCHANGES))
+            exchanges = ("calls", str(EXCHANGES), *([switch.first] if switch.first else []))
             rows += _told(switch, kind, scratch, exchanges, EXCHANGES * 4, "call")
         connections = ("load", str(CONNECTIONS), "64")
         for kind, switch in list(kinds.items())[:1]:

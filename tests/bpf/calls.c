@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * CPU nanoseconds per system call, for the benchmark: calls COUNT
+ * CPU nanoseconds per system call, for the benchmark: calls COUNT [WHAT THE BYTES BEGIN WITH]
  * Prints a TCP write or read over loopback (requests and responses, both ends here, so that
  * everything the packets pass runs in this process too), a write to /dev/null, a getppid.
  */
@@ -10,6 +10,7 @@
 #include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -33,8 +34,10 @@ int main(int count, char **arguments)
 	double start;
 	long times;
 
-	if (count != 2)
+	if (count != 2 && count != 3)
 		return 2;
+	if (count == 3)
+		strncpy(buffer, arguments[2], sizeof(buffer) - 1);
 	times = atol(arguments[1]);
 	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	if (bind(listener, (void *)&address, sizeof(address)) || listen(listener, 4) ||

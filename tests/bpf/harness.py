@@ -27,6 +27,7 @@ from collector.abi import (
 from collector.attach import attach
 from collector.figures import measured
 from collector.libbpf import load_library
+from collector.payload_ring import Pieces, create_payload_ring
 from collector.ringbuf import create_ring
 from collector.stages import attach_stages
 
@@ -198,7 +199,7 @@ class Watch:
         self.path = path
         self.tier = tier
         sizes = {"connections": 4 << 20, "transfers": 16 << 20, "processes": 1 << 20}
-        sizes |= dict(rings or {})
+        sizes |= {"payloads": 16 << 20} | dict(rings or {})
         given = {"podwire_id_base": 1 << 40} | dict(constants or {})
         if tier:
             given["podwire_stages"] = 1
@@ -215,6 +216,10 @@ class Watch:
             )
             for name in RECORDS
         }
+        self.payloads = create_payload_ring(
+            "payloads", self.object.map_fd("payloads"), sizes["payloads"], load_library()
+        )
+        self.pieces: list[Pieces] = []
         self.seen: dict[str, list[NDArray[Any]]] = {name: [] for name in RECORDS}
         if iterate:
             self.object.run_iterator("find_listeners")
@@ -224,6 +229,7 @@ class Watch:
         """Take what is in the rings."""
         for name, ring in self.rings.items():
             self.seen[name].append(ring.drain())
+        self.pieces.append(self.payloads.drain())
 
     def records(self, name: str) -> NDArray[Any]:
         """All records drained from one ring."""
@@ -263,6 +269,19 @@ class Watch:
         """Bytes moved by one end of a port."""
         return int(self.transfers(port, role, direction)["size"].sum(dtype=np.uint64))
 
+    def pieces_of(
+        self, port: int, role: Role, direction: Direction
+    ) -> list[tuple[int, int, bytes]]:
+        """Position, size and captured bytes of the payload of one end of a port, in order."""
+        told = self.connections(port)
+        ids = told["connection_id"][told["role"] == role]
+        return [
+            (int(record["position"]), int(record["size"]), data)
+            for pieces in self.pieces
+            for record, data in zip(pieces.records, pieces.captured(), strict=True)
+            if record["connection_id"] in ids and record["direction"] == direction
+        ]
+
     def counts(self, kind: Kind) -> dict[str, int]:
         """The counters of a kind, summed over CPUs."""
         each = np.frombuffer(self.object.read_percpu("counts", kind), COUNTS)
@@ -276,6 +295,7 @@ class Watch:
         """Detach and unmap."""
         for ring in self.rings.values():
             ring.close()
+        self.payloads.close()
         if self.stages is not None:
             self.stages.close()
         self.object.close()

@@ -24,6 +24,7 @@ def test_each_program_loads_without_the_others(variant: Path) -> None:
             for other in programs:
                 alone.set_autoload(other.name, other == program)
             alone.set_max_entries("transfers", 65536)
+            alone.set_rodata({"podwire_payloads": 1})
             alone.load()
         finally:
             alone.close()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from collector.conversations import Verdict
     from collector.pipeline import Drained
     from schemas.ledger import Entry
 
@@ -29,6 +30,7 @@ class FakeSource:
     measured: frozenset[str] = frozenset()
     detached: bool = False
     ring_full: int = 0
+    verdicts: list[Verdict] = field(default_factory=list)
     _counts: NDArray[np.uint64] = field(
         default_factory=lambda: np.zeros((len(Kind), len(COUNTS.names or ())), np.uint64)
     )
@@ -42,6 +44,7 @@ class FakeSource:
             self._counts[kind.get(event, Kind.OPEN), 0] += 1
         self._counts[Kind.TRANSFER, 0] += len(given.transfers)
         self._counts[Kind.PROCESS, 0] += len(given.processes)
+        self._counts[Kind.PAYLOAD, 0] += len(given.payloads)
         return given
 
     def counts(self) -> NDArray[np.uint64]:
@@ -49,6 +52,9 @@ class FakeSource:
         self.ring_full = 0
         increments, self._counts = self._counts, np.zeros_like(self._counts)
         return increments
+
+    def tell(self, verdicts: Sequence[Verdict]) -> None:
+        self.verdicts += verdicts
 
     def detach(self) -> None:
         self.detached = True

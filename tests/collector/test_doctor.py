@@ -46,10 +46,19 @@ def test_this_machine_is_good_and_every_figure_is_explained() -> None:
     for figure in ("read_bytes", "write_l2_duration"):
         assert " ok " in lines[figure]
     assert "net_dev_queue" in lines["write_l2_duration"]
-    assert "messages are not parsed yet" in lines["http_call_count"]
+    assert " ok " in lines["http_call_count"]
     assert lines["net_dev_queue"].split() == ["net_dev_queue", "ok", "tp_btf"]
     shown = [line.split()[0] for line in answer.stdout.splitlines() if line.strip()]
     assert shown.count("tcp_v4_rcv") == 1
+
+
+@pytest.mark.bpf
+def test_messages_may_be_left_alone() -> None:
+    answer = _doctor("--skip-kafka", "--protocols", "off", "--stages", "off")
+    assert answer.returncode == 0, answer.stderr
+    lines = {line.split()[0]: line for line in answer.stdout.splitlines() if line.strip()}
+    assert "collector.protocols" in lines["http_call_count"]
+    assert " ok " in lines["read_bytes"]
 
 
 @pytest.mark.bpf

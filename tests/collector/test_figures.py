@@ -194,4 +194,13 @@ def test_a_missing_hook_takes_its_figures_away_with_the_reason() -> None:
     assert not rows["read_bytes"].available
     assert rows["read_bytes"].note == "sock_recv_length: refused"
     assert rows["write_bytes"].available
-    assert rows["http_call_count"].note == "messages are not parsed yet"
+    assert rows["http_call_count"].note == "sock_recv_length: refused"
+
+
+def test_messages_need_the_bytes_of_both_directions() -> None:
+    rows = {row.figure: row for row in availability(_hooks())}
+    assert rows["http_call_count"].available
+    assert "sock_send_length" in rows["grpc_error_count"].note
+    rows = {row.figure: row for row in availability(_hooks(), without_parsers="switched off")}
+    assert rows["http_call_count"].note == rows["grpc_call_count"].note == "switched off"
+    assert rows["read_bytes"].available

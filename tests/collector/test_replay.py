@@ -9,6 +9,7 @@ import pytest
 from collector.recording import Recorder
 from collector.replay import replay, survey
 from schemas.clock import ManualClock
+from schemas.columns import UNMEASURED_U64
 from schemas.errors import DecodeError, TransportError
 from schemas.events import (
     FIGURE_WIDTH,
@@ -17,6 +18,7 @@ from schemas.events import (
     Connections,
     EventBatch,
     Opens,
+    Requests,
     Transfers,
     encode_batch,
 )
@@ -24,6 +26,8 @@ from tests.collector.fakes import FakeSender
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from schemas.columns import U64
 
 START = 1_600_000_000 * 10**9
 SECOND = 10**9
@@ -53,7 +57,18 @@ def _batch(number: int, run_id: str = "old", final: bool = False) -> EventBatch:
         opens=Opens(nothing, one.astype(np.uint8), end, end, nothing),
         closes=Closes(nothing, end, end),
         transfers=Transfers(nothing, one.astype(np.uint8), one.astype(np.uint8), end, end, one),
+        requests=_requests(end),
     )
+
+
+def _requests(end: U64) -> Requests:
+    # Two calls: one was answered, one was not.
+    columns = {name: np.zeros(2, dtype) for name, dtype, _ in Requests.specs()}
+    columns["end_ns"] = np.repeat(end, 2)
+    columns["start_ns"] = columns["end_ns"] - np.uint64(3)
+    columns["first_byte_ns"] = columns["end_ns"] - np.array([1, 0], np.uint64)
+    columns["first_byte_ns"][1] = UNMEASURED_U64
+    return Requests(**columns)
 
 
 def _recording(path: Path, *batches: EventBatch) -> Path:
@@ -78,6 +93,9 @@ def test_shifted_times_end_now(tmp_path: Path) -> None:
         end = now - (2 - number) * SECOND - 5
         for table in (batch.opens, batch.closes, batch.transfers):
             assert table.end_ns.tolist() == [end]
+        assert batch.requests.end_ns.tolist() == [end, end]
+        assert batch.requests.start_ns.tolist() == [end - 3, end - 3]
+        assert batch.requests.first_byte_ns.tolist() == [end - 1, UNMEASURED_U64]
         assert batch.header.first_event_ns == batch.header.last_event_ns == end
         assert batch.header.watermark_ns == end + 1
         assert batch.header.anchor_unix_ns == end + 5

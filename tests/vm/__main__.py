@@ -26,6 +26,8 @@ _QUICK: Final = (
     "tests/bpf/test_programs.py",
     "tests/bpf/test_transfers.py::test_write_calls",
     "tests/bpf/test_transfers.py::test_read_calls",
+    "tests/bpf/test_payloads.py::test_every_call_that_writes",
+    "tests/bpf/test_payloads.py::test_every_call_that_reads",
     "tests/bpf/test_stages.py::test_requests_and_responses",
     "tests/bpf/test_stages_times.py::test_an_unknown_neighbour",
     "tests/bpf/test_stages_times.py::test_delay_on_the_way_out",

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from collector.config import RINGS
 from collector.libbpf import BpfObject
 from schemas.errors import BpfError
 
@@ -29,7 +30,8 @@ __all__ = ["main", "read_cost", "verify"]
 
 _LOG_BYTES: Final = 1 << 18
 _STATISTICS_ONLY: Final = 4  # BPF_LOG_STATS
-_RINGS: Final = ("connections", "transfers", "processes")
+_SWITCHES: Final = ("podwire_stages", "podwire_payloads")
+"""Without these most of the programs is dead code."""
 _FILES: Final = 65_536
 _DEMANDED: Final = "bpf,fentry,kprobe,netem"
 
@@ -74,10 +76,9 @@ def _verify(path: Path, programs: Sequence[Program]) -> dict[str, dict[str, Any]
     try:
         for program in opened.programs:
             opened.set_autoload(program.name, program in programs)
-        for ring in opened.maps().keys() & set(_RINGS):
+        for ring in opened.maps().keys() & set(RINGS):
             opened.set_max_entries(ring, 65_536)
-        if "podwire_stages" in opened.constants:  # without it most of the figures are dead code
-            opened.set_rodata({"podwire_stages": 1})
+        opened.set_rodata(dict.fromkeys(opened.constants & set(_SWITCHES), 1))
         for name, log in logs.items():
             _log_to(opened, name, log)
         opened.load()

@@ -1,0 +1,238 @@
+"""What the ends of each connection say: captured pieces in order, into its parser, calls out.
+
+Pieces of a direction carry TCP's sequence numbers, so whatever was not captured - a call that the
+ring had no room for, bytes that need no look - is a gap of known length, and is told to the parser
+as such. Pure: the parsers come from outside, and what the kernel should leave out is returned.
+
+Invariant: a close that `end` is told of takes effect at the second `apply` after it, because the
+last pieces of a connection can be drained after its close.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from collector.abi import ConnectionFlag, Direction, Role
+from collector.protocols.calls import Call, Settings, Side
+from collector.protocols.exchange import Conversation
+from collector.protocols.exchange import Protocol as Spoken
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from collector.connections import ConnectionTable
+    from collector.payload_ring import Pieces
+
+__all__ = ["Conversations", "Found", "Verdict"]
+
+_SKIPPED_AT_LEAST: Final = 65_536
+"""A body of which less is left costs less to copy than to tell the kernel about."""
+_LONGEST_SKIP: Final = 1 << 30
+"""The kernel compares sequence numbers, which say what is before for half of their range only."""
+_WORTH_ASKING: Final = 4_096
+_LAST: Final = 0xFFFF_FFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the kernel should leave out of a connection.
+
+    Attributes:
+        connection_id: Of the connection.
+        reads: Sequence number before which reads need not be captured, or None.
+        writes: The same for writes.
+        is_unwanted: Nothing more of it need be captured.
+    """
+
+    connection_id: int
+    reads: int | None = None
+    writes: int | None = None
+    is_unwanted: bool = False
+
+
+Found = tuple[int, Call]
+"""Id of the connection, and a call that came to its end on it."""
+
+
+@dataclass(slots=True)
+class _State:
+    # One connection. `expected`: sequence number of the next read and write, None before the first.
+    exchange: Conversation | None
+    request_direction: int
+    expected: list[int | None] = field(default_factory=lambda: [None, None])
+    skipping: list[int | None] = field(default_factory=lambda: [None, None])
+
+
+class Conversations:
+    """The parsers of all connections.
+
+    Args:
+        table: The connections, for roles; rows must be entered before their pieces come.
+        settings: For every parser.
+        max_conversations: Connections parsed at once; the ones begun the longest ago are given up.
+    """
+
+    def __init__(
+        self, table: ConnectionTable, settings: Settings, max_conversations: int = 65_536
+    ) -> None:
+        self._table = table
+        self._settings = settings
+        self._max = max_conversations
+        self._states: dict[int, _State] = {}
+        self._ending: list[dict[int, int]] = [{}, {}]
+        self._calls: list[Found] = []
+        self._verdicts: list[Verdict] = []
+        self.unknown = 0
+        """Pieces of connections that were never announced."""
+        self.excluded = 0
+        """Pieces of connections outside the monitoring scope."""
+        self.gaps = 0
+        """Times that bytes were missing which no parser had done without."""
+        self.given_up = 0
+        """Connections given up for newer ones."""
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    @property
+    def held_since_ns(self) -> int | None:
+        """End of the earliest close that has not taken effect: no call is older, or None."""
+        times = [time for group in self._ending for time in group.values()]
+        return min(times) if times else None
+
+    def apply(self, pieces: Pieces) -> None:
+        """Feed pieces to their parsers, oldest first."""
+        if len(pieces):
+            self._feed_all(pieces)
+        for connection_id, end_ns in self._ending.pop(0).items():
+            self._close(connection_id, end_ns)
+        self._ending.append({})
+
+    def end(self, ids: Sequence[int], end_ns: Sequence[int]) -> None:
+        """Say that connections were closed or failed, and when."""
+        states = self._states
+        for connection_id, time in zip(ids, end_ns, strict=True):
+            if connection_id in states:
+                self._ending[-1][connection_id] = time
+
+    def finish(self) -> None:
+        """Nothing more comes: let go of what is known, without judging what is under way."""
+        while any(self._ending):
+            for connection_id, time in self._ending.pop(0).items():
+                self._close(connection_id, time)
+            self._ending.append({})
+        self._states.clear()
+
+    def take_calls(self) -> list[Found]:
+        """Return the calls that ended since the last time."""
+        calls, self._calls = self._calls, []
+        return calls
+
+    def take_verdicts(self) -> list[Verdict]:
+        """Return what the kernel should know from now on."""
+        verdicts, self._verdicts = self._verdicts, []
+        return verdicts
+
+    def _feed_all(self, pieces: Pieces) -> None:
+        records = pieces.records
+        columns = (
+            records[name].tolist()
+            for name in (
+                *("connection_id", "direction", "position", "size", "captured"),
+                *("start_ns", "end_ns"),
+            )
+        )
+        states = self._states
+        for (connection_id, direction, position, size, captured, start_ns, end_ns), data in zip(
+            zip(*columns, strict=True), pieces.captured(), strict=True
+        ):
+            state = states.get(connection_id)
+            if state is None:
+                state = self._begin(connection_id, direction, data)
+                if state is None:
+                    continue
+            exchange = state.exchange
+            if exchange is None:
+                continue
+            side = Side.REQUEST if direction == state.request_direction else Side.RESPONSE
+            place = direction - 1
+            start_ns = start_ns or end_ns
+            expected = state.expected[place]
+            if expected is not None and expected != position:
+                gap = position - expected & _LAST
+                if gap >> 31:  # moved by two threads at once: which was first is not known
+                    overlap = _LAST + 1 - gap
+                    self.gaps += 1
+                    if overlap >= size:
+                        continue
+                    data, size, captured = (
+                        data[overlap:],
+                        size - overlap,
+                        max(captured - overlap, 0),
+                    )
+                    position = expected
+                else:
+                    if exchange.unneeded(side) < gap:
+                        self.gaps += 1
+                    exchange.skip(side, gap, start_ns, end_ns)
+            state.expected[place] = position + size & _LAST
+            if captured:
+                exchange.feed(side, data, start_ns, end_ns)
+            if size > captured:
+                if exchange.unneeded(side) < size - captured:
+                    self.gaps += 1
+                exchange.skip(side, size - captured, start_ns, end_ns)
+            if exchange.done:
+                self._calls += [(connection_id, call) for call in exchange.done]
+                exchange.done.clear()
+            if exchange.protocol is Spoken.OTHER:
+                state.exchange = None
+                self._verdicts.append(Verdict(connection_id, is_unwanted=True))
+            elif size >= _WORTH_ASKING or state.skipping[place] is not None:
+                self._skip_ahead(connection_id, state, side, place)
+
+    def _skip_ahead(self, connection_id: int, state: _State, side: Side, place: int) -> None:
+        # Bodies are not looked at, so the kernel need not copy what is left of a long one.
+        exchange, expected = state.exchange, state.expected[place]
+        assert exchange is not None
+        assert expected is not None
+        left = min(exchange.unneeded(side), _LONGEST_SKIP)
+        until = expected + left & _LAST if left >= _SKIPPED_AT_LEAST else None
+        if until == state.skipping[place]:
+            return
+        state.skipping[place] = until
+        reads, writes = state.skipping
+        self._verdicts.append(Verdict(connection_id, reads, writes))
+
+    def _begin(self, connection_id: int, direction: int, data: bytes) -> _State | None:
+        slot = int(self._table.find(np.array([connection_id], np.uint64))[0])
+        if slot < 0:
+            self.unknown += 1
+            return None
+        row = self._table.rows[slot]
+        if len(self._states) >= self._max:
+            self.given_up += 1
+            del self._states[next(iter(self._states))]
+        if row["excluded"]:
+            self.excluded += 1
+            state = _State(None, Direction.READ)
+            self._verdicts.append(Verdict(connection_id, is_unwanted=True))
+        else:
+            request = Direction.READ if row["role"] == Role.SERVER else Direction.WRITE
+            is_joined = bool(row["flags"] & ConnectionFlag.PREEXISTING)
+            if is_joined and data.startswith(b"HTTP/1.") and direction == request:
+                # The role of a connection older than the collector is a guess by its port.
+                request = Direction.WRITE if request == Direction.READ else Direction.READ
+            state = _State(Conversation([], self._settings, is_joined), request)
+        self._states[connection_id] = state
+        return state
+
+    def _close(self, connection_id: int, end_ns: int) -> None:
+        state = self._states.pop(connection_id, None)
+        if state is None or state.exchange is None:
+            return
+        state.exchange.close(end_ns)
+        self._calls += [(connection_id, call) for call in state.exchange.done]
