@@ -181,7 +181,7 @@ def curl_each(
 
 
 def _connect(address: Address) -> socket.socket:
-    made = socket.create_connection(address, timeout=30)
+    made = socket.create_connection(address, timeout=15)
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return made
 
@@ -440,11 +440,11 @@ def abort_body(address: Address, tag: str) -> Sent:
     return Sent(2, 0)
 
 
-def abort_answer(address: Address, tag: str, path: str = "/static/50m") -> Sent:
+def abort_answer(address: Address, tag: str, path: str = "") -> Sent:
     """Downloads that are left in the middle, and answers that nobody waits for."""
     for reset in (False, True):
         with _connect(address) as client:
-            client.sendall(_head("GET", path))
+            client.sendall(_head("GET", path or f"/size/9000000/left-{tag}"))
             assert client.recv(20_000)
             if reset:
                 _reset(client)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from collector.batches import Run
 from collector.config import CollectorConfig
-from collector.containers import ContainerResolver, cgroup2_below, find_cgroup2_mount
+from collector.containers import ContainerResolver, find_cgroup2_mount
 from collector.pipeline import Pipeline
 from collector.recording import Recorder
 from collector.source import KernelSource
@@ -57,7 +57,7 @@ def main() -> None:
     clock = SystemClock()
     proc = Path("/proc")
     mount = find_cgroup2_mount(Path("/proc/self/mounts").read_text())
-    resolver = ContainerResolver(proc, None if mount is None else cgroup2_below(mount), clock)
+    resolver = ContainerResolver(proc, mount, clock)
     run = Run("node-1", "boot", "run-1")
     pipeline = Pipeline(config, run, source, Nowhere(), resolver, clock, Health(), recorder)
     print("ready", flush=True)

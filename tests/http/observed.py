@@ -282,6 +282,7 @@ class _Pipe:
         self._sides = {client: Side.REQUEST, server: Side.RESPONSE}
         self._out: dict[socket.socket, bytearray] = {client: bytearray(), server: bytearray()}
         self._closing: set[socket.socket] = set()  # ends that said all they have to say
+        self._is_over = False
         self.tap = Tap()
         self.tap.port = server.getsockname()[1]
         witness.taps.append(self.tap)
@@ -292,6 +293,8 @@ class _Pipe:
 
     def move(self, end: socket.socket, events: int) -> None:
         """Do what an end is ready for."""
+        if self._is_over:
+            return  # by the other end's event of the same round
         try:
             if events & selectors.EVENT_WRITE:
                 self._flush(end)
@@ -339,6 +342,7 @@ class _Pipe:
 
     def end(self, reset: bool = False) -> None:
         """Close both ends, as a reset if one of them was."""
+        self._is_over = True
         for end in self._ends:
             if end in self._witness._selector.get_map():
                 self._witness._selector.unregister(end)

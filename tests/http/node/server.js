@@ -114,7 +114,7 @@ function serveHttp() {
     socket.pipe(socket);
     socket.on("error", () => {});
   });
-  server.on("clientError", (error, socket) => { if (socket.writable) socket.end("HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n"); });
+  server.on("clientError", (error, socket) => socket.destroy());
   server.listen(Number(port), address, ready);
 }
 
@@ -125,10 +125,8 @@ function serveHttp2() {
     const uri = headers[":path"];
     const method = headers[":method"];
     const line = { protocol: "HTTP/2.0", port: stream.session.socket.remotePort, stream: stream.id, method, uri, status: 0, received: 0, sent: 0 };
-    let ended = false;
     stream.on("error", () => {});
-    stream.on("close", () => note({ ...line, completed: ended && stream.rstCode === 0, reset: stream.rstCode, end: stream.writableFinished }));
-    stream.on("finish", () => { ended = true; });
+    stream.on("close", () => note({ ...line, completed: stream.writableEnded && stream.rstCode === 0 && !stream.aborted, reset: stream.rstCode }));
     const write = (data) => { line.sent += data.length; return stream.write(data); };
     const todo = plan(uri);
     if (todo.refuse) { stream.close(http2.constants.NGHTTP2_REFUSED_STREAM); return; }
@@ -149,7 +147,7 @@ function serveHttp2() {
     if (todo.hint) stream.additionalHeaders({ ":status": 103, link: "</style.css>; rel=preload" });
     const fields = { ":status": todo.status || 200, "x-received": String(line.received) };
     if (todo.header) fields["x-large"] = todo.header;
-    if (method === "HEAD" || (todo.size === undefined && !todo.pieces)) { respond(fields, { endStream: true }); ended = true; return; }
+    if (method === "HEAD" || (todo.size === undefined && !todo.pieces)) { respond(fields, { endStream: true }); return; }
     if (todo.pieces) {
       respond(fields, { waitForTrailers: todo.trailers });
       if (todo.trailers) stream.on("wantTrailers", () => stream.sendTrailers({ "x-sum": String(line.sent) }));
