@@ -17,8 +17,8 @@ import numpy as np
 
 from collector.abi import ConnectionFlag, Direction, Role
 from collector.protocols.calls import Call, Settings, Side
+from collector.protocols.detect import Protocol as Spoken
 from collector.protocols.exchange import Conversation
-from collector.protocols.exchange import Protocol as Spoken
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,6 +62,7 @@ class _State:
     # One connection. `expected`: sequence number of the next read and write, None before the first.
     exchange: Conversation | None
     request_direction: int
+    is_excluded: bool = False
     expected: list[int | None] = field(default_factory=lambda: [None, None])
     skipping: list[int | None] = field(default_factory=lambda: [None, None])
 
@@ -152,10 +153,12 @@ class Conversations:
             state = states.get(connection_id)
             if state is None:
                 state = self._begin(connection_id, direction, data)
-                if state is None:
-                    continue
+            if state is None:
+                self.unknown += 1
+                continue
             exchange = state.exchange
             if exchange is None:
+                self.excluded += state.is_excluded
                 continue
             side = Side.REQUEST if direction == state.request_direction else Side.RESPONSE
             place = direction - 1
@@ -210,15 +213,13 @@ class Conversations:
     def _begin(self, connection_id: int, direction: int, data: bytes) -> _State | None:
         slot = int(self._table.find(np.array([connection_id], np.uint64))[0])
         if slot < 0:
-            self.unknown += 1
             return None
         row = self._table.rows[slot]
         if len(self._states) >= self._max:
             self.given_up += 1
             del self._states[next(iter(self._states))]
         if row["excluded"]:
-            self.excluded += 1
-            state = _State(None, Direction.READ)
+            state = _State(None, Direction.READ, is_excluded=True)
             self._verdicts.append(Verdict(connection_id, is_unwanted=True))
         else:
             request = Direction.READ if row["role"] == Role.SERVER else Direction.WRITE

@@ -43,7 +43,7 @@ _DISCARD: Final = 1 << 30
 _RECORD_BYTES: Final = PAYLOAD_RECORD.itemsize
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Pieces:
     """Payload records and the bytes that follow them.
 

@@ -8,6 +8,7 @@
 
 enum {
 	HEAD_BYTES = 16,  /* what a decision is made from */
+	FEW_BYTES = 1024, /* of a call when the ring is crowded */
 	MAX_LOOKS = 200,  /* calls of an older connection */
 	MESSAGE_SIZE = 64, /* struct mmsghdr of 64-bit tasks */
 	MESSAGE_VECTOR = 16, /* struct user_msghdr: msg_iov, then msg_iovlen */
@@ -240,16 +241,26 @@ static long copy_step(__u32 step, struct piece **context)
 	return 0;
 }
 
+/*
+ * Bodies must not crowd out heads: from half of the ring on, only the beginning of a call is copied.
+ * What is left out of a body of known length is not missed.
+ */
+static __always_inline bool is_crowded(void)
+{
+	return bpf_ringbuf_query(&payloads, BPF_RB_AVAIL_DATA) >
+	       bpf_ringbuf_query(&payloads, BPF_RB_RING_SIZE) / 2;
+}
+
 /* Copy `size` bytes of a call, the first `skipped` of which are not needed. */
 static __noinline int copy_payload(struct call_state *call, struct piece *piece, __u32 size,
 				   __u32 skipped)
 {
 	struct copying *of;
+	__u32 rest = 0;
 
 	if (!call || !piece)
 		return 0;
 	of = &piece->copying;
-	of->size = size;
 	of->skipped = skipped;
 	of->filled = 0;
 	piece->record.captured = 0;
@@ -258,10 +269,16 @@ static __noinline int copy_payload(struct call_state *call, struct piece *piece,
 		cut(piece, 0);
 		return 0;
 	}
+	if (size - skipped > FEW_BYTES && is_crowded()) {
+		rest = size - skipped - FEW_BYTES;
+		size -= rest;
+	}
+	of->size = size;
 	if (find_buffers(&of->from, call))
 		LOOP(MAX_STEPS, copy_step, &piece);
-	if (of->filled || of->size)
-		cut(piece, of->filled + of->size);
+	rest += of->size;
+	if (of->filled || rest)
+		cut(piece, of->filled + rest);
 	return 0;
 }
 

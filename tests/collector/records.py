@@ -8,11 +8,13 @@ import numpy as np
 
 from collector.abi import (
     CONNECTION_RECORD,
+    PAYLOAD_RECORD,
     PROCESS_RECORD,
     TRANSFER_RECORD,
     ConnectionEvent,
     Direction,
 )
+from collector.payload_ring import Pieces, joined
 from collector.pipeline import Drained
 from collector.ringbuf import framed
 
@@ -67,15 +69,59 @@ def processes(*rows: dict[str, Any]) -> NDArray[Any]:
     return _filled(PROCESS_RECORD, rows)
 
 
+def piece(connection_id: int, direction: Direction, data: bytes, **values: Any) -> bytes:
+    """A payload record and its bytes; all of its call unless ``size`` says more."""
+    record = np.zeros((), PAYLOAD_RECORD)
+    given = {"size": len(data), "captured": len(data), "end_ns": 1_000, **values}
+    for name, value in given.items():
+        record[name] = value
+    record["connection_id"], record["direction"] = connection_id, direction
+    return record.tobytes() + data
+
+
+class Talk:
+    """Pieces of one connection, numbered as TCP numbers its bytes."""
+
+    def __init__(self, connection_id: int, first: int = 1_000) -> None:
+        self._connection_id = connection_id
+        self._next = {Direction.READ: first, Direction.WRITE: first}
+        self._now = 1_000
+
+    def moved(self, direction: Direction, data: bytes, missing: int = 0, **values: Any) -> bytes:
+        """A call that moved the data, and ``missing`` bytes after it that were not captured."""
+        position = self._next[direction]
+        self.passed(direction, len(data) + missing)
+        self._now += 1_000
+        times = {"start_ns": self._now - 10, "end_ns": self._now}
+        given = {"position": position, "size": len(data) + missing, **times, **values}
+        return piece(self._connection_id, direction, data, **given)
+
+    def read(self, data: bytes, missing: int = 0, **values: Any) -> bytes:
+        return self.moved(Direction.READ, data, missing, **values)
+
+    def written(self, data: bytes, missing: int = 0, **values: Any) -> bytes:
+        return self.moved(Direction.WRITE, data, missing, **values)
+
+    def passed(self, direction: Direction, size: int) -> None:
+        """Bytes moved of which no record tells."""
+        self._next[direction] = (self._next[direction] + size) & 0xFFFF_FFFF
+
+
+def pieces(*records: bytes) -> Pieces:
+    return joined(list(records))
+
+
 def drained(
     connection_rows: list[dict[str, Any]] | None = None,
     transfer_rows: list[dict[str, Any]] | None = None,
     process_rows: list[dict[str, Any]] | None = None,
+    payloads: list[bytes] | None = None,
 ) -> Drained:
     return Drained(
         connections(*(connection_rows or [])),
         transfers(*(transfer_rows or [])),
         processes(*(process_rows or [])),
+        pieces(*(payloads or [])),
     )
 
 

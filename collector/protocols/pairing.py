@@ -1,0 +1,164 @@
+"""Which HTTP/1 response answers which request, also where some of either were not seen.
+
+Responses come in the order of their requests (RFC 9112 section 9.3.2), so without gaps the oldest
+open request is answered. A response that began before that request did answers one that was not
+seen. After a gap the order alone says nothing, and a response given to the wrong request would be
+worse than one that is not known: calls whose response cannot be told are answered without a
+status. Order is trusted again from the next request on that began when all before it had their
+answers, which without pipelining is every request.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from collector.protocols.calls import UNMEASURED, Call, Outcome
+
+__all__ = ["Pairing"]
+
+_NEVER: Final = -1
+
+
+class Pairing:
+    """The open requests of a connection (RFC 9112 section 9.3).
+
+    Attributes:
+        open: Requests without a final response, oldest first.
+        unsure: Open requests of which it cannot be told which responses are theirs.
+        is_settled: Whether the order of `open` can be trusted.
+        pipelines: Whether a request was ever seen that did not wait for the one before.
+    """
+
+    __slots__ = (
+        "_done",
+        "_has_answered",
+        "_max_open",
+        "_passed",
+        "_request_gap_ns",
+        "_response_gap_ns",
+        "is_settled",
+        "open",
+        "pipelines",
+        "unsure",
+    )
+
+    def __init__(self, done: list[Call], max_open: int) -> None:
+        self.open: deque[Call] = deque()
+        self.unsure: list[Call] = []  # few connections ever have any
+        self.is_settled = True
+        self.pipelines = False
+        self._done = done
+        self._max_open = max_open
+        self._request_gap_ns = _NEVER
+        self._response_gap_ns = _NEVER
+        self._has_answered = False  # whether a response was seen since the last unsure request
+        self._passed = 0  # responses to come of requests that were given up
+
+    def add(self, call: Call, is_busy: bool) -> None:
+        """Take the next request.
+
+        Args:
+            call: The request.
+            is_busy: Whether a response is under way.
+        """
+        if self._request_gap_ns == _NEVER and self._response_gap_ns == _NEVER:
+            if self.open or is_busy:
+                self.pipelines = True
+            self.open.append(call)
+        elif self._response_gap_ns >= call.start_ns:
+            self.open.append(call)  # its response, too, may be in the gap
+        elif self._begins_afresh(is_busy):
+            self._give_up_all(call.start_ns)
+            self._request_gap_ns = self._response_gap_ns = _NEVER
+            self.is_settled = not self._passed
+            self.open.append(call)
+        else:
+            self.unsure.append(call)
+            self._has_answered = False
+        self._bound(call.start_ns)
+
+    def _begins_afresh(self, is_busy: bool) -> bool:
+        if self._response_gap_ns == _NEVER and (self.open or is_busy):
+            self.pipelines = True
+        if self.pipelines:
+            return self._has_answered and not is_busy
+        return True
+
+    def _bound(self, now_ns: int) -> None:
+        if len(self.open) > self._max_open:
+            call = self.open.popleft()
+            call.end_ns = now_ns
+            self._done.append(call)
+            self._passed += 1
+            self.is_settled = False
+        if len(self.unsure) > self._max_open:
+            self._give_up(self.unsure.pop(0), now_ns)
+
+    def match(self, first_ns: int) -> Call | None:
+        """Return the request that a response answers and which is no longer open, if it is known.
+
+        Args:
+            first_ns: When the first byte of the response had moved.
+        """
+        if self._passed:
+            self._passed -= 1
+            self._update()
+            return None
+        if self.open and self.open[0].start_ns <= first_ns:
+            if self._response_gap_ns == _NEVER:
+                return self.open.popleft()
+            if len(self.open) == 1 and not self.unsure and self._request_gap_ns == _NEVER:
+                # Only one request was open: what was lost cannot have been another's response.
+                self._response_gap_ns = _NEVER
+                self._update()
+                return self.open.popleft()
+        self._has_answered = True
+        return None
+
+    def put_back(self, call: Call) -> None:
+        """Undo `match`: it was an interim response (RFC 9110 section 15.2)."""
+        self.open.appendleft(call)
+
+    def lose_requests(self, end_ns: int) -> None:
+        """Take note that requests may have come unseen until then."""
+        self._request_gap_ns = end_ns
+        self._has_answered = False
+        self.is_settled = False
+
+    def lose_responses(self, end_ns: int) -> None:
+        """Take note that responses may have come unseen until then."""
+        self._response_gap_ns = end_ns
+        self._has_answered = False
+        self.is_settled = False
+
+    def close(self, end_ns: int) -> None:
+        """End what is open: unanswered, unless the answer may not have been seen."""
+        if self._response_gap_ns != _NEVER or self.unsure:
+            self._give_up_all(end_ns)
+        while self.open:
+            call = self.open.popleft()
+            call.end_ns = end_ns
+            self._done.append(call)
+
+    def _give_up_all(self, now_ns: int) -> None:
+        for calls in (self.open, self.unsure):
+            for call in calls:
+                self._give_up(call, now_ns)
+            calls.clear()
+
+    def _give_up(self, call: Call, now_ns: int) -> None:
+        # The end is that of the gap, if that is what hides the response.
+        call.outcome = Outcome.ANSWERED
+        call.response_header_size = call.response_body_size = UNMEASURED
+        gap_ns = self._response_gap_ns
+        call.end_ns = gap_ns if gap_ns >= call.start_ns else now_ns
+        self._done.append(call)
+
+    def _update(self) -> None:
+        self.is_settled = (
+            not self._passed
+            and not self.unsure
+            and self._request_gap_ns == _NEVER
+            and self._response_gap_ns == _NEVER
+        )
