@@ -23,9 +23,9 @@ from collector.protocols.calls import (
     Side,
     Version,
 )
+from collector.protocols.field_blocks import Head, HeadReader
 from collector.protocols.frame_reader import FrameReader
 from collector.protocols.frames import LARGEST_FRAME_SIZE, Setting
-from collector.protocols.field_blocks import Head, HeadReader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
