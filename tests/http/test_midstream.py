@@ -57,7 +57,7 @@ def test_http1_in_the_middle_of_a_body(scene: Scene) -> None:
     """What was under way may be missing; what follows on the connection may not."""
     client = KeepAlive((HOST, scene.node.port))
     client.ask("/size/3/first")
-    slow = threading.Thread(target=client.ask, args=("/drip/400/20/under-way",))
+    slow = threading.Thread(target=client.ask, args=("/drip/100/20/under-way",))
     slow.start()
     time.sleep(0.2)
     scene.watch()
