@@ -54,7 +54,12 @@ def main() -> None:
     """Watch until SIGTERM."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    config = CollectorConfig(publish_interval_s=0.25, stages="off", transfer_ring_bytes=_RING_BYTES)
+    config = CollectorConfig(
+        publish_interval_s=0.25,
+        stages="off",
+        transfer_ring_bytes=_RING_BYTES,
+        payload_ring_bytes=_PAYLOAD_RING_BYTES,
+    )
     source = KernelSource(config)
     recorder = Recorder(Path(sys.argv[1]))
     clock = SystemClock()

@@ -43,6 +43,8 @@ __all__ = ["Collector", "Observed", "Tap", "Witness", "rows_of"]
 _STRINGS: Final = ("method", "path", "host", "trace_id", "segment_id", "span_id")
 _ROLES: Final = {int(Role.CLIENT): "client", int(Role.SERVER): "server"}
 _SETTLE_S: Final = 0.5
+_STOP_S: Final = 120.0
+"""For what is in the rings; a busy machine is behind by that much."""
 
 
 class Observed(Protocol):
@@ -130,16 +132,16 @@ class Collector:
         if self._process is None:
             return
         time.sleep(_SETTLE_S)
-        self._process.send_signal(signal.SIGTERM)
+        process, self._process = self._process, None
+        process.send_signal(signal.SIGTERM)
         try:
-            self._process.wait(30)
+            process.wait(_STOP_S)
         finally:
-            self._process.kill()
-            self._process.wait()
-            assert self._process.stdout is not None
-            self._process.stdout.close()
-        assert self._process.returncode == 0, self.said()
-        self._process = None
+            process.kill()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+        assert process.returncode == 0, self.said()
 
     def said(self) -> str:
         """The end of what it printed."""
