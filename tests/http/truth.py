@@ -282,7 +282,8 @@ def from_node(lines: Iterable[dict[str, Any]]) -> list[Expected]:
         if is_complete and not path_of(line["uri"]).startswith("/hint"):
             trailers = 0
             if path_of(line["uri"]).startswith("/trailers") and line["protocol"] != "HTTP/1.0":
-                trailers = len(f"x-sum: {line['sent']}\r\n")
+                # With the empty line behind it, as of a head; one that is empty counts nothing.
+                trailers = len(f"x-sum: {line['sent']}\r\n\r\n")
             header = line["header"] + line.get("interim", 0) + trailers
             fields["response_header_size"] = header
         if is_complete and _is_left(line["uri"]):
