@@ -114,10 +114,8 @@ class Conversations:
 
     def end(self, ids: Sequence[int], end_ns: Sequence[int]) -> None:
         """Say that connections were closed or failed, and when."""
-        states = self._states
-        for connection_id, time in zip(ids, end_ns, strict=True):
-            if connection_id in states:
-                self._ending[-1][connection_id] = time
+        # Also of those without a state: all pieces of a short one come in the same drain.
+        self._ending[-1].update(zip(ids, end_ns, strict=True))
 
     def finish(self) -> None:
         """Nothing more comes: let go of what is known, without judging what is under way."""
