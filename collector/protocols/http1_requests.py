@@ -60,8 +60,8 @@ class Requests(Responses):
                 and self._current is None
                 and len(opened) < self._max_open
             ):
-                if opened:
-                    pairs.pipelines = True
+                if opened and opened[-1].start_ns == start_ns:
+                    pairs.pipelines = True  # both in one piece
                 opened.append(
                     Call(
                         head.version,

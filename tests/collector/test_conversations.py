@@ -105,6 +105,38 @@ def test_what_is_missing_elsewhere_is_counted_and_later_calls_are_whole(
     assert [(call.path, call.status) for call in whole] == [("/a", 200), ("/a", 200)]
 
 
+@pytest.mark.parametrize("connection_id", [SERVER, CLIENT])
+@pytest.mark.parametrize("captured", [1_000, 90])
+def test_a_lost_piece_costs_its_own_call_only(
+    conversations: Conversations, connection_id: int, captured: int
+) -> None:
+    """Also where every response lacks its end, as with a crowded ring."""
+    talk = Talk(connection_id)
+    ask, answer = (
+        (talk.read, talk.written) if connection_id == SERVER else (talk.written, talk.read)
+    )
+    lost = {(20, "answer"), (21, "answer"), (40, "ask"), (60, "ask"), (60, "answer")}
+    for number in range(100):
+        chunk = b"%x\r\n%s\r\n0\r\n\r\n" % (100, b"x" * 100)
+        told = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk
+        for kind, made in (
+            ("ask", ask(b"GET /%d HTTP/1.1\r\n\r\n" % number)),
+            ("answer", answer(told[:captured], missing=len(told[captured:]))),
+        ):
+            if (number, kind) not in lost:
+                conversations.apply(pieces(made))
+    conversations.end([connection_id], [10**9])
+    for _ in range(2):
+        conversations.apply(pieces())
+    statuses = {call.path: call.status for _, call in conversations.take_calls()}
+    unseen = {"/40", "/60"}  # their requests
+    assert statuses == {
+        f"/{number}": 0 if number in (20, 21) else 200
+        for number in range(100)
+        if f"/{number}" not in unseen
+    }
+
+
 def test_bytes_told_twice_are_taken_once(conversations: Conversations) -> None:
     talk = Talk(SERVER)
     again = talk.read(GET)
