@@ -83,6 +83,16 @@ def test_beyond_the_limit_all_share_one_name() -> None:
     assert named(names, calls("/e")) == [OTHER]
 
 
+def test_all_services_together_have_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.endpoints._NAMES_PER_HOUR", 2)
+    names = EndpointNames(EndpointSettings())
+    assert named(names, calls("/a")) == ["/a"]
+    assert named(names, calls("/a", peer="203.0.113.2")) == ["/a"]
+    assert named(names, calls("/a", peer="203.0.113.3")) == [OTHER]
+    assert named(names, calls("/b")) == [OTHER]
+    assert named(names, calls("/a")) == ["/a"]
+
+
 def test_the_limit_is_that_of_the_service_called() -> None:
     names = EndpointNames(EndpointSettings(limit=1))
     builder = BatchBuilder()
