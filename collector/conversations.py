@@ -176,8 +176,10 @@ class Conversations:
                     )
                     position = expected
                 else:
-                    if exchange.unneeded(side) < gap:
-                        self.gaps += 1
+                    unneeded = exchange.unneeded(side)
+                    if not size:  # how far it came, by a number that a FIN may be counted in
+                        gap = min(gap, unneeded)
+                    self.gaps += unneeded < gap
                     exchange.skip(side, gap, start_ns, end_ns)
             state.expected[place] = position + size & _LAST
             if captured:

@@ -159,6 +159,34 @@ def test_the_kernel_is_told_what_need_not_be_captured(conversations: Conversatio
     assert only_call(conversations).response_body_size == LONG
 
 
+@pytest.mark.parametrize("fin", [0, 1])
+def test_an_aborted_body_is_as_long_as_it_came(conversations: Conversations, fin: int) -> None:
+    talk = Talk(SERVER)
+    conversations.apply(pieces(talk.read(GET), talk.written(LONG_HEAD + b"x" * 10_000)))
+    assert conversations.take_verdicts()
+    talk.passed(Direction.WRITE, 500_000)
+    last = talk.written(b"")
+    talk.passed(Direction.WRITE, fin)
+    conversations.end([SERVER], [9_000])
+    conversations.apply(pieces(last if not fin else talk.written(b"")))
+    conversations.apply(pieces())
+    call = only_call(conversations)
+    assert (call.outcome, call.status) == (Outcome.ABORTED, 200)
+    assert call.response_body_size == 510_000 + fin
+
+
+def test_a_fin_is_no_byte_of_a_whole_body(conversations: Conversations) -> None:
+    talk = Talk(SERVER)
+    conversations.apply(pieces(talk.read(GET), talk.written(LONG_HEAD + b"x" * 10_000)))
+    talk.passed(Direction.WRITE, LONG - 10_000 + 1)
+    conversations.end([SERVER], [9_000])
+    conversations.apply(pieces(talk.written(b"")))
+    conversations.apply(pieces())
+    call = only_call(conversations)
+    assert (call.outcome, call.response_body_size) == (Outcome.ANSWERED, LONG)
+    assert conversations.gaps == 0
+
+
 def test_what_is_no_http_is_not_wanted(conversations: Conversations) -> None:
     talk = Talk(SERVER)
     conversations.apply(pieces(talk.read(b"EHLO example.com\r\n"), talk.read(GET)))
