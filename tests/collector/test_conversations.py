@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from collector.abi import ConnectionEvent, ConnectionFlag, Direction, Role
@@ -209,11 +210,17 @@ def test_pieces_of_unknown_connections_are_counted(conversations: Conversations)
 
 
 def test_the_guess_of_an_old_connections_role_gives_way_to_what_it_says(
-    conversations: Conversations,
+    table: ConnectionTable,
 ) -> None:
-    talk = Talk(OLD)
-    conversations.apply(pieces(talk.written(OK), talk.read(GET), talk.written(OK)))
-    assert only_call(conversations, OLD).status == 200
+    for first in (GET, OK):  # either shows it
+        conversations = Conversations(table, Settings())
+        slot = table.find(np.array([OLD], np.uint64))
+        table.rows["role"][slot] = Role.CLIENT
+        talk = Talk(OLD)
+        begin = talk.read(GET) if first is GET else talk.written(OK)
+        conversations.apply(pieces(begin, talk.written(OK), talk.read(GET), talk.written(OK)))
+        assert {call.status for _, call in conversations.take_calls()} == {200}
+        assert table.rows["role"][slot] == Role.SERVER
 
 
 def test_a_close_waits_for_the_last_pieces(conversations: Conversations) -> None:
