@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
+    from schemas.columns import Table
+
 __all__ = ["only_containers", "reduce_recording"]
 
 
@@ -54,14 +56,14 @@ def only_containers(batch: EventBatch, containers: Collection[str]) -> EventBatc
     tables = (opens, closes, transfers, requests)
     for table in tables:
         table.connection = place[table.connection].astype("<u4")
-    named = [(connections, "container"), (connections, "process")]
-    named += [(requests, column) for column in STRINGS]
+    named: list[tuple[Table, str]] = [(connections, "container"), (connections, "process")]
+    named.extend((requests, column) for column in STRINGS)
     used = np.unique(np.concatenate([getattr(table, column) for table, column in named]))
     order = [0, *(int(index) for index in used if index)]
     renamed = np.zeros(len(batch.names), "<u4")
     renamed[order] = np.arange(len(order), dtype="<u4")
-    for table, column in named:
-        setattr(table, column, renamed[getattr(table, column)])
+    for named_table, column in named:
+        setattr(named_table, column, renamed[getattr(named_table, column)])
     header = batch.header
     header.ledger = [
         Entry(stage, kind, "", in_count=rows, out_count=rows)

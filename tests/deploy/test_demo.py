@@ -155,6 +155,7 @@ def test_the_ledger_of_the_recording_closes_and_names_its_rows() -> None:
         counts = {(e.stage, e.kind): e for e in batch.header.ledger}
         for kind, table in (
             ("open", batch.opens), ("close", batch.closes), ("transfer", batch.transfers),
+            ("request", batch.requests),
         ):  # fmt: skip
             entry = counts.get(("collector", kind), Entry("collector", kind, ""))
             assert entry.in_count == entry.out_count == table.rows
@@ -172,6 +173,11 @@ def test_reducing_keeps_exactly_the_events_of_the_container() -> None:
     assert int(reduced.transfers.size.sum()) == expected
     assert set(reduced.connections.local_port.tolist()) == ports
     assert {reduced.names[index] for index in reduced.connections.container} == {chosen}
+    calls, rows = batch.requests.take(is_chosen[batch.requests.connection]), reduced.requests.rows
+    assert rows == calls.rows
+    for column in ("path", "method", "host"):
+        told = [reduced.names[number] for number in getattr(reduced.requests, column)]
+        assert told == [batch.names[number] for number in getattr(calls, column)]
     assert only_containers(reduced, set()).events == 0
 
 
