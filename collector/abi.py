@@ -13,6 +13,7 @@ import numpy as np
 __all__ = [
     "CONNECTION_RECORD",
     "COUNTS",
+    "DROP_RECORD",
     "LAYOUT_HASH",
     "PROCESS_RECORD",
     "TRANSFER_RECORD",
@@ -135,6 +136,7 @@ class Kind(IntEnum):
     CLOSE = 2
     TRANSFER = 3
     PROCESS = 4
+    DROP = 5
 
 
 class ProcessEvent(IntEnum):
@@ -144,7 +146,7 @@ class ProcessEvent(IntEnum):
     EXIT = 2
 
 
-LAYOUT_HASH: Final = "9e7da58c2c4bf414fbe4d8beab02a235416fa748850f16659d1b87a015c629dc"
+LAYOUT_HASH: Final = "509bf84c3e9b7c28f1712ce5b5479431073a7160e678bc1c5aec230add6a9969"
 """See `hash_layout`."""
 
 CONNECTION_RECORD: Final = np.dtype(
@@ -311,6 +313,40 @@ PROCESS_RECORD: Final = np.dtype(
     }
 )
 """``struct podwire_process_record``."""
+
+DROP_RECORD: Final = np.dtype(
+    {
+        "names": [
+            "connection_id",
+            "end_ns",
+            "sequence",
+            "packets",
+            "reason",
+            "cpu",
+            "pad",
+        ],
+        "formats": [
+            "<u8",
+            "<u8",
+            "<u8",
+            "<u4",
+            "<u4",
+            "<u2",
+            ("u1", (22,)),
+        ],
+        "offsets": [
+            0,
+            8,
+            16,
+            24,
+            28,
+            32,
+            34,
+        ],
+        "itemsize": 56,
+    }
+)
+"""``struct podwire_drop_record``."""
 
 COUNTS: Final = np.dtype(
     {

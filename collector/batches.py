@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
-from collector.abi import COUNTS, Call, ConnectionEvent, Kind, MeasuredFlag
+from collector.abi import COUNTS, DROP_RECORD, Call, ConnectionEvent, Kind, MeasuredFlag
 from collector.connections import ROW
 from schemas.columns import UNMEASURED_U32, UNMEASURED_U64, Table
 from schemas.events import (
@@ -24,6 +24,7 @@ from schemas.events import (
     Closes,
     Connections,
     Direction,
+    Drops,
     EventBatch,
     OpenKind,
     Opens,
@@ -33,7 +34,7 @@ from schemas.ledger import Entry, Ledger
 from schemas.topics import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -105,10 +106,13 @@ class _Events:
     closes: Closes
     transfer_slots: NDArray[np.int64]
     transfers: Transfers
+    drop_slots: NDArray[np.int64]
+    drops: Drops
+    """Until they are assembled, their reasons are numbers of the builder's names."""
 
     @property
     def count(self) -> int:
-        return self.opens.rows + self.closes.rows + self.transfers.rows
+        return self.opens.rows + self.closes.rows + self.transfers.rows + self.drops.rows
 
     def halves(self) -> tuple[_Events, _Events]:
         pieces: list[list[Any]] = [[], []]
@@ -117,6 +121,7 @@ class _Events:
             (self.open_slots, self.opens),
             (self.close_slots, self.closes),
             (self.transfer_slots, self.transfers),
+            (self.drop_slots, self.drops),
         ):
             # An odd row goes to the smaller piece, so that two events always part.
             middle = (len(slots) + (first <= second)) // 2
@@ -130,7 +135,8 @@ class _Events:
 class BatchBuilder:
     """Builds the batches of one run; ``sequence`` stays 0, whoever sends them numbers them.
 
-    ``measured`` are the figures that the hooks of this node can give, whatever a record says.
+    ``measured`` are the figures that the hooks of this node can give, whatever a record says;
+    ``reasons`` the kernel's names of its reasons to drop a packet.
     """
 
     run: Run
@@ -138,7 +144,9 @@ class BatchBuilder:
     names: NameTable
     limits: Limits = field(default_factory=Limits)
     measured: frozenset[str] = COUNTERS
+    reasons: Mapping[int, str] = field(default_factory=dict)
     _waiting: NDArray[Any] | None = None
+    _waiting_drops: NDArray[Any] | None = None
     _watermark_ns: int = 0
     _unmeasured: U32 = field(init=False)
 
@@ -154,6 +162,7 @@ class BatchBuilder:
         watermark_ns: int,
         ledger: Ledger,
         final: bool = False,
+        drops: NDArray[Any] | None = None,
     ) -> list[EventBatch]:
         """Turn what was drained since the last build into batches, at least one.
 
@@ -164,8 +173,11 @@ class BatchBuilder:
             watermark_ns: Unix time before which no further event can come; never moves back.
             ledger: Counts from elsewhere to report; emptied into the last batch.
             final: Whether the run ends: then nothing waits any longer.
+            drops: Shape (l,), fields of ``struct podwire_drop_record``; None is none.
         """
-        events, held_since = self._events(connections, transfers, anchor, ledger, final)
+        if drops is None:
+            drops = np.empty(0, DROP_RECORD)
+        events, held_since = self._events(connections, transfers, drops, anchor, ledger, final)
         if held_since:
             watermark_ns = min(watermark_ns, held_since - 1)
         watermark_ns = max(watermark_ns, self._watermark_ns)
@@ -180,6 +192,7 @@ class BatchBuilder:
                 ("open", batch.opens.rows),
                 ("close", batch.closes.rows),
                 ("transfer", batch.transfers.rows),
+                ("drop", batch.drops.rows),
             ):
                 own.passed("collector", kind, entered=rows, left=rows)  # type: ignore[arg-type]
             if batch is batches[-1]:
@@ -192,6 +205,7 @@ class BatchBuilder:
         self,
         connections: NDArray[Any],
         transfers: NDArray[Any],
+        drops: NDArray[Any],
         anchor: ClockAnchor,
         ledger: Ledger,
         final: bool,
@@ -219,6 +233,9 @@ class BatchBuilder:
         transfers, transfer_slots, held_since = self._known_transfers(
             transfers, anchor, ledger, final
         )
+        drops, drop_slots, drops_held_since = self._known_drops(drops, anchor, ledger, final)
+        if drops_held_since:
+            held_since = min(held_since or drops_held_since, drops_held_since)
         return _Events(
             open_slots=slots[opened],
             opens=Opens(
@@ -246,7 +263,20 @@ class BatchBuilder:
                 size=transfers["size"],
                 figures=self._figures(transfers),
             ),
+            drop_slots=drop_slots,
+            drops=Drops(
+                connection=np.zeros(len(drops), np.uint32),
+                end_ns=anchor.to_unix_ns(drops["end_ns"]),
+                reason=self._reasons(drops["reason"]),
+                packets=drops["packets"],
+            ),
         ), held_since
+
+    def _reasons(self, numbers: NDArray[np.uint32]) -> U32:
+        names = [
+            self.names.number(self.reasons.get(number, str(number))) for number in numbers.tolist()
+        ]
+        return np.array(names, np.uint32)
 
     def _figures(self, transfers: NDArray[Any]) -> U32:
         # All ones over a value make it the one that means unmeasured.
@@ -272,28 +302,48 @@ class BatchBuilder:
         if no_call.any():
             timed = transfers["duration_ns"] != UNMEASURED_U64
             valid &= ~(no_call & ((transfers["size"] != 0) | timed))
-        slots = self.table.find(transfers["connection_id"])
+        before = 0 if late is None else len(late)
+        kept, slots, waiting = self._known("transfer", transfers, valid, before, ledger, final)
+        self._waiting = waiting if len(waiting) else None
+        return kept, slots, _first_ns(waiting, anchor)
+
+    def _known_drops(
+        self, drops: NDArray[Any], anchor: ClockAnchor, ledger: Ledger, final: bool
+    ) -> tuple[NDArray[Any], NDArray[np.int64], int]:
+        late = self._waiting_drops
+        if late is not None:
+            drops = np.concatenate([late, drops])
+        before = 0 if late is None else len(late)
+        valid = (drops["packets"] != 0) & (drops["reason"] != 0)
+        kept, slots, waiting = self._known("drop", drops, valid, before, ledger, final)
+        self._waiting_drops = waiting if len(waiting) else None
+        return kept, slots, _first_ns(waiting, anchor)
+
+    def _known(
+        self,
+        kind: str,
+        records: NDArray[Any],
+        valid: NDArray[np.bool_],
+        before: int,
+        ledger: Ledger,
+        final: bool,
+    ) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[Any]]:
+        # The valid records of known connections with their slots, and those that wait for theirs:
+        # the first `before` of them have done so.
+        slots = self.table.find(records["connection_id"])
         known = slots >= 0
         excluded = known & valid & (self.table.rows["excluded"][slots] != 0)
         if excluded.any():
-            _drop(ledger, "transfer", "excluded", int(np.count_nonzero(excluded)))
+            _drop(ledger, kind, "excluded", int(np.count_nonzero(excluded)))
         elif known.all() and valid.all():
-            return transfers, slots, 0
-        _drop(ledger, "transfer", "malformed", int(np.count_nonzero(~valid)))
+            return records, slots, records[:0]
+        _drop(ledger, kind, "malformed", int(np.count_nonzero(~valid)))
         unknown = ~known & valid
-        held_since = 0
         if final:
-            lost = int(np.count_nonzero(unknown))
-        else:
-            before = 0 if late is None else len(late)
-            lost = int(np.count_nonzero(unknown[:before]))
-            waiting = transfers[before:][unknown[before:]]
-            if len(waiting):
-                self._waiting = waiting
-                held_since = int(anchor.to_unix_ns(waiting["end_ns"].min(keepdims=True))[0])
-        _drop(ledger, "transfer", "unknown_connection", lost)
+            before = len(records)
+        _drop(ledger, kind, "unknown_connection", int(np.count_nonzero(unknown[:before])))
         kept = known & valid & ~excluded
-        return transfers[kept], slots[kept], held_since
+        return records[kept], slots[kept], records[before:][unknown[before:]]
 
     def _assemble(self, events: _Events) -> list[EventBatch]:
         if events.count > self.limits.events:
@@ -309,9 +359,12 @@ class BatchBuilder:
             opens=events.opens,
             closes=events.closes,
             transfers=events.transfers,
+            drops=events.drops,
         )
         rows = self.table.rows[used]
-        batch.names, (container, process) = self.names.local(rows["container"], rows["process"])
+        batch.names, (container, process, reason) = self.names.local(
+            rows["container"], rows["process"], events.drops.reason
+        )
         if events.count > 1 and self._size(events, len(used), batch.names) > (
             self.limits.message_bytes
         ):
@@ -320,7 +373,10 @@ class BatchBuilder:
         events.opens.connection = index[events.open_slots]
         events.closes.connection = index[events.close_slots]
         events.transfers.connection = index[events.transfer_slots]
-        times = [item.end_ns for item in (events.opens, events.closes, events.transfers)]
+        events.drops.connection = index[events.drop_slots]
+        events.drops.reason = reason
+        tables = (events.opens, events.closes, events.transfers, events.drops)
+        times = [item.end_ns for item in tables]
         times = [item for item in times if len(item)]
         if times:
             # A header's times are signed; no clock goes that far, but a damaged record might.
@@ -335,7 +391,12 @@ class BatchBuilder:
     def _used(self, events: _Events) -> tuple[NDArray[np.int64], U32]:
         # Marks instead of np.unique: linear in events and slots, where sorting is not.
         marked = np.zeros(self.table.capacity, bool)
-        for slots in (events.open_slots, events.close_slots, events.transfer_slots):
+        for slots in (
+            events.open_slots,
+            events.close_slots,
+            events.transfer_slots,
+            events.drop_slots,
+        ):
             marked[slots] = True
         used = np.flatnonzero(marked)
         self.table.use(used)
@@ -350,6 +411,7 @@ class BatchBuilder:
             + _table_bytes(events.opens)
             + _table_bytes(events.closes)
             + _table_bytes(events.transfers)
+            + _table_bytes(events.drops)
             + sum(len(name.encode()) + 4 for name in names)
         )
 
@@ -394,12 +456,19 @@ def as_undelivered(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def _is_published(entry: Entry) -> bool:
-    return entry.stage == "collector" and entry.kind in ("open", "close", "transfer")
+    return entry.stage == "collector" and entry.kind in ("open", "close", "transfer", "drop")
 
 
 def _drop(ledger: Ledger, kind: str, reason: str, count: int) -> None:
     ledger.passed("collector", kind, entered=count, left=0)  # type: ignore[arg-type]
     ledger.dropped("collector", kind, reason, count)  # type: ignore[arg-type]
+
+
+def _first_ns(waiting: NDArray[Any], anchor: ClockAnchor) -> int:
+    # Unix time of the earliest; 0 if there is none.
+    if not len(waiting):
+        return 0
+    return int(anchor.to_unix_ns(waiting["end_ns"].min(keepdims=True))[0])
 
 
 def _row_bytes(kind: type[Table]) -> int:

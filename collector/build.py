@@ -38,6 +38,7 @@ RECORDS: Final = {
     "podwire_connection_record": "CONNECTION_RECORD",
     "podwire_transfer_record": "TRANSFER_RECORD",
     "podwire_process_record": "PROCESS_RECORD",
+    "podwire_drop_record": "DROP_RECORD",
     "podwire_counts": "COUNTS",
 }
 

@@ -55,6 +55,9 @@ class CollectorConfig(Config):
     process_ring_bytes: int = setting(
         1 << 20, "Ring for exec and exit, 64 bytes each", minimum=65_536, maximum=1 << 30
     )
+    drop_ring_bytes: int = setting(
+        1 << 18, "Ring for reasons of lost packets, 64 bytes each", minimum=65_536, maximum=1 << 30
+    )
     ring_reader: str = setting(
         "mapped", "mapped: arrays of shared memory; libbpf: a call per record",
         choices=("mapped", "libbpf"),

@@ -137,7 +137,7 @@ def load_check(config: CollectorConfig) -> tuple[list[Check], Found]:
     constants = {"podwire_stages": int(config.stages != "off")}
     try:
         paths = object_paths(config)
-        rings = dict.fromkeys(("connections", "transfers", "processes"), _SMALL_RING)
+        rings = dict.fromkeys(("connections", "transfers", "processes", "drops"), _SMALL_RING)
         opened, hooks, passed_over = _attach(paths, constants, rings)
     except PodwireError as error:
         return [Check("programs", False, "not loaded", str(error).splitlines()[0])], Found()

@@ -16,6 +16,7 @@ from collector.attach import attach_first, missing_hooks
 from collector.btf import parse_object
 from collector.build import hash_layout
 from collector.config import object_paths
+from collector.drops import drop_reasons
 from collector.figures import POINTS, STAGE_FIGURES, measured
 from collector.pipeline import Drained
 from collector.ringbuf import Ring, SequenceTracker, create_ring
@@ -54,6 +55,7 @@ def ring_sizes(config: CollectorConfig) -> dict[str, int]:
         "connections": config.connection_ring_bytes,
         "transfers": config.transfer_ring_bytes,
         "processes": config.process_ring_bytes,
+        "drops": config.drop_ring_bytes,
     }
     for name, size in sizes.items():
         if size & (size - 1):
@@ -83,6 +85,8 @@ def _needed(hooks: Sequence[Hook]) -> list[Missing]:
 
 class KernelSource:
     """Records of the live kernel; `measured` says which figures they can carry.
+
+    `drop_reasons` are the names of its reasons by number.
 
     Raises:
         LayoutMismatch: If the object writes other records than this package reads.
@@ -116,6 +120,7 @@ class KernelSource:
             self._close_stages()
             raise
         self.measured = measured((*self.hooks, *self.stages.hooks))
+        self.drop_reasons = drop_reasons()
         if passed_over:
             _LOG.warning("using %s: %s", self._object.path.name, passed_over)
         self._counted = np.zeros((_KINDS, _OUTCOMES), np.uint64)
@@ -125,6 +130,7 @@ class KernelSource:
             "connections": abi.CONNECTION_RECORD,
             "transfers": abi.TRANSFER_RECORD,
             "processes": abi.PROCESS_RECORD,
+            "drops": abi.DROP_RECORD,
         }
         try:
             for name, size in sizes.items():
@@ -186,12 +192,13 @@ class KernelSource:
     def drain(self) -> Drained:
         """Take what is in the rings.
 
-        Transfers come first: whatever was announced before them is then still to be read. Execs
-        and exits come last, so that none is missing that is older than a connection.
+        Transfers and drops come first: whatever was announced before them is then still to be read.
+        Execs and exits come last, so that none is missing that is older than a connection.
         """
         transfers = self._drain("transfers")
+        drops = self._drain("drops")
         connections = self._drain("connections")
-        return Drained(connections, transfers, self._drain("processes"))
+        return Drained(connections, transfers, self._drain("processes"), drops)
 
     def _drain(self, name: str) -> NDArray[Any]:
         records = self._rings[name].drain()
@@ -204,7 +211,7 @@ class KernelSource:
         return any(ring.used > ring.size * _CROWDED for ring in self._rings.values())
 
     def counts(self) -> NDArray[np.uint64]:
-        """Return the increments of the kernel's counters, summed over CPUs, shape (5, 4)."""
+        """Return the increments of the kernel's counters, summed over CPUs, shape (6, 4)."""
         self._count_skipped()
         for name, ring in self._rings.items():
             gauge("podwire_collector_ring_used_bytes").labels(name).set(ring.used)

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
+    "BREAKDOWNS",
+    "BREAKDOWN_BY_NAME",
+    "BREAKDOWN_SCOPES",
     "DISTRIBUTIONS",
     "DISTRIBUTION_BY_NAME",
     "DISTRIBUTION_SCOPES",
@@ -20,6 +23,7 @@ __all__ = [
     "ROLES",
     "SCOPES",
     "SCOPE_BY_NAME",
+    "Breakdown",
     "Distribution",
     "Figure",
     "Scope",
@@ -91,6 +95,18 @@ class Distribution:
     def column(self) -> str:
         """Column of the histogram."""
         return f"{self.name}_histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Breakdown:
+    """A figure told apart by names that nobody knows before: counts by name per minute.
+
+    Its counts add up to the figure; what has no name counts under the empty one.
+    """
+
+    name: str
+    figure: str
+    description: str
 
 
 def _figures(group: Group, rows: str) -> tuple[Figure, ...]:
@@ -231,6 +247,18 @@ DISTRIBUTIONS: tuple[Distribution, ...] = (
 DISTRIBUTION_SCOPES = ("service", "service_relation")
 """The scopes that have them."""
 
+BREAKDOWNS: tuple[Breakdown, ...] = (
+    Breakdown(
+        "write_lost_packet_reasons",
+        "write_lost_packet_count",
+        "Packets dropped on this host on the way out, by the kernel's reason",
+    ),
+)
+"""Columns of the metrics tables of `BREAKDOWN_SCOPES`, after the histograms."""
+
+BREAKDOWN_SCOPES = ("service", "service_relation")
+"""The scopes that have them."""
+
 PROVENANCE: tuple[Figure, ...] = _figures(
     "provenance",
     """
@@ -271,6 +299,7 @@ SCOPES: tuple[Scope, ...] = (
 FIGURE_BY_NAME = {figure.name: figure for figure in (*FIGURES, *PROVENANCE)}
 SCOPE_BY_NAME = {scope.name: scope for scope in SCOPES}
 DISTRIBUTION_BY_NAME = {distribution.name: distribution for distribution in DISTRIBUTIONS}
+BREAKDOWN_BY_NAME = {breakdown.name: breakdown for breakdown in BREAKDOWNS}
 
 
 @dataclass(frozen=True, slots=True)

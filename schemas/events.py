@@ -29,6 +29,7 @@ __all__ = [
     "ConnectionFlag",
     "Connections",
     "Direction",
+    "Drops",
     "EventBatch",
     "OpenKind",
     "Opens",
@@ -179,6 +180,20 @@ class Transfers(Table):
 
 
 @dataclass(slots=True)
+class Drops(Table):
+    """Packets that the host dropped on their way out, by the kernel's reason.
+
+    They add to ``write_lost_packet_count`` of `Transfers.figures`, which has those without one.
+    ``reason`` indexes the batch's ``names``.
+    """
+
+    connection: U32 = column("<u4")
+    end_ns: U64 = column("<u8")
+    reason: U32 = column("<u4")
+    packets: U32 = column("<u4")
+
+
+@dataclass(slots=True)
 class BatchHeader:
     """Who sent the batch, what it covers, and what was lost on the way."""
 
@@ -200,8 +215,8 @@ class BatchHeader:
 class EventBatch:
     """One message of ``podwire.events.v1``.
 
-    ``names`` is the dictionary that ``connections.container`` and ``.process`` index; index 0 is
-    the empty string.
+    ``names`` is the dictionary that ``connections.container`` and ``.process`` and
+    ``drops.reason`` index; index 0 is the empty string.
     """
 
     header: BatchHeader = field(default_factory=BatchHeader)
@@ -210,11 +225,12 @@ class EventBatch:
     opens: Opens = field(default_factory=Opens)
     closes: Closes = field(default_factory=Closes)
     transfers: Transfers = field(default_factory=Transfers)
+    drops: Drops = field(default_factory=Drops)
 
     @property
     def events(self) -> int:
         """Number of events of all kinds."""
-        return self.opens.rows + self.closes.rows + self.transfers.rows
+        return self.opens.rows + self.closes.rows + self.transfers.rows + self.drops.rows
 
 
 _FIELDS = wire.EventBatch.DESCRIPTOR.fields_by_name
@@ -250,7 +266,7 @@ def encode_batch(batch: EventBatch) -> bytes:
     message.connections.names.extend(batch.names)
     # What occurs twice on the wire is one message to its reader: the names, then the columns.
     parts: list[bytes | memoryview] = [message.SerializeToString()]
-    for name in ("connections", "opens", "closes", "transfers"):
+    for name in ("connections", "opens", "closes", "transfers", "drops"):
         parts += encode_table(getattr(batch, name), _FIELDS[name])
     return b"".join(parts)
 
@@ -281,7 +297,9 @@ def decode_batch(data: bytes) -> EventBatch:
     opens = decode_table(Opens, message.opens)
     closes = decode_table(Closes, message.closes)
     transfers = decode_table(Transfers, message.transfers)
-    for table in (opens, closes, transfers):
+    drops = decode_table(Drops, message.drops)
+    _check_index("names", drops.reason, len(names))
+    for table in (opens, closes, transfers, drops):
         _check_index("connection", table.connection, connections.rows)
     if opens.rows and not ((opens.kind == 1) | (opens.kind == 2)).all():
         raise DecodeError("open kind is neither 1 nor 2")
@@ -300,6 +318,7 @@ def decode_batch(data: bytes) -> EventBatch:
         opens=opens,
         closes=closes,
         transfers=transfers,
+        drops=drops,
     )
 
 

@@ -13,7 +13,7 @@ __all__ = ["KINDS", "REASONS", "STAGES", "Entry", "Kind", "Ledger", "Reason", "S
 Stage = Literal["kernel", "collector", "streams", "sink"]
 """kernel: hooks to ring; collector: ring to Kafka; streams: Kafka to minutes; sink: to SQL."""
 
-Kind = Literal["open", "close", "transfer", "connection", "process", "block"]
+Kind = Literal["open", "close", "transfer", "drop", "connection", "process", "block"]
 
 Reason = Literal[
     "ring_full",  # kernel: no room in the ring buffer

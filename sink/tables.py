@@ -14,6 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from schemas.catalogue import (
+    BREAKDOWN_SCOPES,
+    BREAKDOWNS,
     DISTRIBUTION_SCOPES,
     DISTRIBUTIONS,
     FIGURES,
@@ -27,6 +29,7 @@ from schemas.catalogue import (
 __all__ = [
     "BASE_TABLES",
     "BLOCKS",
+    "BREAKDOWN",
     "DEAD_LETTERS",
     "ENTITY_TABLES",
     "HISTOGRAM",
@@ -50,6 +53,9 @@ SCHEMA_VERSION = 2
 HISTOGRAM = "Map(UInt16, UInt64)"
 """How often each bucket of `schemas.histograms` occurred; maps are summed key by key."""
 
+BREAKDOWN = "Map(String, UInt64)"
+"""A figure by names."""
+
 COUNTER = "CODEC(T64, ZSTD(1))"
 TIME = "CODEC(DoubleDelta, ZSTD(1))"
 
@@ -65,7 +71,7 @@ KEY_COMMENTS = {
     "server_instance": "Pod that accepted the connection",
     "node": "Node that the events come from; empty for stages that are not on a node",
     "stage": "Stage of the pipeline: kernel, collector, streams or sink",
-    "kind": "What is counted: open, close, transfer, connection, process or block",
+    "kind": "What is counted: open, close, transfer, drop, connection, process or block",
     "reason": "Why it was dropped; empty for what came in and went out",
 }
 
@@ -168,13 +174,28 @@ def _histogram_columns(scope: Scope) -> tuple[Column, ...]:
     )
 
 
+def _breakdown_columns(scope: Scope) -> tuple[Column, ...]:
+    if scope.name not in BREAKDOWN_SCOPES:
+        return ()
+    return tuple(
+        Column(
+            breakdown.name,
+            BREAKDOWN,
+            f"{breakdown.description}; empty name: without one. Adds up to {breakdown.figure}",
+            "CODEC(ZSTD(1))",
+        )
+        for breakdown in BREAKDOWNS
+    )
+
+
 def metrics_columns(scope: Scope, time_comment: str) -> tuple[Column, ...]:
-    """Columns of a scope's rows: time, keys, figures with their counts, provenance, histograms."""
+    """Columns of a scope's rows: time, keys, figures with counts, provenance, then the maps."""
     return (
         Column("time", "DateTime('UTC')", time_comment, TIME),
         *_names(scope.keys),
         *_figure_columns((*FIGURES, *PROVENANCE)),
         *_histogram_columns(scope),
+        *_breakdown_columns(scope),
     )
 
 

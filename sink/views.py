@@ -15,11 +15,11 @@ from schemas.catalogue import (
     Figure,
     Scope,
 )
+from sink.drops import DROP_VIEWS
 from sink.tables import (
     BLOCKS,
     DEAD_LETTERS,
     ENTITY_TABLES,
-    HISTOGRAM,
     KEY_COMMENTS,
     LEDGER_TABLE,
     ROLLED,
@@ -63,8 +63,8 @@ def _metrics_view(scope: Scope, name: str, what: str, source: str) -> View:
         columns.append(Column(figure.measured_name, "UInt64", comment))
         terms.append(f"{measured} AS {figure.measured_name}")
     for column in declared.values():
-        if column.type == HISTOGRAM:
-            columns.append(Column(column.name, HISTOGRAM, column.comment))
+        if _is_map(column):
+            columns.append(Column(column.name, column.type, column.comment))
             terms.append(f"{_total(column)} AS {column.name}")
     keys = ", ".join(f"t.{key}" for key in ("time", *scope.keys))
     return View(
@@ -75,8 +75,12 @@ def _metrics_view(scope: Scope, name: str, what: str, source: str) -> View:
     )
 
 
+def _is_map(column: Column) -> bool:
+    return column.type.startswith("Map(")
+
+
 def _total(column: Column) -> str:
-    return f"{'sumMap' if column.type == HISTOGRAM else 'sum'}(t.{column.name})"
+    return f"{'sumMap' if _is_map(column) else 'sum'}(t.{column.name})"
 
 
 def _rollup_view(rollup: Rollup) -> View:
@@ -322,6 +326,7 @@ VIEWS: tuple[View, ...] = (
     *(_rollup_view(rollup) for rollup in ROLLUPS),
     *(_overview(scope) for scope in SCOPES),
     *WAIT_VIEWS,
+    *DROP_VIEWS,
     *(_entity_view(scope) for scope in SCOPES),
     _ledger_view(),
     _balance_view(),

@@ -19,12 +19,12 @@ from streams.figures import WAITED, add_sums, is_unmeasured, long_waits, measure
 from streams.histograms import SpreadCounts, Values, spread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from schemas.columns import U64
-    from schemas.events import BatchHeader, Closes, EventBatch, Opens, Transfers
+    from schemas.events import BatchHeader, Closes, Drops, EventBatch, Opens, Transfers
     from schemas.ledger import Reason
     from streams.identity import Relation
     from streams.resolver import Resolution
@@ -50,18 +50,22 @@ _PLAIN: Final = (
         for column in ((figure.name, figure.measured_name) if figure.optional else (figure.name,))
     ),
     "transfer_events",
+    "drop_events",
 )
 COLUMNS: Final = (*_PLAIN, *_STAGED, *(f"{name}_measured_count" for name in _STAGED))
 """Columns of the sums, in order: those of every batch, then those of `Transfers.figures`.
 
-``transfer_events`` is none of the catalogue's: it counts the rows that are no call as well.
+``transfer_events`` and ``drop_events`` are none of the catalogue's: the first counts the rows that
+are no call as well, the second the rows of `EventBatch.drops`.
 """
 
 _AT: Final = {name: place for place, name in enumerate(COLUMNS)}
 _OPEN: Final = [_AT["connect_count"], _AT["accept_count"]]
 _CLOSE: Final = [_AT["close_count"]]
 _TRANSFER: Final = [_AT["transfer_events"]]
-EVENT_COLUMNS: Final = (*_OPEN, *_CLOSE, *_TRANSFER)
+_DROP: Final = [_AT["drop_events"]]
+_LOST: Final = _AT["write_lost_packet_count"]
+EVENT_COLUMNS: Final = (*_OPEN, *_CLOSE, *_TRANSFER, *_DROP)
 """Places of the columns that together count every event once."""
 
 _MINUTE_NS = 60_000_000_000
@@ -82,6 +86,7 @@ class Contribution:
         relations: Whose the rows of `sums` are, each relation once.
         sums: Shape (relations, columns): the first of COLUMNS, or all.
         stages: The stage values of the calls, by place in `relations`.
+        losses: Lost packets by place in `relations` and reason; they are in `sums` as well.
         ledger: in, out and dropped counts.
         lost: Events lost before they reached this batch, by its node.
     """
@@ -90,6 +95,7 @@ class Contribution:
     relations: list[Relation] = field(default_factory=list)
     sums: U64 = field(default_factory=lambda: np.zeros((0, len(_PLAIN)), np.uint64))
     stages: list[Values] = field(default_factory=list)
+    losses: dict[tuple[int, str], int] = field(default_factory=dict)
     ledger: dict[LedgerKey, list[int]] = field(default_factory=dict)
     lost: dict[str, int] = field(default_factory=dict)
 
@@ -116,6 +122,7 @@ class MinuteSums:
         self._owners: dict[tuple[str, int, str, str], int] = {}
         self._owner: list[int] = []
         self._spread = SpreadCounts()
+        self.losses: dict[tuple[int, str], int] = {}
         self.ledger: dict[LedgerKey, list[int]] = {}
         self.lost: dict[str, int] = {}
 
@@ -150,6 +157,9 @@ class MinuteSums:
                 owners = np.array(self._owner, np.intp)[index]
                 for values in part.stages:
                     self._spread.add(values, owners)
+            for (place, reason), packets in part.losses.items():
+                loss = (int(index[place]), reason)
+                self.losses[loss] = self.losses.get(loss, 0) + packets
         for key, (entered, left, dropped) in part.ledger.items():
             _count(self.ledger, key, entered, left, dropped)
         for node, count in part.lost.items():
@@ -186,24 +196,25 @@ def header_minute(header: BatchHeader) -> int:
 def contributions(batch: EventBatch, resolution: Resolution) -> list[Contribution]:
     """Return what the batch adds to each minute it touches, its ledger included."""
     found: dict[int, Contribution] = {}
-    for minute_s, opens, closes, transfers in _by_minute(batch):
+    for minute_s, opens, closes, transfers, drops in _by_minute(batch):
         if minute_s is None:
             own = header_minute(batch.header)
             part = found.setdefault(own, Contribution(own))
-            _drop_malformed(part, batch.header, opens, closes, transfers)
+            _drop_malformed(part, batch.header, opens, closes, transfers, drops)
             continue
         part = found.setdefault(minute_s, Contribution(minute_s))
-        sums, stages = _sums(resolution, opens, closes, transfers)
-        _keep(part, batch.header, resolution.relations, sums, stages)
+        sums, stages = _sums(resolution, opens, closes, transfers, drops)
+        losses = _losses(resolution, drops, batch.names)
+        _keep(part, batch.header, resolution.relations, sums, stages, losses)
     _add_header(found, batch.header)
     return [found[minute_s] for minute_s in sorted(found)]
 
 
 def _by_minute(
     batch: EventBatch,
-) -> Iterator[tuple[int | None, Opens, Closes, Transfers]]:
+) -> Iterator[tuple[int | None, Opens, Closes, Transfers, Drops]]:
     # The events of each minute; None: those whose time cannot be. Most batches lie in one minute.
-    tables = (batch.opens, batch.closes, batch.transfers)
+    tables = (batch.opens, batch.closes, batch.transfers, batch.drops)
     spans = [(int(t.end_ns.min()), int(t.end_ns.max())) for t in tables if t.rows]
     if not spans:
         return
@@ -218,11 +229,13 @@ def _by_minute(
             batch.opens.take(~sane[0]),
             batch.closes.take(~sane[1]),
             batch.transfers.take(~sane[2]),
+            batch.drops.take(~sane[3]),
         )
         tables = (
             batch.opens.take(sane[0]),
             batch.closes.take(sane[1]),
             batch.transfers.take(sane[2]),
+            batch.drops.take(sane[3]),
         )
         times = [t.end_ns for t in tables if t.rows]
         if not times:
@@ -234,18 +247,18 @@ def _by_minute(
         return
     minutes = [table.end_ns // np.uint64(_MINUTE_NS) for table in tables]
     for minute in np.unique(np.concatenate(minutes)).tolist():
-        opens, closes, transfers = (
+        opens, closes, transfers, drops = (
             table.take(of_row == minute) for table, of_row in zip(tables, minutes, strict=True)
         )
-        yield minute * 60, opens, closes, transfers  # type: ignore[misc]
+        yield minute * 60, opens, closes, transfers, drops  # type: ignore[misc]
 
 
 def _sums(
-    resolution: Resolution, opens: Opens, closes: Closes, transfers: Transfers
+    resolution: Resolution, opens: Opens, closes: Closes, transfers: Transfers, drops: Drops
 ) -> tuple[U64, list[Values]]:
     size = len(resolution.relations)
     staged = not is_unmeasured(transfers.figures)
-    sums = np.zeros((size, len(COLUMNS) if staged else len(_PLAIN)), np.uint64)
+    sums = np.zeros((size, len(COLUMNS) if staged or drops.rows else len(_PLAIN)), np.uint64)
     stages: list[Values] = []
     index = resolution.index
     if opens.rows:
@@ -268,7 +281,25 @@ def _sums(
         _add_transfers(sums, group, transfers, called)
         if staged:
             stages = _add_staged(sums, group, transfers, called)
+    if drops.rows:
+        group = index[drops.connection]
+        sums[:, _DROP[0]] = np.bincount(group, minlength=size)
+        sums[:, _LOST] += _exact_sums(group, drops.packets, size)
     return sums, stages
+
+
+def _losses(
+    resolution: Resolution, drops: Drops, names: Sequence[str]
+) -> dict[tuple[int, str], int]:
+    # Row by row: a host drops few packets, and of a connection only when its records are made.
+    losses: dict[tuple[int, str], int] = {}
+    group = resolution.index[drops.connection]
+    for place, reason, packets in zip(
+        group.tolist(), drops.reason.tolist(), drops.packets.tolist(), strict=True
+    ):
+        loss = (place, names[reason])
+        losses[loss] = losses.get(loss, 0) + packets
+    return losses
 
 
 def _add_transfers(
@@ -371,6 +402,7 @@ def _keep(
     relations: list[Relation],
     sums: U64,
     stages: list[Values],
+    losses: dict[tuple[int, str], int],
 ) -> None:
     # Rows of relations that had events, less those inside one pod; and the ledger of all.
     events = sums[:, EVENT_COLUMNS].sum(axis=1)
@@ -378,13 +410,24 @@ def _keep(
     kept = np.flatnonzero((events > 0) & ~internal)
     if len(kept) == len(relations):
         part.relations, part.sums, part.stages = relations, sums, stages
+        part.losses = losses
     else:
         part.relations = [relations[place] for place in kept.tolist()]
         part.sums = sums[kept]
         places = np.full(len(relations), -1, np.intp)
         places[kept] = np.arange(len(kept))
         part.stages = [values.within(places) for values in stages]
-    for kind, columns in (("open", _OPEN), ("close", _CLOSE), ("transfer", _TRANSFER)):
+        part.losses = {
+            (int(places[place]), reason): packets
+            for (place, reason), packets in losses.items()
+            if places[place] >= 0
+        }
+    for kind, columns in (
+        ("open", _OPEN),
+        ("close", _CLOSE),
+        ("transfer", _TRANSFER),
+        ("drop", _DROP),
+    ):
         each = sums[:, columns].sum(axis=1)
         total, inside = int(each.sum()), int(each[internal].sum())
         key = (header.cluster, header.node, "streams", kind)
@@ -400,10 +443,16 @@ def _keep(
 
 
 def _drop_malformed(
-    part: Contribution, header: BatchHeader, opens: Opens, closes: Closes, transfers: Transfers
+    part: Contribution,
+    header: BatchHeader,
+    opens: Opens,
+    closes: Closes,
+    transfers: Transfers,
+    drops: Drops,
 ) -> None:
-    for kind, rows in (("open", opens.rows), ("close", closes.rows), ("transfer", transfers.rows)):
-        if rows:
+    tables = (("open", opens), ("close", closes), ("transfer", transfers), ("drop", drops))
+    for kind, table in tables:
+        if rows := table.rows:
             key = (header.cluster, header.node, "streams", kind)
             part.count((*key, ""), rows, 0, 0)
             part.count((*key, "malformed"), 0, 0, rows)
@@ -419,7 +468,7 @@ def _add_header(found: dict[int, Contribution], header: BatchHeader) -> None:
     for entry in header.ledger:
         key = (header.cluster, header.node, entry.stage, entry.kind, entry.reason)
         part.count(key, entry.in_count, entry.out_count, entry.dropped_count)
-        if entry.kind in ("open", "close", "transfer") and entry.reason != "excluded":
+        if entry.kind in ("open", "close", "transfer", "drop") and entry.reason != "excluded":
             lost += entry.dropped_count
     if lost:
         part.lost[header.node] = part.lost.get(header.node, 0) + lost
@@ -438,7 +487,12 @@ def duplicate(batch: EventBatch) -> Contribution:
     """Return the ledger of a batch that was here before: all of it came in, all was dropped."""
     header = batch.header
     part = Contribution(header_minute(header))
-    kinds = (("open", batch.opens), ("close", batch.closes), ("transfer", batch.transfers))
+    kinds = (
+        ("open", batch.opens),
+        ("close", batch.closes),
+        ("transfer", batch.transfers),
+        ("drop", batch.drops),
+    )
     for kind, table in kinds:
         if table.rows:
             key = (header.cluster, header.node, "streams", kind)

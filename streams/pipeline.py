@@ -347,6 +347,7 @@ def _count_events(batch: EventBatch, parts: Sequence[Contribution] | None) -> No
             ("open", batch.opens),
             ("close", batch.closes),
             ("transfer", batch.transfers),
+            ("drop", batch.drops),
         ):
             total.labels("streams", kind, "in").inc(table.rows)
             total.labels("streams", kind, "duplicate").inc(table.rows)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from schemas.catalogue import (
+    BREAKDOWN_SCOPES,
+    BREAKDOWNS,
     DISTRIBUTION_SCOPES,
     DISTRIBUTIONS,
     FIGURES,
@@ -14,7 +16,7 @@ from schemas.catalogue import (
     ROLES,
     SCOPE_BY_NAME,
 )
-from schemas.metrics import Histogram, MetricsTable
+from schemas.metrics import Histogram, MetricsTable, NameCounts
 from streams.aggregate import COLUMNS, EVENT_COLUMNS
 from streams.histograms import WIDTH
 
@@ -78,6 +80,8 @@ def minute_tables(sums: MinuteSums) -> tuple[list[str], list[MetricsTable]]:
             keys = {key: columns[key][chosen] for key in SCOPE_BY_NAME[scope].keys}
             of_scope = spread if scope in DISTRIBUTION_SCOPES else None
             table = _table(scope, keys, node[chosen], sums.sums[chosen], lost, of_scope)
+            if scope in BREAKDOWN_SCOPES:
+                _break_down(table, sums, keys, names)
             if table.rows:
                 tables.append(table)
     if sums.ledger:
@@ -114,6 +118,27 @@ def _table(
     if spread is not None and len(spread[0]):
         table.histograms = _histograms(*spread, group)
     return table
+
+
+def _break_down(table: MetricsTable, sums: MinuteSums, keys: dict[str, U32], names: _Names) -> None:
+    # What has no reason is told under the empty name, so that the counts add up to the figure.
+    for breakdown in BREAKDOWNS:
+        total = table.figures.get(breakdown.figure)
+        if total is None or not total.any():
+            continue
+        _, _, group = _grouped(list(keys.values()))
+        found: dict[tuple[int, int], int] = {
+            (int(row), 0): int(total[row]) for row in np.flatnonzero(total)
+        }
+        for (place, reason), packets in sums.losses.items():
+            row, key = int(group[place]), names.of(reason)
+            found[row, 0] -= packets
+            found[row, key] = found.get((row, key), 0) + packets
+        entries = sorted((row, key, count) for (row, key), count in found.items() if count)
+        row_, key_, count_ = zip(*entries, strict=True)
+        table.breakdowns[breakdown.name] = NameCounts(
+            np.array(row_, np.uint32), np.array(key_, np.uint32), np.array(count_, np.uint64)
+        )
 
 
 def _histograms(

@@ -101,6 +101,8 @@ static __always_inline __u64 count_submitted(struct podwire_counts *counted, __u
 	__sync_fetch_and_add(&counted->submitted, 1);
 	if (kind == PODWIRE_KIND_TRANSFER)
 		return take_number(sequences[PODWIRE_KIND_TRANSFER], lane);
+	if (kind == PODWIRE_KIND_DROP)
+		return take_number(sequences[PODWIRE_KIND_DROP], lane);
 	return take_number(sequences[PODWIRE_KIND_PROCESS], lane);
 }
 

@@ -135,6 +135,11 @@ struct {
 } processes SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 18);
+} drops SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, PODWIRE_KINDS);
 	__type(key, __u32);
@@ -156,6 +161,7 @@ struct podwire_abi {
 	struct podwire_connection_record connection;
 	struct podwire_transfer_record transfer;
 	struct podwire_process_record process;
+	struct podwire_drop_record drop;
 	struct podwire_counts counts;
 	enum podwire_connection_event connection_event;
 	enum podwire_role role;

@@ -213,6 +213,8 @@ static __noinline int tell_rest(struct sock *sk, struct socket_state *st, __u8 d
 	take_counters(sk, st, direction, &transfer.counted);
 	if (podwire_stages)
 		flow = find_flow((__u64)sk);
+	if (flow && flow->explained > 0)
+		tell_losses(st->connection_id, bpf_ktime_get_ns(), (__u64)sk, flow);
 	if (!transfer.counted.packets && !transfer.counted.packet_bytes &&
 	    !transfer.counted.retransmits && !(flow && has_figures(flow, direction)))
 		return 0;

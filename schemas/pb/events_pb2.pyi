@@ -7,18 +7,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class EventBatch(_message.Message):
-    __slots__ = ("header", "connections", "opens", "closes", "transfers")
+    __slots__ = ("header", "connections", "opens", "closes", "transfers", "drops")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
     OPENS_FIELD_NUMBER: _ClassVar[int]
     CLOSES_FIELD_NUMBER: _ClassVar[int]
     TRANSFERS_FIELD_NUMBER: _ClassVar[int]
+    DROPS_FIELD_NUMBER: _ClassVar[int]
     header: BatchHeader
     connections: Connections
     opens: Opens
     closes: Closes
     transfers: Transfers
-    def __init__(self, header: _Optional[_Union[BatchHeader, _Mapping]] = ..., connections: _Optional[_Union[Connections, _Mapping]] = ..., opens: _Optional[_Union[Opens, _Mapping]] = ..., closes: _Optional[_Union[Closes, _Mapping]] = ..., transfers: _Optional[_Union[Transfers, _Mapping]] = ...) -> None: ...
+    drops: Drops
+    def __init__(self, header: _Optional[_Union[BatchHeader, _Mapping]] = ..., connections: _Optional[_Union[Connections, _Mapping]] = ..., opens: _Optional[_Union[Opens, _Mapping]] = ..., closes: _Optional[_Union[Closes, _Mapping]] = ..., transfers: _Optional[_Union[Transfers, _Mapping]] = ..., drops: _Optional[_Union[Drops, _Mapping]] = ...) -> None: ...
 
 class BatchHeader(_message.Message):
     __slots__ = ("layout_version", "cluster", "node", "boot_id", "run_id", "sequence", "first_event_ns", "last_event_ns", "watermark_ns", "anchor_monotonic_ns", "anchor_unix_ns", "final", "ledger")
@@ -143,3 +145,15 @@ class Transfers(_message.Message):
     size: _containers.RepeatedScalarFieldContainer[int]
     figures: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, connection: _Optional[_Iterable[int]] = ..., direction: _Optional[bytes] = ..., call: _Optional[bytes] = ..., end_ns: _Optional[_Iterable[int]] = ..., duration_ns: _Optional[_Iterable[int]] = ..., size: _Optional[_Iterable[int]] = ..., figures: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Drops(_message.Message):
+    __slots__ = ("connection", "end_ns", "reason", "packets")
+    CONNECTION_FIELD_NUMBER: _ClassVar[int]
+    END_NS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    PACKETS_FIELD_NUMBER: _ClassVar[int]
+    connection: _containers.RepeatedScalarFieldContainer[int]
+    end_ns: _containers.RepeatedScalarFieldContainer[int]
+    reason: _containers.RepeatedScalarFieldContainer[int]
+    packets: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, connection: _Optional[_Iterable[int]] = ..., end_ns: _Optional[_Iterable[int]] = ..., reason: _Optional[_Iterable[int]] = ..., packets: _Optional[_Iterable[int]] = ...) -> None: ...

@@ -27,6 +27,7 @@ class FakeSource:
     drains: list[Drained] = field(default_factory=list)
     is_crowded: bool = False
     measured: frozenset[str] = frozenset()
+    drop_reasons: dict[int, str] = field(default_factory=dict)
     detached: bool = False
     ring_full: int = 0
     _counts: NDArray[np.uint64] = field(
@@ -42,6 +43,7 @@ class FakeSource:
             self._counts[kind.get(event, Kind.OPEN), 0] += 1
         self._counts[Kind.TRANSFER, 0] += len(given.transfers)
         self._counts[Kind.PROCESS, 0] += len(given.processes)
+        self._counts[Kind.DROP, 0] += len(given.drops)
         return given
 
     def counts(self) -> NDArray[np.uint64]:

@@ -20,6 +20,7 @@ from schemas.events import (
     BatchHeader,
     Closes,
     Connections,
+    Drops,
     EventBatch,
     Opens,
     Transfers,
@@ -35,6 +36,7 @@ TABLES: dict[str, type[Table]] = {
     "opens": Opens,
     "closes": Closes,
     "transfers": Transfers,
+    "drops": Drops,
 }
 HEADER = [item.name for item in dataclasses.fields(BatchHeader) if item.name != "ledger"]
 
@@ -55,6 +57,7 @@ def small_batch() -> EventBatch:
         opens=Opens(u4, u1, u8, u8, u4),
         closes=Closes(u4, u8, u8),
         transfers=Transfers(u4, u1, u1, u8, u8, u4),
+        drops=Drops(u4, u8, np.array([1], "<u4"), np.array([2], "<u4")),
     )
 
 
@@ -269,5 +272,5 @@ def test_decoded_columns_cannot_be_changed_by_accident() -> None:
 
 
 def test_events_counts_all_kinds() -> None:
-    assert small_batch().events == 3
+    assert small_batch().events == 4
     assert EventBatch().events == 0

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from schemas.catalogue import DISTRIBUTION_SCOPES, DISTRIBUTIONS, FIGURES, PROVENANCE, SCOPES
+from schemas.catalogue import (
+    BREAKDOWN_SCOPES,
+    DISTRIBUTION_SCOPES,
+    DISTRIBUTIONS,
+    FIGURES,
+    PROVENANCE,
+    SCOPES,
+)
 from sink.statements import Layout, fingerprint, schema_statements
 from sink.tables import METRICS_TABLES, STORED
 from sink.views import VIEWS
@@ -30,6 +37,16 @@ def test_every_distribution_is_a_column_of_its_scopes_and_of_no_other():
         for suffix in ("", "_hourly", "_daily"):
             found = {c for c in columns[scope.metrics_table + suffix] if c.endswith("_histogram")}
             assert found == (wanted if scope.name in DISTRIBUTION_SCOPES else set())
+
+
+def test_every_breakdown_is_a_column_of_its_scopes_and_of_no_other():
+    columns = {relation.name: {c.name for c in relation.columns} for relation in (*STORED, *VIEWS)}
+    for scope in SCOPES:
+        for suffix in ("", "_hourly", "_daily"):
+            found = {c for c in columns[scope.metrics_table + suffix] if c.endswith("_reasons")}
+            wanted = {"write_lost_packet_reasons"} if scope.name in BREAKDOWN_SCOPES else set()
+            assert found == wanted
+            assert (f"{scope.name}_drops{suffix}" in columns) == bool(wanted)
 
 
 def test_everything_has_a_comment():

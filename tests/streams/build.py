@@ -17,6 +17,7 @@ from schemas.events import (
     Closes,
     Connections,
     Direction,
+    Drops,
     EventBatch,
     OpenKind,
     Opens,
@@ -58,6 +59,7 @@ class BatchBuilder:
     _opens: list[tuple[int, ...]] = field(default_factory=list)
     _closes: list[tuple[int, ...]] = field(default_factory=list)
     _transfers: list[tuple[int | tuple[int, ...], ...]] = field(default_factory=list)
+    _drops: list[tuple[int, ...]] = field(default_factory=list)
 
     def connection(
         self,
@@ -132,9 +134,16 @@ class BatchBuilder:
         self._transfers.append((connection, int(direction), call, at, duration, size, tuple(row)))
         return self
 
+    def drop(
+        self, connection: int, packets: int, reason: str, *, at: int = MINUTE_NS
+    ) -> BatchBuilder:
+        self._drops.append((connection, at, self._name(reason), packets))
+        return self
+
     def batch(self) -> EventBatch:
         times = [row[2] for row in self._opens] + [row[1] for row in self._closes]
         times += [row[3] for row in self._transfers]  # type: ignore[misc]
+        times += [row[1] for row in self._drops]
         return EventBatch(
             header=BatchHeader(
                 cluster=self.cluster,
@@ -152,6 +161,7 @@ class BatchBuilder:
             opens=_table(Opens, self._opens),
             closes=_table(Closes, self._closes),
             transfers=_table(Transfers, self._transfers),
+            drops=_table(Drops, self._drops),
         )
 
     def _name(self, text: str) -> int:

@@ -29,7 +29,7 @@ __all__ = ["main", "read_cost", "verify"]
 
 _LOG_BYTES: Final = 1 << 18
 _STATISTICS_ONLY: Final = 4  # BPF_LOG_STATS
-_RINGS: Final = ("connections", "transfers", "processes")
+_RINGS: Final = ("connections", "transfers", "processes", "drops")
 _FILES: Final = 65_536
 _DEMANDED: Final = "bpf,fentry,kprobe,netem"
 
