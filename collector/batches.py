@@ -135,7 +135,8 @@ class _Events:
 class BatchBuilder:
     """Builds the batches of one run; ``sequence`` stays 0, whoever sends them numbers them.
 
-    ``measured`` are the figures that the hooks of this node can give, whatever a record says;
+    ``measured`` are the figures that the hooks of this node can give, whatever a record says, and
+    ``measured_ipv6`` those over IPv6, if these are others;
     ``reasons`` the kernel's names of its reasons to drop a packet.
     """
 
@@ -144,15 +145,19 @@ class BatchBuilder:
     names: NameTable
     limits: Limits = field(default_factory=Limits)
     measured: frozenset[str] = COUNTERS
+    measured_ipv6: frozenset[str] | None = None
     reasons: Mapping[int, str] = field(default_factory=dict)
     _waiting: NDArray[Any] | None = None
     _waiting_drops: NDArray[Any] | None = None
     _watermark_ns: int = 0
     _unmeasured: U32 = field(init=False)
+    _by_family: bool = field(init=False)
 
     def __post_init__(self) -> None:
         """Prepare what every record is masked with."""
-        self._unmeasured = _unmeasured(self.measured)
+        sixth = self.measured if self.measured_ipv6 is None else self.measured_ipv6
+        self._by_family = sixth != self.measured
+        self._unmeasured = np.concatenate([_unmeasured(self.measured), _unmeasured(sixth)])
 
     def build(
         self,
@@ -261,7 +266,7 @@ class BatchBuilder:
                 end_ns=anchor.to_unix_ns(transfers["end_ns"]),
                 duration_ns=transfers["duration_ns"],
                 size=transfers["size"],
-                figures=self._figures(transfers),
+                figures=self._figures(transfers, transfer_slots),
             ),
             drop_slots=drop_slots,
             drops=Drops(
@@ -278,10 +283,12 @@ class BatchBuilder:
         ]
         return np.array(names, np.uint32)
 
-    def _figures(self, transfers: NDArray[Any]) -> U32:
+    def _figures(self, transfers: NDArray[Any], slots: NDArray[np.int64]) -> U32:
         # All ones over a value make it the one that means unmeasured.
         flags = transfers["measured"].astype(np.uint8) & np.uint8(_FLAGS - 1)
         masks = flags + (transfers["direction"] == Direction.WRITE) * np.uint8(_FLAGS)
+        if self._by_family:
+            masks += (self.table.rows["family"][slots] == 6) * np.uint8(2 * _FLAGS)
         nothing = (self._unmeasured == UNMEASURED_U32).all(axis=1)
         if nothing[masks].all():
             return np.empty((0, FIGURE_WIDTH), np.uint32)

@@ -72,6 +72,11 @@ class Source(Protocol):
         ...
 
     @property
+    def measured_ipv6(self) -> frozenset[str]:
+        """The same over IPv6."""
+        ...
+
+    @property
     def drop_reasons(self) -> Mapping[int, str]:
         """Names of the kernel's reasons to drop a packet, by number."""
         ...
@@ -141,6 +146,7 @@ class Pipeline:
             self._names,
             Limits(events=config.batch_max_events),
             measured=source.measured,
+            measured_ipv6=source.measured_ipv6,
             reasons=source.drop_reasons,
         )
         self.ledger = Ledger()

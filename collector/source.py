@@ -84,7 +84,7 @@ def _needed(hooks: Sequence[Hook]) -> list[Missing]:
 
 
 class KernelSource:
-    """Records of the live kernel; `measured` says which figures they can carry.
+    """Records of the live kernel; `measured` and `measured_ipv6` say which figures they can carry.
 
     `drop_reasons` are the names of its reasons by number.
 
@@ -119,7 +119,8 @@ class KernelSource:
         except BaseException:
             self._close_stages()
             raise
-        self.measured = measured((*self.hooks, *self.stages.hooks))
+        hooks = (*self.hooks, *self.stages.hooks)
+        self.measured, self.measured_ipv6 = measured(hooks), measured(hooks, family=6)
         self.drop_reasons = drop_reasons()
         if passed_over:
             _LOG.warning("using %s: %s", self._object.path.name, passed_over)

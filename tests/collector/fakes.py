@@ -27,6 +27,7 @@ class FakeSource:
     drains: list[Drained] = field(default_factory=list)
     is_crowded: bool = False
     measured: frozenset[str] = frozenset()
+    measured_ipv6: frozenset[str] = frozenset()
     drop_reasons: dict[int, str] = field(default_factory=dict)
     detached: bool = False
     ring_full: int = 0

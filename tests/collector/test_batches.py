@@ -349,6 +349,26 @@ def test_a_record_has_the_figures_of_its_flags() -> None:
     assert _figures(batch) == expected
 
 
+def test_figures_without_a_hook_of_ipv6_are_not_measured_there() -> None:
+    gone = frozenset({"read_l3_duration", "write_l3_duration"})
+    builder = _builder(EVERY_FIGURE)
+    builder.measured_ipv6 = EVERY_FIGURE - gone
+    builder.__post_init__()
+    known = [connection(1, E.ANNOUNCED, family=6), connection(2, E.ANNOUNCED, family=4)]
+    rows = [
+        transfer(number, direction=d, measured=BOTH, figures=PLACES)
+        for number in (1, 2)
+        for d in (READ, WRITE)
+    ]
+    (batch,) = _build(builder, known, rows)
+    assert _figures(batch) == [
+        _expected(READ_FIGURES, without=gone),
+        _expected(WRITE_FIGURES, without=gone),
+        _expected(READ_FIGURES),
+        _expected(WRITE_FIGURES),
+    ]
+
+
 def test_figures_without_a_hook_on_this_node_are_not_measured() -> None:
     gone = frozenset({"read_netfilter_count", "write_l4_duration", "write_packet_count"})
     rows = [transfer(1, direction=d, measured=BOTH, figures=PLACES) for d in (READ, WRITE)]
