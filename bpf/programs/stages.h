@@ -11,7 +11,11 @@ int BPF_PROG(netif_receive_skb, struct sk_buff *skb)
 SEC("tp_btf/tcp_probe")
 int BPF_PROG(tcp_probe, struct sock *sk, struct sk_buff *skb)
 {
-	return on_queued((__u64)sk, (__u64)skb);
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+
+	if (!tp)
+		return 0;
+	return on_queued((__u64)sk, (__u64)skb, tp->rcv_nxt, tp->copied_seq);
 }
 
 SEC("tp_btf/skb_copy_datagram_iovec")

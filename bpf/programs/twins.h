@@ -187,4 +187,7 @@ int BPF_PROG(tcp_v6_rcv_enter, __u64 skb)
 ENTER_PROBE(tcp_v6_rcv, on_tcp(a))
 
 /* tcp_rcv_state_process(sk, skb): what tcp_rcv_established(), and so tcp_probe, does not see */
-ENTER_2(tcp_rcv_state_process, on_queued)
+#define queued_of(sk, skb)                                                                         \
+	on_queued(sk, skb, BPF_CORE_READ((struct tcp_sock *)(sk), rcv_nxt),                        \
+		  BPF_CORE_READ((struct tcp_sock *)(sk), copied_seq))
+ENTER_2(tcp_rcv_state_process, queued_of)
