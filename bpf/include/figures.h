@@ -12,9 +12,11 @@ static __always_inline void forget_losses(__u64 sk)
 {
 	struct loss_key key = {.sk = sk};
 
-	for (; key.place < MAX_REASONS; key.place++)
+	for (__u32 i = 0; i < MAX_REASONS; i++) {
+		key.place = i;
 		if (bpf_map_delete_elem(&losses, &key))
 			break;
+	}
 }
 
 static __always_inline void begin_flow(struct sock *sk)

@@ -111,7 +111,8 @@ static __noinline int tell_losses(__u64 connection_id, __u64 end_ns, __u64 sk, s
 
 	if (!counted || !flow)
 		return 0;
-	for (; key.place < MAX_REASONS; key.place++) {
+	for (__u32 i = 0; i < MAX_REASONS; i++) {
+		key.place = i;
 		loss = bpf_map_lookup_elem(&losses, &key);
 		if (!loss)
 			break;

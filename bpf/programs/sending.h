@@ -280,7 +280,8 @@ static __always_inline void lose(struct flow *flow, __u64 sk, __u32 reason, __u3
 	struct loss_key key = {.sk = sk};
 	struct loss *loss;
 
-	for (; reason && key.place < MAX_REASONS; key.place++) {
+	for (__u32 i = 0; reason && i < MAX_REASONS; i++) {
+		key.place = i;
 		loss = bpf_map_lookup_elem(&losses, &key);
 		if (!loss && !bpf_map_update_elem(&losses, &key, &made, BPF_NOEXIST))
 			goto explained;
