@@ -213,8 +213,6 @@ static __noinline int tell_rest(struct sock *sk, struct socket_state *st, __u8 d
 	take_counters(sk, st, direction, &transfer.counted);
 	if (podwire_stages)
 		flow = find_flow((__u64)sk);
-	if (flow && flow->explained > 0)
-		tell_losses(st->connection_id, bpf_ktime_get_ns(), (__u64)sk, flow);
 	if (!transfer.counted.packets && !transfer.counted.packet_bytes &&
 	    !transfer.counted.retransmits && !(flow && has_figures(flow, direction)))
 		return 0;
@@ -231,6 +229,7 @@ static __noinline int tell_rest(struct sock *sk, struct socket_state *st, __u8 d
 static __always_inline int destroyed(struct sock *sk)
 {
 	struct socket_state *st = find_state(sk);
+	struct flow *flow = 0;
 	__u64 key = (__u64)sk;
 
 	if (!st)
@@ -240,6 +239,10 @@ static __always_inline int destroyed(struct sock *sk)
 		st->stage = STAGE_CLOSED;
 	closed(sk, st, TCP_CLOSE);
 	if (!st->is_own && st->announcement != ANNOUNCED_NEVER) {
+		if (podwire_stages)
+			flow = find_flow(key);
+		if (flow && flow->explained > 0)
+			tell_losses(st->connection_id, bpf_ktime_get_ns(), key, flow);
 		tell_rest(sk, st, PODWIRE_READ);
 		tell_rest(sk, st, PODWIRE_WRITE);
 	}
