@@ -321,7 +321,7 @@ def test_dropped_by_the_other_host(staged: Watch, network: Network, family: int)
 @pytest.mark.parametrize(
     "queue",
     [
-        ("tbf", "rate", "40mbit", "burst", "5k", "limit", "30k"),
+        ("tbf", "rate", "8mbit", "burst", "5k", "limit", "15k"),
         ("netem", "loss", "2%"),
         ("netem", "delay", "2ms", "loss", "2%"),
     ],
