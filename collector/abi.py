@@ -13,6 +13,7 @@ import numpy as np
 __all__ = [
     "CONNECTION_RECORD",
     "COUNTS",
+    "DROP_RECORD",
     "LAYOUT_HASH",
     "PAYLOAD_RECORD",
     "PROCESS_RECORD",
@@ -138,6 +139,7 @@ class Kind(IntEnum):
     TRANSFER = 3
     PROCESS = 4
     PAYLOAD = 5
+    DROP = 6
 
 
 class ProcessEvent(IntEnum):
@@ -147,7 +149,7 @@ class ProcessEvent(IntEnum):
     EXIT = 2
 
 
-LAYOUT_HASH: Final = "60d51a2845ae2522d98ebc8cde428312ee5057470cbbf09da16c78f4b85cc9c8"
+LAYOUT_HASH: Final = "c27863b1160466bda8cc28fa581e8828e0ab5c2bed58abdb1f521214778c7bb1"
 """See `hash_layout`."""
 
 CONNECTION_RECORD: Final = np.dtype(
@@ -382,6 +384,40 @@ VERDICT: Final = np.dtype(
     }
 )
 """``struct podwire_verdict``."""
+
+DROP_RECORD: Final = np.dtype(
+    {
+        "names": [
+            "connection_id",
+            "end_ns",
+            "sequence",
+            "packets",
+            "reason",
+            "cpu",
+            "pad",
+        ],
+        "formats": [
+            "<u8",
+            "<u8",
+            "<u8",
+            "<u4",
+            "<u4",
+            "<u2",
+            ("u1", (22,)),
+        ],
+        "offsets": [
+            0,
+            8,
+            16,
+            24,
+            28,
+            32,
+            34,
+        ],
+        "itemsize": 56,
+    }
+)
+"""``struct podwire_drop_record``."""
 
 COUNTS: Final = np.dtype(
     {

@@ -149,17 +149,29 @@ def attach_first(
         As `attach`, and why the ones before were passed over, empty for the first.
 
     Raises:
-        BpfError: The first object's, if there is none.
+        BpfError: The first object's, if there is none. One whose records could not be told apart
+            here is passed over as well.
     """
     errors: list[BpfError] = []
     for path in paths:
         try:
+            _require_nesting(path, os.uname().release)
             opened, hooks = attach(path, constants, rings, core_of(path), prepare)
         except BpfError as error:
             errors.append(error)
         else:
             return opened, hooks, "; ".join(error.operation for error in errors)
     raise errors[0]
+
+
+def _require_nesting(path: Path, release: str) -> None:
+    # Its numbers (take_number in bpf/include/hashes.h) need programs that interrupt each other but
+    # are never left for another task: else two connections would have one id.
+    if path.name == BY_DESCRIPTOR and preempts_programs(release):
+        raise BpfError(
+            f"{path.name} cannot number its records where programs are preempted, as in {release}",
+            errno.EOPNOTSUPP,
+        )
 
 
 def attach(

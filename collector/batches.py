@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
-from collector.abi import COUNTS, Call, ConnectionEvent, Kind, MeasuredFlag
+from collector.abi import COUNTS, DROP_RECORD, Call, ConnectionEvent, Kind, MeasuredFlag
 from collector.connections import ROW
 from collector.requests import Strings, request_columns
 from schemas.columns import UNMEASURED_U32, UNMEASURED_U64, Table
@@ -25,6 +25,7 @@ from schemas.events import (
     Closes,
     Connections,
     Direction,
+    Drops,
     EventBatch,
     OpenKind,
     Opens,
@@ -35,7 +36,7 @@ from schemas.ledger import Entry, Ledger
 from schemas.topics import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -110,14 +111,20 @@ class _Events:
     transfers: Transfers
     request_slots: NDArray[np.int64]
     requests: Requests
+    drop_slots: NDArray[np.int64]
+    drops: Drops
+    """Until they are assembled, their reasons are numbers of the builder's names."""
 
     @property
-    def parts(self) -> tuple[tuple[NDArray[np.int64], Opens | Closes | Transfers | Requests], ...]:
+    def parts(
+        self,
+    ) -> tuple[tuple[NDArray[np.int64], Opens | Closes | Transfers | Requests | Drops], ...]:
         return (
             (self.open_slots, self.opens),
             (self.close_slots, self.closes),
             (self.transfer_slots, self.transfers),
             (self.request_slots, self.requests),
+            (self.drop_slots, self.drops),
         )
 
     @property
@@ -140,7 +147,9 @@ class _Events:
 class BatchBuilder:
     """Builds the batches of one run; ``sequence`` stays 0, whoever sends them numbers them.
 
-    ``measured`` are the figures that the hooks of this node can give, whatever a record says.
+    ``measured`` are the figures that the hooks of this node can give, whatever a record says, and
+    ``measured_ipv6`` those over IPv6, if these are others;
+    ``reasons`` the kernel's names of its reasons to drop a packet.
     """
 
     run: Run
@@ -148,14 +157,20 @@ class BatchBuilder:
     names: NameTable
     limits: Limits = field(default_factory=Limits)
     measured: frozenset[str] = COUNTERS
+    measured_ipv6: frozenset[str] | None = None
+    reasons: Mapping[int, str] = field(default_factory=dict)
     _waiting: NDArray[Any] | None = None
+    _waiting_drops: NDArray[Any] | None = None
     _watermark_ns: int = 0
     _strings: Strings = field(default_factory=Strings)
     _unmeasured: U32 = field(init=False)
+    _by_family: bool = field(init=False)
 
     def __post_init__(self) -> None:
         """Prepare what every record is masked with."""
-        self._unmeasured = _unmeasured(self.measured)
+        sixth = self.measured if self.measured_ipv6 is None else self.measured_ipv6
+        self._by_family = sixth != self.measured
+        self._unmeasured = np.concatenate([_unmeasured(self.measured), _unmeasured(sixth)])
 
     def build(
         self,
@@ -166,6 +181,7 @@ class BatchBuilder:
         ledger: Ledger,
         final: bool = False,
         calls: Sequence[Found] = (),
+        drops: NDArray[Any] | None = None,
     ) -> list[EventBatch]:
         """Turn what was drained since the last build into batches, at least one.
 
@@ -177,8 +193,11 @@ class BatchBuilder:
             ledger: Counts from elsewhere to report; emptied into the last batch.
             final: Whether the run ends: then nothing waits any longer.
             calls: HTTP calls that ended.
+            drops: Shape (l,), fields of ``struct podwire_drop_record``; None is none.
         """
-        events, held_since = self._events(connections, transfers, anchor, ledger, final)
+        if drops is None:
+            drops = np.empty(0, DROP_RECORD)
+        events, held_since = self._events(connections, transfers, drops, anchor, ledger, final)
         self._strings = Strings()
         events.request_slots, events.requests = self._requests(calls, anchor, ledger)
         if held_since:
@@ -196,6 +215,7 @@ class BatchBuilder:
                 ("close", batch.closes.rows),
                 ("transfer", batch.transfers.rows),
                 ("request", batch.requests.rows),
+                ("drop", batch.drops.rows),
             ):
                 own.passed("collector", kind, entered=rows, left=rows)  # type: ignore[arg-type]
             if batch is batches[-1]:
@@ -208,6 +228,7 @@ class BatchBuilder:
         self,
         connections: NDArray[Any],
         transfers: NDArray[Any],
+        drops: NDArray[Any],
         anchor: ClockAnchor,
         ledger: Ledger,
         final: bool,
@@ -235,6 +256,9 @@ class BatchBuilder:
         transfers, transfer_slots, held_since = self._known_transfers(
             transfers, anchor, ledger, final
         )
+        drops, drop_slots, drops_held_since = self._known_drops(drops, anchor, ledger, final)
+        if drops_held_since:
+            held_since = min(held_since or drops_held_since, drops_held_since)
         return _Events(
             open_slots=slots[opened],
             opens=Opens(
@@ -260,7 +284,14 @@ class BatchBuilder:
                 end_ns=anchor.to_unix_ns(transfers["end_ns"]),
                 duration_ns=transfers["duration_ns"],
                 size=transfers["size"],
-                figures=self._figures(transfers),
+                figures=self._figures(transfers, transfer_slots),
+            ),
+            drop_slots=drop_slots,
+            drops=Drops(
+                connection=np.zeros(len(drops), np.uint32),
+                end_ns=anchor.to_unix_ns(drops["end_ns"]),
+                reason=self._reasons(drops["reason"]),
+                packets=drops["packets"],
             ),
             request_slots=np.empty(0, np.int64),
             requests=Requests(),
@@ -277,10 +308,18 @@ class BatchBuilder:
         _drop(ledger, "request", "unknown_connection", int(np.count_nonzero(~known)))
         return slots[known], requests.take(known)
 
-    def _figures(self, transfers: NDArray[Any]) -> U32:
+    def _reasons(self, numbers: NDArray[np.uint32]) -> U32:
+        names = [
+            self.names.number(self.reasons.get(number, str(number))) for number in numbers.tolist()
+        ]
+        return np.array(names, np.uint32)
+
+    def _figures(self, transfers: NDArray[Any], slots: NDArray[np.int64]) -> U32:
         # All ones over a value make it the one that means unmeasured.
         flags = transfers["measured"].astype(np.uint8) & np.uint8(_FLAGS - 1)
         masks = flags + (transfers["direction"] == Direction.WRITE) * np.uint8(_FLAGS)
+        if self._by_family:
+            masks += (self.table.rows["family"][slots] == 6) * np.uint8(2 * _FLAGS)
         nothing = (self._unmeasured == UNMEASURED_U32).all(axis=1)
         if nothing[masks].all():
             return np.empty((0, FIGURE_WIDTH), np.uint32)
@@ -301,28 +340,48 @@ class BatchBuilder:
         if no_call.any():
             timed = transfers["duration_ns"] != UNMEASURED_U64
             valid &= ~(no_call & ((transfers["size"] != 0) | timed))
-        slots = self.table.find(transfers["connection_id"])
+        before = 0 if late is None else len(late)
+        kept, slots, waiting = self._known("transfer", transfers, valid, before, ledger, final)
+        self._waiting = waiting if len(waiting) else None
+        return kept, slots, _first_ns(waiting, anchor)
+
+    def _known_drops(
+        self, drops: NDArray[Any], anchor: ClockAnchor, ledger: Ledger, final: bool
+    ) -> tuple[NDArray[Any], NDArray[np.int64], int]:
+        late = self._waiting_drops
+        if late is not None:
+            drops = np.concatenate([late, drops])
+        before = 0 if late is None else len(late)
+        valid = (drops["packets"] != 0) & (drops["reason"] != 0)
+        kept, slots, waiting = self._known("drop", drops, valid, before, ledger, final)
+        self._waiting_drops = waiting if len(waiting) else None
+        return kept, slots, _first_ns(waiting, anchor)
+
+    def _known(
+        self,
+        kind: str,
+        records: NDArray[Any],
+        valid: NDArray[np.bool_],
+        before: int,
+        ledger: Ledger,
+        final: bool,
+    ) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[Any]]:
+        # The valid records of known connections with their slots, and those that wait for theirs:
+        # the first `before` of them have done so.
+        slots = self.table.find(records["connection_id"])
         known = slots >= 0
         excluded = known & valid & (self.table.rows["excluded"][slots] != 0)
         if excluded.any():
-            _drop(ledger, "transfer", "excluded", int(np.count_nonzero(excluded)))
+            _drop(ledger, kind, "excluded", int(np.count_nonzero(excluded)))
         elif known.all() and valid.all():
-            return transfers, slots, 0
-        _drop(ledger, "transfer", "malformed", int(np.count_nonzero(~valid)))
+            return records, slots, records[:0]
+        _drop(ledger, kind, "malformed", int(np.count_nonzero(~valid)))
         unknown = ~known & valid
-        held_since = 0
         if final:
-            lost = int(np.count_nonzero(unknown))
-        else:
-            before = 0 if late is None else len(late)
-            lost = int(np.count_nonzero(unknown[:before]))
-            waiting = transfers[before:][unknown[before:]]
-            if len(waiting):
-                self._waiting = waiting
-                held_since = int(anchor.to_unix_ns(waiting["end_ns"].min(keepdims=True))[0])
-        _drop(ledger, "transfer", "unknown_connection", lost)
+            before = len(records)
+        _drop(ledger, kind, "unknown_connection", int(np.count_nonzero(unknown[:before])))
         kept = known & valid & ~excluded
-        return transfers[kept], slots[kept], held_since
+        return records[kept], slots[kept], records[before:][unknown[before:]]
 
     def _assemble(self, events: _Events) -> list[EventBatch]:
         if events.count > self.limits.events:
@@ -338,9 +397,12 @@ class BatchBuilder:
             opens=events.opens,
             closes=events.closes,
             transfers=events.transfers,
+            drops=events.drops,
         )
         rows = self.table.rows[used]
-        names, (container, process) = self.names.local(rows["container"], rows["process"])
+        names, (container, process, reason) = self.names.local(
+            rows["container"], rows["process"], events.drops.reason
+        )
         texts, batch.requests = self._strings.local(events.requests, len(names))
         batch.names = [*names, *texts]
         if events.count > 1 and self._size(events, len(used), batch.names) > (
@@ -352,6 +414,8 @@ class BatchBuilder:
         events.closes.connection = index[events.close_slots]
         events.transfers.connection = index[events.transfer_slots]
         batch.requests.connection = index[events.request_slots]
+        events.drops.connection = index[events.drop_slots]
+        events.drops.reason = reason
         times = [table.end_ns for _, table in events.parts]
         times = [item for item in times if len(item)]
         if times:
@@ -424,12 +488,25 @@ def as_undelivered(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def _is_published(entry: Entry) -> bool:
-    return entry.stage == "collector" and entry.kind in ("open", "close", "transfer", "request")
+    return entry.stage == "collector" and entry.kind in (
+        "open",
+        "close",
+        "transfer",
+        "request",
+        "drop",
+    )
 
 
 def _drop(ledger: Ledger, kind: str, reason: str, count: int) -> None:
     ledger.passed("collector", kind, entered=count, left=0)  # type: ignore[arg-type]
     ledger.dropped("collector", kind, reason, count)  # type: ignore[arg-type]
+
+
+def _first_ns(waiting: NDArray[Any], anchor: ClockAnchor) -> int:
+    # Unix time of the earliest; 0 if there is none.
+    if not len(waiting):
+        return 0
+    return int(anchor.to_unix_ns(waiting["end_ns"].min(keepdims=True))[0])
 
 
 def _row_bytes(kind: type[Table]) -> int:

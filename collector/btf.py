@@ -17,7 +17,7 @@ from schemas.errors import DecodeError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Btf", "Field", "Kind", "Struct", "parse_btf", "parse_object"]
+__all__ = ["Btf", "Field", "Kind", "Struct", "find_enum", "parse_btf", "parse_object"]
 
 
 class Kind:
@@ -167,13 +167,7 @@ class Btf:
             DecodeError: If it is not there.
         """
         _, found = self._find(Kind.ENUM, name)
-        values = {}
-        for position in range(found.members):
-            label, value = struct.unpack_from(
-                "<Ii" if found.is_flagged else "<II", self._bytes, found.tail + 8 * position
-            )
-            values[self._name(label)] = value
-        return values
+        return _members(self._bytes, self._strings, found)
 
     def _find(self, kind: int, name: str) -> tuple[int, _Type]:
         index = self._by_name.get((kind, name.encode()))
@@ -220,10 +214,7 @@ class Btf:
         raise DecodeError("BTF types refer to each other in a circle")
 
     def _raw_name(self, offset: int) -> bytes:
-        end = self._strings.find(b"\0", offset)
-        if offset >= len(self._strings) or end < 0:
-            raise DecodeError(f"BTF name at {offset} of {len(self._strings)}")
-        return self._strings[offset:end]
+        return _raw_name(self._strings, offset)
 
     def _name(self, offset: int) -> str:
         return self._raw_name(offset).decode(errors="replace")
@@ -235,6 +226,27 @@ def parse_btf(raw: bytes) -> Btf:
     Raises:
         DecodeError: If it is not one.
     """
+    return Btf(*_parts(raw))
+
+
+def find_enum(raw: bytes, name: str) -> dict[str, int]:
+    """Return names and values of one enum of a BTF blob, empty if it has none of this name.
+
+    Keeps nothing of the other types, which of a whole kernel take tens of megabytes.
+
+    Raises:
+        DecodeError: If it is no BTF, or damaged before the enum.
+    """
+    types, strings = _parts(raw)
+    at = strings.find(b"\0%b\0" % name.encode()) + 1
+    for found in _scan(types) if at else ():
+        if found.name == at and found.kind == Kind.ENUM and found.members:
+            return _members(types, strings, found)
+    return {}
+
+
+def _parts(raw: bytes) -> tuple[bytes, bytes]:
+    # Types and strings.
     if len(raw) < _HEADER.size:
         raise DecodeError("BTF is shorter than its header")
     magic, version, _, length, type_at, type_size, text_at, text_size = _HEADER.unpack_from(raw)
@@ -243,7 +255,7 @@ def parse_btf(raw: bytes) -> Btf:
     types, strings = length + type_at, length + text_at
     if types + type_size > len(raw) or strings + text_size > len(raw):
         raise DecodeError("BTF is cut off")
-    return Btf(raw[types : types + type_size], raw[strings : strings + text_size])
+    return raw[types : types + type_size], raw[strings : strings + text_size]
 
 
 def parse_object(raw: bytes) -> Btf:
@@ -266,6 +278,22 @@ def parse_object(raw: bytes) -> Btf:
                 raise DecodeError(".BTF is cut off")
             return parse_btf(raw[start : start + length])
     raise DecodeError("no .BTF section")
+
+
+def _members(types: bytes, strings: bytes, enum: _Type) -> dict[str, int]:
+    layout = "<Ii" if enum.is_flagged else "<II"
+    values = {}
+    for position in range(enum.members):
+        label, value = struct.unpack_from(layout, types, enum.tail + 8 * position)
+        values[_raw_name(strings, label).decode(errors="replace")] = value
+    return values
+
+
+def _raw_name(strings: bytes, offset: int) -> bytes:
+    end = strings.find(b"\0", offset)
+    if offset >= len(strings) or end < 0:
+        raise DecodeError(f"BTF name at {offset} of {len(strings)}")
+    return strings[offset:end]
 
 
 def _scan(types: bytes) -> Iterator[_Type]:

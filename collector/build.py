@@ -40,6 +40,7 @@ RECORDS: Final = {
     "podwire_process_record": "PROCESS_RECORD",
     "podwire_payload_record": "PAYLOAD_RECORD",
     "podwire_verdict": "VERDICT",
+    "podwire_drop_record": "DROP_RECORD",
     "podwire_counts": "COUNTS",
 }
 

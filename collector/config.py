@@ -24,7 +24,7 @@ ARCHITECTURES = ("x86_64", "aarch64")
 """Machines (``uname -m``) that objects are built for."""
 
 
-RINGS = ("connections", "transfers", "processes", "payloads")
+RINGS = ("connections", "transfers", "processes", "payloads", "drops")
 """Ring buffers of an object that makes records."""
 
 
@@ -71,6 +71,9 @@ class CollectorConfig(Config):
     keep_query: bool = setting(False, "Whether paths keep their query; it may hold secrets")
     max_conversations: int = setting(
         65_536, "Connections parsed at once, some kilobytes each", minimum=16, maximum=1 << 22
+    )
+    drop_ring_bytes: int = setting(
+        1 << 18, "Ring for reasons of lost packets, 64 bytes each", minimum=65_536, maximum=1 << 30
     )
     ring_reader: str = setting(
         "mapped", "mapped: arrays of shared memory; libbpf: a call per record",

@@ -153,6 +153,8 @@ class Availability:
     figure: str
     available: bool
     through: str = ""
+    over_ipv6: bool = True
+    """Whether an available one is measured over IPv6 as well."""
     reason: str = ""
     """Why no hook could help."""
     lacking: tuple[tuple[str, tuple[str, ...]], ...] = ()
@@ -201,15 +203,20 @@ def availability(
             )
             rows.append(Availability(figure.name, False, lacking=lacking))
             continue
-        if not all(_is_hooked(each, attached) for each in map(_in_ipv6, needed) if each):
+        over_ipv6 = all(_is_hooked(each, attached) for each in map(_in_ipv6, needed) if each)
+        if not over_ipv6:
             remark = _IPV4_ONLY
-        rows.append(Availability(figure.name, True, _through(needed, attached) + remark))
+        rows.append(Availability(figure.name, True, _through(needed, attached) + remark, over_ipv6))
     return rows
 
 
-def measured(hooks: Sequence[Hook]) -> frozenset[str]:
-    """Return the names of the figures that these hooks measure."""
-    return frozenset(row.figure for row in availability(hooks) if row.available)
+def measured(hooks: Sequence[Hook], family: int = 4) -> frozenset[str]:
+    """Return the names of the figures that these hooks measure over IPv4 or 6."""
+    return frozenset(
+        row.figure
+        for row in availability(hooks)
+        if row.available and (family == 4 or row.over_ipv6)
+    )
 
 
 def _beside(point: str) -> tuple[str, bool]:

@@ -28,7 +28,7 @@ from schemas.ledger import Entry, Ledger
 from schemas.telemetry import RateLimited, counter, gauge
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -56,6 +56,7 @@ class Drained:
     connections: NDArray[Any]
     transfers: NDArray[Any]
     processes: NDArray[Any]
+    drops: NDArray[Any]
     payloads: Pieces = NO_PIECES
 
 
@@ -63,7 +64,7 @@ class Source(Protocol):
     """Where records come from."""
 
     def drain(self) -> Drained:
-        """Take what is there. Every transfer's connection was announced in this or before."""
+        """Take what is there. What has a connection was announced in this or before."""
         ...
 
     def counts(self) -> NDArray[np.uint64]:
@@ -77,6 +78,16 @@ class Source(Protocol):
     @property
     def measured(self) -> frozenset[str]:
         """Names of the figures that its hooks can give."""
+        ...
+
+    @property
+    def measured_ipv6(self) -> frozenset[str]:
+        """The same over IPv6."""
+        ...
+
+    @property
+    def drop_reasons(self) -> Mapping[int, str]:
+        """Names of the kernel's reasons to drop a packet, by number."""
         ...
 
     @property
@@ -152,11 +163,14 @@ class Pipeline:
             self._names,
             Limits(events=config.batch_max_events),
             measured=source.measured,
+            measured_ipv6=source.measured_ipv6,
+            reasons=source.drop_reasons,
         )
         self.ledger = Ledger()
         self.sequence = 0
         self._connections: list[NDArray[Any]] = []
         self._transfers: list[NDArray[Any]] = []
+        self._drops: list[NDArray[Any]] = []
         self._pending = 0
         self._bare = np.empty(0, np.uint64)
         self._undecided = np.empty(0, np.uint64)
@@ -200,7 +214,9 @@ class Pipeline:
             self._connections.append(drained.connections)
         if len(drained.transfers) or not self._transfers:
             self._transfers.append(drained.transfers)
-        self._pending += len(drained.connections) + len(drained.transfers)
+        if len(drained.drops) or not self._drops:
+            self._drops.append(drained.drops)
+        self._pending += sum(map(len, (drained.connections, drained.transfers, drained.drops)))
         self._converse(drained)
 
     def _converse(self, drained: Drained) -> None:
@@ -292,6 +308,8 @@ class Pipeline:
         """Make batches of what was drained since the last call and offer them."""
         connections = _joined(self._connections)
         transfers = _joined(self._transfers)
+        drops = _joined(self._drops)
+        self._drops = [drops[:0].copy()]
         self._connections, self._transfers = [connections[:0].copy()], [transfers[:0].copy()]
         self._pending = 0
         self._adopt(transfers)
@@ -307,6 +325,7 @@ class Pipeline:
             self.ledger,
             final,
             calls,
+            drops,
         )
         for batch in batches:
             header = batch.header

@@ -18,6 +18,7 @@ from collector.attach import LISTENERS, attach_first, missing_hooks
 from collector.btf import parse_object
 from collector.build import hash_layout
 from collector.config import object_paths
+from collector.drops import drop_reasons
 from collector.figures import POINTS, STAGE_FIGURES, measured
 from collector.payload_ring import NO_PIECES, PayloadRing, create_payload_ring
 from collector.pipeline import Drained
@@ -59,6 +60,7 @@ def ring_sizes(config: CollectorConfig) -> dict[str, int]:
         "transfers": config.transfer_ring_bytes,
         "processes": config.process_ring_bytes,
         "payloads": config.payload_ring_bytes if config.protocols != "off" else mmap.PAGESIZE,
+        "drops": config.drop_ring_bytes,
     }
     for name, size in sizes.items():
         if size & (size - 1):
@@ -87,7 +89,9 @@ def _needed(hooks: Sequence[Hook]) -> list[Missing]:
 
 
 class KernelSource:
-    """Records of the live kernel; `measured` says which figures they can carry.
+    """Records of the live kernel; `measured` and `measured_ipv6` say which figures they can carry.
+
+    `drop_reasons` are the names of its reasons by number.
 
     Raises:
         LayoutMismatch: If the object writes other records than this package reads.
@@ -122,7 +126,9 @@ class KernelSource:
         except BaseException:
             self._close_stages()
             raise
-        self.measured = measured((*self.hooks, *self.stages.hooks))
+        hooks = (*self.hooks, *self.stages.hooks)
+        self.measured, self.measured_ipv6 = measured(hooks), measured(hooks, family=6)
+        self.drop_reasons = drop_reasons()
         if passed_over:
             _LOG.warning("using %s: %s", self._object.path.name, passed_over)
         self._counted = np.zeros((_KINDS, _OUTCOMES), np.uint64)
@@ -133,6 +139,7 @@ class KernelSource:
             "connections": abi.CONNECTION_RECORD,
             "transfers": abi.TRANSFER_RECORD,
             "processes": abi.PROCESS_RECORD,
+            "drops": abi.DROP_RECORD,
         }
         try:
             for name, layout in layouts.items():
@@ -192,16 +199,18 @@ class KernelSource:
     def drain(self) -> Drained:
         """Take what is in the rings.
 
-        Transfers and payload come first: whatever was announced before them is then still to be
-        read. Execs and exits come last, so that none is missing that is older than a connection.
+        Transfers, drops and payload come first: whatever was announced before them is then still
+        to be read. Execs and exits come last, so that none is missing that is older than a
+        connection.
         """
         transfers = self._drain("transfers")
+        drops = self._drain("drops")
         pieces = NO_PIECES
         if self._payloads is not None:
             pieces = self._payloads.drain()
             self.sequences["payloads"].add(pieces.records["cpu"], pieces.records["sequence"])
         connections = self._drain("connections")
-        return Drained(connections, transfers, self._drain("processes"), pieces)
+        return Drained(connections, transfers, self._drain("processes"), drops, pieces)
 
     def tell(self, verdicts: Sequence[Verdict]) -> None:
         """Say what need not be captured any more; that it is not heard costs only time."""

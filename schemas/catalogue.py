@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
+    "BREAKDOWNS",
+    "BREAKDOWN_BY_NAME",
+    "BREAKDOWN_SCOPES",
     "CALL_DISTRIBUTIONS",
     "DISTRIBUTIONS",
     "DISTRIBUTION_BY_NAME",
@@ -21,6 +24,7 @@ __all__ = [
     "ROLES",
     "SCOPES",
     "SCOPE_BY_NAME",
+    "Breakdown",
     "Distribution",
     "Figure",
     "Scope",
@@ -95,6 +99,18 @@ class Distribution:
     def column(self) -> str:
         """Column of the histogram."""
         return f"{self.name}_histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Breakdown:
+    """A figure told apart by names that nobody knows before: counts by name per minute.
+
+    Its counts add up to the figure; what has no name counts under the empty one.
+    """
+
+    name: str
+    figure: str
+    description: str
 
 
 def _figures(group: Group, rows: str) -> tuple[Figure, ...]:
@@ -242,6 +258,18 @@ CALL_DISTRIBUTIONS: tuple[Distribution, ...] = (
 )
 """Histograms of every metrics table, in column order, after those of the stages."""
 
+BREAKDOWNS: tuple[Breakdown, ...] = (
+    Breakdown(
+        "write_lost_packet_reasons",
+        "write_lost_packet_count",
+        "Packets dropped on this host on the way out, by the kernel's reason",
+    ),
+)
+"""Columns of the metrics tables of `BREAKDOWN_SCOPES`, after the histograms."""
+
+BREAKDOWN_SCOPES = ("service", "service_relation")
+"""The scopes that have them."""
+
 PROVENANCE: tuple[Figure, ...] = _figures(
     "provenance",
     """
@@ -284,6 +312,7 @@ SCOPE_BY_NAME = {scope.name: scope for scope in SCOPES}
 DISTRIBUTION_BY_NAME = {
     distribution.name: distribution for distribution in (*DISTRIBUTIONS, *CALL_DISTRIBUTIONS)
 }
+BREAKDOWN_BY_NAME = {breakdown.name: breakdown for breakdown in BREAKDOWNS}
 
 
 def distributions_of(scope: str) -> tuple[Distribution, ...]:

@@ -39,6 +39,7 @@ __all__ = [
     "ConnectionFlag",
     "Connections",
     "Direction",
+    "Drops",
     "EventBatch",
     "OpenKind",
     "Opens",
@@ -253,6 +254,20 @@ class Parties(Table):
 
 
 @dataclass(slots=True)
+class Drops(Table):
+    """Packets that the host dropped on their way out, by the kernel's reason.
+
+    They add to ``write_lost_packet_count`` of `Transfers.figures`, which has those without one.
+    ``reason`` indexes the batch's ``names``.
+    """
+
+    connection: U32 = column("<u4")
+    end_ns: U64 = column("<u8")
+    reason: U32 = column("<u4")
+    packets: U32 = column("<u4")
+
+
+@dataclass(slots=True)
 class BatchHeader:
     """Who sent the batch, what it covers, and what was lost on the way."""
 
@@ -275,9 +290,9 @@ class BatchHeader:
 class EventBatch:
     """One message of ``podwire.events.v1``.
 
-    ``names`` is the dictionary that ``connections.container`` and ``.process`` and the strings of
-    ``requests`` index; index 0 is the empty string. ``parties`` has a row for each of
-    ``connections``, or none.
+    ``names`` is the dictionary that ``connections.container`` and ``.process``, the strings of
+    ``requests`` and ``drops.reason`` index; index 0 is the empty string. ``parties`` has a row for
+    each of ``connections``, or none.
     """
 
     header: BatchHeader = field(default_factory=BatchHeader)
@@ -287,12 +302,14 @@ class EventBatch:
     closes: Closes = field(default_factory=Closes)
     transfers: Transfers = field(default_factory=Transfers)
     requests: Requests = field(default_factory=Requests)
+    drops: Drops = field(default_factory=Drops)
     parties: Parties = field(default_factory=Parties)
 
     @property
     def events(self) -> int:
         """Number of events of all kinds."""
-        return self.opens.rows + self.closes.rows + self.transfers.rows + self.requests.rows
+        tables = (self.opens, self.closes, self.transfers, self.requests, self.drops)
+        return sum(table.rows for table in tables)
 
 
 _FIELDS = wire.EventBatch.DESCRIPTOR.fields_by_name
@@ -329,7 +346,7 @@ def encode_batch(batch: EventBatch) -> bytes:
     message.connections.names.extend(batch.names)
     # What occurs twice on the wire is one message to its reader: the names, then the columns.
     parts: list[bytes | memoryview] = [message.SerializeToString()]
-    for name in ("connections", "opens", "closes", "transfers", "requests", "parties"):
+    for name in ("connections", "opens", "closes", "transfers", "requests", "drops", "parties"):
         parts += encode_table(getattr(batch, name), _FIELDS[name])
     return b"".join(parts)
 
@@ -361,8 +378,10 @@ def decode_batch(data: bytes) -> EventBatch:
     closes = decode_table(Closes, message.closes)
     transfers = decode_table(Transfers, message.transfers)
     requests = decode_table(Requests, message.requests)
+    drops = decode_table(Drops, message.drops)
     parties = decode_table(Parties, message.parties)
-    for table in (opens, closes, transfers, requests):
+    _check_index("names", drops.reason, len(names))
+    for table in (opens, closes, transfers, requests, drops):
         _check_index("connection", table.connection, connections.rows)
     if opens.rows and not ((opens.kind == 1) | (opens.kind == 2)).all():
         raise DecodeError("open kind is neither 1 nor 2")
@@ -387,6 +406,7 @@ def decode_batch(data: bytes) -> EventBatch:
         closes=closes,
         transfers=transfers,
         requests=requests,
+        drops=drops,
         parties=parties,
     )
 

@@ -13,7 +13,9 @@ __all__ = ["KINDS", "REASONS", "STAGES", "Entry", "Kind", "Ledger", "Reason", "S
 Stage = Literal["kernel", "collector", "streams", "sink"]
 """kernel: hooks to ring; collector: ring to Kafka; streams: Kafka to minutes; sink: to SQL."""
 
-Kind = Literal["open", "close", "transfer", "request", "payload", "connection", "process", "block"]
+Kind = Literal[
+    "open", "close", "transfer", "request", "drop", "payload", "connection", "process", "block"
+]
 """payload: captured bytes, from the kernel to the parsers; request: what these found in them."""
 
 Reason = Literal[

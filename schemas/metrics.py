@@ -9,6 +9,8 @@ import numpy as np
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 
 from schemas.catalogue import (
+    BREAKDOWN_BY_NAME,
+    BREAKDOWN_SCOPES,
     DISTRIBUTION_BY_NAME,
     FIGURE_BY_NAME,
     LEDGER,
@@ -25,6 +27,7 @@ __all__ = [
     "Histogram",
     "MetricsBlock",
     "MetricsTable",
+    "NameCounts",
     "decode_block",
     "encode_block",
 ]
@@ -75,6 +78,23 @@ class Histogram:
 
 
 @dataclass(slots=True)
+class NameCounts:
+    """A figure by names, sparse; columns of shape (entries,).
+
+    Ascending by row and then key, no pair twice.
+
+    Attributes:
+        row: Row of the table.
+        key: Index into the block's names.
+        count: What the row counts under this name.
+    """
+
+    row: U32
+    key: U32
+    count: U64
+
+
+@dataclass(slots=True)
 class MetricsTable:
     """Rows of one scope, or of the ledger.
 
@@ -85,6 +105,8 @@ class MetricsTable:
         measured: For optional figures, how many events measured it, shape (rows,).
         histograms: Distribution name (not its column) to its histogram; only those of
             `distributions_of` the table. One that is absent was not measured.
+        breakdowns: Breakdown name to its counts; only in the tables of `BREAKDOWN_SCOPES`, and
+            absent where there is nothing to count.
     """
 
     table: str
@@ -93,6 +115,7 @@ class MetricsTable:
     figures: dict[str, U64] = field(default_factory=dict)
     measured: dict[str, U64] = field(default_factory=dict)
     histograms: dict[str, Histogram] = field(default_factory=dict)
+    breakdowns: dict[str, NameCounts] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -137,6 +160,13 @@ def encode_block(block: MetricsBlock) -> bytes:
                 row=np.ascontiguousarray(histogram.row, "<u4").tobytes(),
                 bucket=np.ascontiguousarray(histogram.bucket, "<u4").tobytes(),
                 count=np.ascontiguousarray(histogram.count, "<u8").tobytes(),
+            )
+        for name, counts in table.breakdowns.items():
+            out.breakdowns.add(
+                name=name,
+                row=np.ascontiguousarray(counts.row, "<u4").tobytes(),
+                key=np.ascontiguousarray(counts.key, "<u4").tobytes(),
+                count=np.ascontiguousarray(counts.count, "<u8").tobytes(),
             )
     return message.SerializeToString()
 
@@ -204,7 +234,32 @@ def _decode_table(message: wire.MetricsTable, names: int) -> MetricsTable:
         table.histograms[histogram.name] = _decode_histogram(
             where, histogram, table.rows, buckets(DISTRIBUTION_BY_NAME[histogram.name].bits)
         )
+    for counts in message.breakdowns:
+        where = f"{message.table}.{counts.name}"
+        if counts.name not in BREAKDOWN_BY_NAME:
+            raise DecodeError(f"{message.table}: unknown breakdown {counts.name!r}")
+        if message.table not in BREAKDOWN_SCOPES:
+            raise DecodeError(f"{where}: this table has no breakdowns")
+        if counts.name in table.breakdowns:
+            raise DecodeError(f"{where}: told twice")
+        table.breakdowns[counts.name] = _decode_counts(where, counts, table.rows, names)
     return table
+
+
+def _decode_counts(where: str, message: wire.NameCounts, rows: int, names: int) -> NameCounts:
+    entries = len(message.count) // 8
+    row = _column(where, message.row, "<u4", entries)
+    key = _column(where, message.key, "<u4", entries)
+    count = _column(where, message.count, "<u8", entries)
+    if entries:
+        if int(row.max()) >= rows:
+            raise DecodeError(f"{where}: row {int(row.max())} of {rows}")
+        if int(key.max()) >= names:
+            raise DecodeError(f"{where}: name {int(key.max())} of {names}")
+        place = row.astype(np.int64) * names + key
+        if not (place[1:] > place[:-1]).all():
+            raise DecodeError(f"{where}: not in order of row and name")
+    return NameCounts(row, key, count)
 
 
 def _decode_histogram(where: str, message: wire.Histogram, rows: int, size: int) -> Histogram:

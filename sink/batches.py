@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from schemas.catalogue import (
+    BREAKDOWN_SCOPES,
+    BREAKDOWNS,
     FIGURES,
     LEDGER,
     PROVENANCE,
     SCOPE_BY_NAME,
+    Breakdown,
     Distribution,
     Figure,
     distributions_of,
@@ -28,6 +31,7 @@ from sink.native import NativeBlock
 from sink.tables import (
     BASE_TABLES,
     BLOCKS,
+    BREAKDOWN,
     DEAD_LETTERS,
     ENTITY_TABLES,
     HISTOGRAM,
@@ -149,6 +153,9 @@ def block_inserts(parts: Sequence[MetricsBlock], epoch: str) -> list[Insert]:
                 _add_figure(block, figure, pieces)
             for distribution in distributions_of(name):
                 _add_histogram(block, distribution, pieces)
+            if name in BREAKDOWN_SCOPES:
+                for breakdown in BREAKDOWNS:
+                    _add_breakdown(block, breakdown, pieces, names)
             inserts.append(_finished(BASE_TABLES[name], block, mark, epoch, block_name(identity)))
     cluster = _cluster(names, inserts_of=parts, moves=moves)
     stored = LedgerRow(identity.minute_s, cluster, "", 1, 1, 0)
@@ -267,6 +274,26 @@ def _add_histogram(block: NativeBlock, distribution: Distribution, pieces: Seque
     if rows:
         entries = [np.concatenate(parts) for parts in (rows, buckets, counts)]
         block.add_maps(distribution.column, HISTOGRAM, *entries)
+
+
+def _add_breakdown(
+    block: NativeBlock, breakdown: Breakdown, pieces: Sequence[Piece], names: Sequence[str]
+) -> None:
+    # As with histograms; the tables have few entries of these.
+    rows, keys, values = [], [], []
+    first = 0
+    for table, move in pieces:
+        counts = table.breakdowns.get(breakdown.name)
+        if counts is not None:
+            rows.append(counts.row + np.uint32(first))
+            keys.append(counts.key if move is None else move[counts.key])
+            values.append(counts.count)
+        first += table.rows
+    if rows:
+        texts = [names[key] for key in np.concatenate(keys).tolist()]
+        block.add_maps(
+            breakdown.name, BREAKDOWN, np.concatenate(rows), texts, np.concatenate(values)
+        )
 
 
 def _finished(table: StoredTable, block: NativeBlock, mark: int, epoch: str, cause: str) -> Insert:

@@ -29,7 +29,7 @@ KEY_COMMENTS = {
     "server_instance": "Pod that accepted the connection",
     "node": "Node that the events come from; empty for stages that are not on a node",
     "stage": "Stage of the pipeline: kernel, collector, streams or sink",
-    "kind": "What is counted: open, close, transfer, request, connection, process or block",
+    "kind": "What is counted: open, close, transfer, request, drop, connection, process or block",
     "reason": "Why it was dropped; empty for what came in and went out",
 }
 

@@ -185,7 +185,12 @@ class NativeBlock:
         )
 
     def add_maps(
-        self, name: str, kind: str, row: NDArray[Any], keys: NDArray[Any], values: NDArray[Any]
+        self,
+        name: str,
+        kind: str,
+        row: NDArray[Any],
+        keys: NDArray[Any] | Sequence[str],
+        values: NDArray[Any],
     ) -> None:
         """Add a column of maps, from one entry per row and key.
 
@@ -193,7 +198,7 @@ class NativeBlock:
             name: Column name.
             kind: ``Map(..)`` of the types that the arrays have.
             row: Shape (entries,), ascending: which row the entry belongs to.
-            keys: Shape (entries,).
+            keys: Shape (entries,), or that many strings.
             values: Shape (entries,).
 
         Raises:
@@ -206,7 +211,12 @@ class NativeBlock:
             raise ValueError(f"{name}: {len(row)}, {len(keys)} and {len(values)} entries")
         self._header(name, kind)
         # As the Array(Tuple(key, value)) that a map is: where each row ends, all keys, all values.
-        self._parts += (np.ascontiguousarray(part).data for part in (ends, keys, values))
+        self._parts.append(ends.data)
+        if isinstance(keys, np.ndarray):
+            self._parts.append(np.ascontiguousarray(keys).data)
+        else:
+            self._parts.append(variable_length_strings(keys))
+        self._parts.append(np.ascontiguousarray(values).data)
 
     def to_bytes(self) -> bytes:
         """Return the block as it goes to the server."""

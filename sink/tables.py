@@ -14,6 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from schemas.catalogue import (
+    BREAKDOWN_SCOPES,
+    BREAKDOWNS,
     FIGURES,
     LEDGER,
     PROVENANCE,
@@ -38,6 +40,7 @@ __all__ = [
     "ACCESS_LOG",
     "BASE_TABLES",
     "BLOCKS",
+    "BREAKDOWN",
     "COUNTER",
     "DEAD_LETTERS",
     "ENTITY_TABLES",
@@ -62,6 +65,9 @@ SCHEMA_VERSION = 3
 
 HISTOGRAM = "Map(UInt16, UInt64)"
 """How often each bucket of `schemas.histograms` occurred; maps are summed key by key."""
+
+BREAKDOWN = "Map(String, UInt64)"
+"""A figure by names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +115,28 @@ def _histogram_columns(scope: Scope) -> tuple[Column, ...]:
     )
 
 
+def _breakdown_columns(scope: Scope) -> tuple[Column, ...]:
+    if scope.name not in BREAKDOWN_SCOPES:
+        return ()
+    return tuple(
+        Column(
+            breakdown.name,
+            BREAKDOWN,
+            f"{breakdown.description}; empty name: without one. Adds up to {breakdown.figure}",
+            "CODEC(ZSTD(1))",
+        )
+        for breakdown in BREAKDOWNS
+    )
+
+
 def metrics_columns(scope: Scope, time_comment: str) -> tuple[Column, ...]:
-    """Columns of a scope's rows: time, keys, figures with their counts, provenance, histograms."""
+    """Columns of a scope's rows: time, keys, figures with counts, provenance, then the maps."""
     return (
         Column("time", "DateTime('UTC')", time_comment, TIME),
         *name_columns(scope.keys),
         *_figure_columns((*FIGURES, *PROVENANCE)),
         *_histogram_columns(scope),
+        *_breakdown_columns(scope),
     )
 
 

@@ -20,12 +20,12 @@ from schemas.catalogue import (
 )
 from schemas.histograms import bucket_of
 from sink.access_table import ACCESS_VIEW, LEDGER_OF_CALLS
+from sink.drops import DROP_VIEWS
 from sink.spreads import SPREAD_VIEWS
 from sink.tables import (
     BLOCKS,
     DEAD_LETTERS,
     ENTITY_TABLES,
-    HISTOGRAM,
     KEY_COMMENTS,
     LEDGER_TABLE,
     ROLLED,
@@ -68,8 +68,8 @@ def _metrics_view(scope: Scope, name: str, what: str, source: str) -> View:
         columns.append(Column(figure.measured_name, "UInt64", comment))
         terms.append(f"{measured} AS {figure.measured_name}")
     for column in declared.values():
-        if column.type == HISTOGRAM:
-            columns.append(Column(column.name, HISTOGRAM, column.comment))
+        if _is_map(column):
+            columns.append(Column(column.name, column.type, column.comment))
             terms.append(f"{_total(column)} AS {column.name}")
     keys = ", ".join(f"t.{key}" for key in ("time", *scope.keys))
     return View(
@@ -80,8 +80,12 @@ def _metrics_view(scope: Scope, name: str, what: str, source: str) -> View:
     )
 
 
+def _is_map(column: Column) -> bool:
+    return column.type.startswith("Map(")
+
+
 def _total(column: Column) -> str:
-    return f"{'sumMap' if column.type == HISTOGRAM else 'sum'}(t.{column.name})"
+    return f"{'sumMap' if _is_map(column) else 'sum'}(t.{column.name})"
 
 
 def _rollup_view(rollup: Rollup) -> View:
@@ -361,6 +365,7 @@ VIEWS: tuple[View, ...] = (
     *(_rollup_view(rollup) for rollup in ROLLUPS),
     *(_overview(scope) for scope in SCOPES),
     *SPREAD_VIEWS,
+    *DROP_VIEWS,
     *(_entity_view(scope) for scope in SCOPES),
     ACCESS_VIEW,
     _ledger_view(),

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["access_log_messages", "with_parties"]
 
-_KINDS: Final = ("opens", "closes", "transfers", "requests")
+_KINDS: Final = ("opens", "closes", "transfers", "requests", "drops")
 _OF_CONNECTIONS: Final = ("container", "process")
 _OF_REQUESTS: Final = ("method", "path", "host", "trace_id", "segment_id", "span_id", "endpoint")
+_OF_DROPS: Final = ("reason",)
 _OF_PARTIES: Final = ("local_service", "local_instance", "remote_service", "remote_instance")
 
 
@@ -105,11 +106,12 @@ def _with_own_rows(batch: EventBatch) -> EventBatch:
     for kind, table in tables.items():
         tables[kind] = replace(table, connection=places[table.connection])
     connections, parties = batch.connections.take(used), batch.parties.take(used)
-    requests = tables["requests"]
+    requests, drops = tables["requests"], tables["drops"]
     columns = [
         *(getattr(connections, name) for name in _OF_CONNECTIONS),
         *(getattr(parties, name) for name in _OF_PARTIES),
         *(_text_column(getattr(requests, name)) for name in _OF_REQUESTS),
+        *(getattr(drops, name) for name in _OF_DROPS),
         np.zeros(1, np.uint32),
     ]
     kept, places = _used(columns, len(batch.names))
@@ -123,6 +125,7 @@ def _with_own_rows(batch: EventBatch) -> EventBatch:
         return found
 
     tables["requests"] = replace(requests, **moved(requests, _OF_REQUESTS))
+    tables["drops"] = replace(drops, **moved(drops, _OF_DROPS))
     return replace(
         batch,
         header=replace(batch.header),

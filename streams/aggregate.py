@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from streams.losses import Losses, losses_of
 from streams.minutes import Contribution
 from streams.requests import Calls, call_sums
 from streams.transfers import EVENT_COLUMNS, relation_sums
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from schemas.columns import U64
-    from schemas.events import BatchHeader, Closes, EventBatch, Opens, Requests, Transfers
+    from schemas.events import BatchHeader, Closes, Drops, EventBatch, Opens, Requests, Transfers
     from schemas.ledger import Entry, Reason
     from streams.histograms import Values
     from streams.identity import Relation
@@ -48,10 +49,11 @@ class _Events:
     closes: Closes
     transfers: Transfers
     requests: Requests
+    drops: Drops
 
     @classmethod
     def of(cls, batch: EventBatch) -> _Events:
-        return cls(batch.opens, batch.closes, batch.transfers, batch.requests)
+        return cls(batch.opens, batch.closes, batch.transfers, batch.requests, batch.drops)
 
     @property
     def times(self) -> tuple[U64, ...]:
@@ -60,6 +62,7 @@ class _Events:
             self.closes.end_ns,
             self.transfers.end_ns,
             self.requests.end_ns,
+            self.drops.end_ns,
         )
 
     def take(self, chosen: list[NDArray[np.bool_]]) -> _Events:
@@ -68,6 +71,7 @@ class _Events:
             self.closes.take(chosen[1]),
             self.transfers.take(chosen[2]),
             self.requests.take(chosen[3]),
+            self.drops.take(chosen[4]),
         )
 
     def counts(self) -> dict[str, int]:
@@ -96,6 +100,7 @@ def plausible(batch: EventBatch) -> EventBatch:
         closes=possible.closes,
         transfers=possible.transfers,
         requests=possible.requests,
+        drops=possible.drops,
     )
 
 
@@ -121,12 +126,14 @@ def contributions(batch: EventBatch, resolution: Resolution) -> list[Contributio
             of_minute.closes,
             of_minute.transfers,
             of_minute.requests,
+            of_minute.drops,
         )
         calls = None
         if of_minute.requests.rows:
             relation = resolution.index[of_minute.requests.connection]
             calls = call_sums(of_minute.requests, relation, len(relations), batch.names)
-        _keep(part, batch.header, relations, sums, stages, calls)
+        losses = losses_of(of_minute.drops, resolution.index, batch.names)
+        _keep(part, batch.header, relations, sums, stages, calls, losses)
     _add_header(found, batch.header)
     return [found[minute_s] for minute_s in sorted(found)]
 
@@ -168,6 +175,7 @@ def _keep(
     sums: U64,
     stages: list[Values],
     calls: Calls | None,
+    losses: Losses,
 ) -> None:
     # Rows of relations that had events, less those inside one pod; and the ledger of all.
     events = sums[:, _ALL_EVENTS].sum(axis=1)
@@ -175,6 +183,7 @@ def _keep(
     kept = np.flatnonzero((events > 0) & ~internal)
     if len(kept) == len(relations):
         part.relations, part.sums, part.stages, part.calls = relations, sums, stages, calls
+        part.losses = losses
     else:
         part.relations = [relations[place] for place in kept.tolist()]
         part.sums = sums[kept]
@@ -182,6 +191,11 @@ def _keep(
         places[kept] = np.arange(len(kept))
         part.stages = [values.within(places) for values in stages]
         part.calls = None if calls is None else calls.within(places)
+        part.losses = {
+            (int(places[place]), reason): packets
+            for (place, reason), packets in losses.items()
+            if places[place] >= 0
+        }
     for kind, columns in EVENT_COLUMNS.items():
         each = sums[:, columns].sum(axis=1)
         total, inside = int(each.sum()), int(each[internal].sum())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from schemas.metrics import BlockIdentity, Histogram, MetricsBlock, MetricsTable
+from schemas.metrics import BlockIdentity, Histogram, MetricsBlock, MetricsTable, NameCounts
 from schemas.topics import MAX_MESSAGE_BYTES
 from streams.scopes import minute_tables
 
@@ -94,13 +94,21 @@ def _fitting(names: list[str], tables: list[MetricsTable], max_bytes: int) -> li
 def _with_own_names(names: list[str], tables: list[MetricsTable]) -> _Part:
     # Only the names that these rows use.
     indices = [column for table in tables for column in table.keys.values()]
+    indices += [counts.key for table in tables for counts in table.breakdowns.values()]
     used = np.unique(np.concatenate([np.zeros(1, np.uint32), *indices]))
     places = np.zeros(len(names), np.uint32)
     places[used] = np.arange(len(used), dtype=np.uint32)
     return _Part(
         [names[place] for place in used.tolist()],
         [
-            replace(table, keys={name: places[column] for name, column in table.keys.items()})
+            replace(
+                table,
+                keys={name: places[column] for name, column in table.keys.items()},
+                breakdowns={
+                    name: replace(counts, key=places[counts.key])
+                    for name, counts in table.breakdowns.items()
+                },
+            )
             for table in tables
         ],
     )
@@ -117,6 +125,7 @@ def _slice(table: MetricsTable, start: int, stop: int) -> MetricsTable:
         cut(table.figures),
         cut(table.measured),
         _slice_histograms(table.histograms, start, stop),
+        _slice_breakdowns(table.breakdowns, start, stop),
     )
 
 
@@ -132,6 +141,18 @@ def _slice_histograms(
     return found
 
 
+def _slice_breakdowns(
+    breakdowns: dict[str, NameCounts], start: int, stop: int
+) -> dict[str, NameCounts]:
+    found = {}
+    for name, whole in breakdowns.items():
+        first, end = np.searchsorted(whole.row, (start, stop)).tolist()
+        if end > first:
+            row = whole.row[first:end] - np.uint32(start)
+            found[name] = NameCounts(row, whole.key[first:end], whole.count[first:end])
+    return found
+
+
 def _size(part: _Part) -> int:
     # An upper bound of the encoded size.
     size = 1024 + sum(len(name.encode()) + 6 for name in part.names)
@@ -140,4 +161,6 @@ def _size(part: _Part) -> int:
             size += sum(values.nbytes + 64 for values in columns.values())
         for found in table.histograms.values():
             size += found.row.nbytes + found.bucket.nbytes + found.count.nbytes + 96
+        for counts in table.breakdowns.values():
+            size += counts.row.nbytes + counts.key.nbytes + counts.count.nbytes + 96
     return size

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from schemas.columns import U64
     from streams.identity import Relation
+    from streams.losses import Losses
 
 __all__ = ["Contribution", "LedgerKey", "MinuteSums"]
 
@@ -36,6 +37,7 @@ class Contribution:
         sums: Shape (relations, columns): the first of COLUMNS, or all.
         stages: The stage values of reads and writes, by place in `relations`.
         calls: HTTP calls, by place in `relations`; None without any.
+        losses: Lost packets by place in `relations` and reason; they are in `sums` as well.
         ledger: in, out and dropped counts.
         lost: Events lost before they reached this batch, by its node.
     """
@@ -45,6 +47,7 @@ class Contribution:
     sums: U64 = field(default_factory=lambda: np.zeros((0, len(PLAIN)), np.uint64))
     stages: list[Values] = field(default_factory=list)
     calls: Calls | None = None
+    losses: Losses = field(default_factory=dict)
     ledger: dict[LedgerKey, list[int]] = field(default_factory=dict)
     lost: dict[str, int] = field(default_factory=dict)
 
@@ -72,6 +75,7 @@ class MinuteSums:
         self._owner: list[int] = []
         self._spread = SpreadCounts(CELLS)
         self.calls = CallSums()
+        self.losses: Losses = {}
         self.ledger: dict[LedgerKey, list[int]] = {}
         self.lost: dict[str, int] = {}
 
@@ -108,6 +112,9 @@ class MinuteSums:
                     self._spread.add(owners[values.relation], values.cell, len(self._owners))
             if part.calls is not None:
                 self.calls.add(part.calls, index)
+            for (place, reason), packets in part.losses.items():
+                loss = (int(index[place]), reason)
+                self.losses[loss] = self.losses.get(loss, 0) + packets
         for key, (entered, left, dropped) in part.ledger.items():
             _count(self.ledger, key, entered, left, dropped)
         for node, count in part.lost.items():

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from schemas.catalogue import (
+    BREAKDOWN_SCOPES,
+    BREAKDOWNS,
     CALL_DISTRIBUTIONS,
     DISTRIBUTION_SCOPES,
     DISTRIBUTIONS,
@@ -15,7 +17,7 @@ from schemas.catalogue import (
     ROLES,
     SCOPES,
 )
-from schemas.metrics import Histogram, MetricsTable
+from schemas.metrics import Histogram, MetricsTable, NameCounts
 from streams.histograms import WIDTH
 from streams.requests import CALL_COLUMNS, CALL_WIDTH
 from streams.transfers import COLUMNS, EVENT_COLUMNS
@@ -72,7 +74,9 @@ class _Minute:
     # The sums of a minute, with what all scopes need of them.
     def __init__(self, sums: MinuteSums, names: _Names) -> None:
         relations = sums.relations
+        self._names = names
         self._sums = sums.sums
+        self._losses = sums.losses
         self._spread = sums.spread()
         self._calls = sums.calls.sums
         self._call_spread = sums.calls.spread()
@@ -118,6 +122,8 @@ class _Minute:
         if len(self._relation):
             row = groups[self._relation]
             _add_histograms(table, CALL_DISTRIBUTIONS, CALL_WIDTH, self._call_spread, row)
+        if scope.name in BREAKDOWN_SCOPES:
+            self._break_down(table, groups)
         return table
 
     def _of_endpoints(self, scope: Scope) -> MetricsTable:
@@ -145,6 +151,25 @@ class _Minute:
         totals = np.zeros((table.rows, len(CALL_COLUMNS)), np.uint64)
         totals[group[order][starts]] = np.add.reduceat(self._calls[order], starts, axis=0)
         _add_figures(table, totals, _CALL_AT)
+
+    def _break_down(self, table: MetricsTable, groups: NDArray[np.intp]) -> None:
+        # What has no reason is told under the empty name, so that the counts add up to the figure.
+        for breakdown in BREAKDOWNS:
+            total = table.figures.get(breakdown.figure)
+            if total is None or not total.any():
+                continue
+            found: dict[tuple[int, int], int] = {
+                (int(row), 0): int(total[row]) for row in np.flatnonzero(total)
+            }
+            for (place, reason), packets in self._losses.items():
+                row, key = int(groups[place]), self._names.of(reason)
+                found[row, 0] -= packets
+                found[row, key] = found.get((row, key), 0) + packets
+            entries = sorted((row, key, count) for (row, key), count in found.items() if count)
+            row_, key_, count_ = zip(*entries, strict=True)
+            table.breakdowns[breakdown.name] = NameCounts(
+                np.array(row_, np.uint32), np.array(key_, np.uint32), np.array(count_, np.uint64)
+            )
 
     def _add_provenance(
         self, table: MetricsTable, seen: U64, group: NDArray[np.intp], node: U32

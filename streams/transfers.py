@@ -1,7 +1,7 @@
-"""Exact sums of opens, closes and transfers by relation.
+"""Exact sums of opens, closes, transfers and drops by relation.
 
 Pure. Requests are only counted here: they are added up by relation and endpoint, in
-`streams.requests`.
+`streams.requests`. So are the reasons of drops, in `streams.losses`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from schemas.columns import U64
-    from schemas.events import Closes, Opens, Requests, Transfers
+    from schemas.events import Closes, Drops, Opens, Requests, Transfers
 
 __all__ = ["COLUMNS", "EVENT_COLUMNS", "PLAIN", "relation_sums"]
 
@@ -35,13 +35,15 @@ PLAIN: Final = (
     ),
     "transfer_events",
     "request_events",
+    "drop_events",
 )
 """The columns that every batch has."""
 COLUMNS: Final = (*PLAIN, *_STAGED, *(f"{name}_measured_count" for name in _STAGED))
 """Columns of the sums, in order: those of every batch, then those of `Transfers.figures`.
 
-``transfer_events`` and ``request_events`` are none of the catalogue's: the first counts the rows
-that are no call as well, the second makes a relation known that has requests only.
+``transfer_events``, ``request_events`` and ``drop_events`` are none of the catalogue's: the first
+counts the rows that are no call as well, the others make a relation known that has requests or
+drops only.
 """
 
 _AT: Final = {name: place for place, name in enumerate(COLUMNS)}
@@ -50,11 +52,14 @@ EVENT_COLUMNS: Final[dict[str, tuple[int, ...]]] = {
     "close": (_AT["close_count"],),
     "transfer": (_AT["transfer_events"],),
     "request": (_AT["request_events"],),
+    "drop": (_AT["drop_events"],),
 }
 """By kind of event, places of the columns that together count each of them once."""
 
 _TRANSFER: Final = _AT["transfer_events"]
 _REQUEST: Final = _AT["request_events"]
+_DROP: Final = _AT["drop_events"]
+_LOST: Final = _AT["write_lost_packet_count"]
 
 
 def relation_sums(
@@ -64,6 +69,7 @@ def relation_sums(
     closes: Closes,
     transfers: Transfers,
     requests: Requests,
+    drops: Drops,
 ) -> tuple[U64, list[Values]]:
     """Return the sums of each relation, and the stage values of its calls.
 
@@ -74,12 +80,13 @@ def relation_sums(
         closes: Likewise.
         transfers: Likewise.
         requests: Likewise.
+        drops: Likewise.
 
     Returns:
         Shape (relations, columns), the first of COLUMNS or all; and the values.
     """
     staged = not is_unmeasured(transfers.figures)
-    sums = np.zeros((size, len(COLUMNS) if staged else len(PLAIN)), np.uint64)
+    sums = np.zeros((size, len(COLUMNS) if staged or drops.rows else len(PLAIN)), np.uint64)
     stages: list[Values] = []
     if opens.rows:
         group = index[opens.connection]
@@ -103,6 +110,10 @@ def relation_sums(
             stages = _add_staged(sums, group, transfers, called)
     if requests.rows:
         sums[:, _REQUEST] = np.bincount(index[requests.connection], minlength=size)
+    if drops.rows:
+        group = index[drops.connection]
+        sums[:, _DROP] = np.bincount(group, minlength=size)
+        sums[:, _LOST] += exact_sums(group, drops.packets, size)
     return sums, stages
 
 

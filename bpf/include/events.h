@@ -94,7 +94,8 @@ enum podwire_write_figure {
 	PODWIRE_WRITE_PACKET_COUNT = 0,		   /* segments with payload: tcp_sock.data_segs_out */
 	PODWIRE_WRITE_PACKET_SIZE = 1,		   /* their payload: tcp_sock.bytes_sent */
 	PODWIRE_WRITE_RETRANSMIT_PACKET_COUNT = 2, /* tcp_sock.total_retrans */
-	PODWIRE_WRITE_LOST_PACKET_COUNT = 3,	   /* dropped on this host on the way out */
+	PODWIRE_WRITE_LOST_PACKET_COUNT = 3, /* dropped on this host on the way out, without a
+					      * reason; those with one have drop records */
 	PODWIRE_WRITE_L4_DURATION = 4,		   /* in tcp_sendmsg, and what L3 took outside it */
 	PODWIRE_WRITE_L3_DURATION = 5,		   /* in __ip_queue_xmit, and until it has left */
 	PODWIRE_WRITE_L3_LOCAL_DURATION = 6,	   /* __ip_queue_xmit to ip_output */
@@ -129,7 +130,8 @@ enum podwire_kind {
 	PODWIRE_KIND_TRANSFER = 3,
 	PODWIRE_KIND_PROCESS = 4,
 	PODWIRE_KIND_PAYLOAD = 5,
-	PODWIRE_KINDS = 6,
+	PODWIRE_KIND_DROP = 6,
+	PODWIRE_KINDS = 7,
 };
 
 /* One per kind and CPU: every event is counted in exactly one field. */
@@ -183,6 +185,17 @@ struct podwire_transfer_record {
 	__u32 figures[PODWIRE_WRITE_FIGURES]; /* by enum podwire_read_figure or _write_figure */
 };
 
+/* Packets that this host dropped on their way out, told with the connection's next record. */
+struct podwire_drop_record {
+	__u64 connection_id;
+	__u64 end_ns; /* when it was told */
+	__u64 sequence;
+	__u32 packets;
+	__u32 reason; /* enum skb_drop_reason of the running kernel; never 0 */
+	__u16 cpu;
+	__u8 pad[22];
+};
+
 enum podwire_process_event {
 	PODWIRE_EXEC = 1,
 	PODWIRE_EXIT = 2,
@@ -229,6 +242,7 @@ _Static_assert(sizeof(struct podwire_payload_record) == 48, "payload record layo
 _Static_assert(sizeof(struct podwire_verdict) == 16, "verdict layout");
 _Static_assert(sizeof(struct podwire_connection_record) == 120, "connection record layout");
 _Static_assert(sizeof(struct podwire_transfer_record) == 120, "transfer record layout");
+_Static_assert(sizeof(struct podwire_drop_record) == 56, "drop record layout");
 _Static_assert(sizeof(struct podwire_process_record) == 56, "process record layout");
 
 #endif

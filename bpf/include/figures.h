@@ -8,20 +8,36 @@ const volatile __u32 podwire_stages = 0;
 
 static const struct flow new_flow = {};
 
+static __always_inline void forget_losses(__u64 sk)
+{
+	struct loss_key key = {.sk = sk};
+
+	for (__u32 i = 0; i < MAX_REASONS; i++) {
+		key.place = i;
+		if (bpf_map_delete_elem(&losses, &key))
+			break;
+	}
+}
+
 static __always_inline void begin_flow(struct sock *sk)
 {
 	__u64 key = (__u64)sk;
 
-	if (podwire_stages)
-		bpf_map_update_elem(&flows, &key, &new_flow, BPF_NOEXIST);
+	if (!podwire_stages)
+		return;
+	/* A packet of the last sock at this address may have been lost while that one ended. */
+	if (!bpf_map_update_elem(&flows, &key, &new_flow, BPF_NOEXIST))
+		forget_losses(key);
 }
 
 static __always_inline void end_flow(struct sock *sk)
 {
 	__u64 key = (__u64)sk;
 
-	if (podwire_stages)
-		bpf_map_delete_elem(&flows, &key);
+	if (!podwire_stages)
+		return;
+	bpf_map_delete_elem(&flows, &key);
+	forget_losses(key);
 }
 
 /* When the first of the bytes came that the call under way has read; 0 if that is not known. */

@@ -12,6 +12,8 @@ enum {
 	MAX_FLOWS = 1 << 18,
 	MAX_QUEUED = 16, /* power of two */
 	MAX_TASKS = 1 << 14, /* power of two */
+	MAX_LOSSES = 1 << 13,
+	MAX_REASONS = 8, /* of one connection */
 	FIGURE_MAX = 0xfffffffe, /* what one record can carry; the next value says "not measured" */
 };
 
@@ -36,6 +38,7 @@ struct flow {
 	__u32 head;
 	__u32 count;
 	__u64 told_ns[2]; /* when a read, a write was last told of; 0: never */
+	__s64 explained;  /* packets in `losses`, added to and taken from like the figures */
 };
 
 struct {
@@ -45,6 +48,30 @@ struct {
 	__type(key, __u64);
 	__type(value, struct flow);
 } flows SEC(".maps");
+
+/*
+ * Packets that a flow has lost for a reason: the first of them makes the entry of the reason at the
+ * flow's next free place, and that two cannot make the same entry is all the locking there is. Few
+ * connections have any. A loop over places counts in a variable of its own, because v6.1's verifier
+ * sees no end of one that counts in the key.
+ */
+struct loss_key {
+	__u64 sk;
+	__u64 place;
+};
+
+struct loss {
+	__s64 packets; /* not told yet */
+	__u32 reason;  /* enum skb_drop_reason */
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_LOSSES);
+	__type(key, struct loss_key);
+	__type(value, struct loss);
+} losses SEC(".maps");
 
 /* What the stages know of the call that a thread is in. A slot belongs to the thread that used it
  * last: no entry is ever made or deleted, and who finds another's has lost its own. */

@@ -42,7 +42,8 @@ struct numbers {
 /*
  * Without fetching atomics a program may be interrupted, on its CPU, between reading a number and
  * writing the next. Interrupts nest strictly: each finds how deep it is, and has numbers of its own
- * there. CPU and depth together are the lane, which records carry as their CPU.
+ * there. CPU and depth together are the lane, which records carry as their CPU. Where a program may be
+ * left for another task they do not nest: collector/attach.py refuses this object there.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -106,6 +107,8 @@ static __always_inline __u64 count_submitted(struct podwire_counts *counted, __u
 	__sync_fetch_and_add(&counted->submitted, 1);
 	if (kind == PODWIRE_KIND_TRANSFER)
 		return take_number(sequences[PODWIRE_KIND_TRANSFER], lane);
+	if (kind == PODWIRE_KIND_DROP)
+		return take_number(sequences[PODWIRE_KIND_DROP], lane);
 	return take_number(sequences[PODWIRE_KIND_PROCESS], lane);
 }
 

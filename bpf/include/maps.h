@@ -148,6 +148,11 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 18);
+} drops SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 32 << 20);
 } payloads SEC(".maps");
 
@@ -235,6 +240,7 @@ struct podwire_abi {
 	struct podwire_process_record process;
 	struct podwire_payload_record payload;
 	struct podwire_verdict verdict;
+	struct podwire_drop_record drop;
 	struct podwire_counts counts;
 	enum podwire_connection_event connection_event;
 	enum podwire_role role;

@@ -34,7 +34,8 @@ struct sent_packet {
 	__u64 left_ns;	    /* return from __ip_queue_xmit */
 	__u64 netfilter_start_ns;
 	__u64 netfilter_ns;
-	__u32 netfilter_count;
+	__u16 netfilter_count;
+	__u16 driver_cpu;  /* that is in the driver */
 	__u8 told;	   /* enum sent_told */
 	__u8 depth;	   /* of devices upon devices inside the first driver */
 	__u8 is_segment;   /* made below the queue discipline; see flow.segmented_ns */

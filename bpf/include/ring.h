@@ -98,6 +98,48 @@ static __noinline __u64 submit_record(const struct transfer *from, struct flow *
 	return rest;
 }
 
+/* Tell for which reasons a flow has lost packets. Those that the ring has no room for are told as
+ * lost without a reason. */
+static __noinline int tell_losses(__u64 connection_id, __u64 end_ns, __u64 sk, struct flow *flow)
+{
+	__u32 kind = PODWIRE_KIND_DROP, lane;
+	struct podwire_counts *counted = bpf_map_lookup_elem(&counts, &kind);
+	struct podwire_drop_record *record;
+	struct loss_key key = {.sk = sk};
+	struct loss *loss;
+	__s64 packets;
+
+	if (!counted || !flow)
+		return 0;
+	for (__u32 i = 0; i < MAX_REASONS; i++) {
+		key.place = i;
+		loss = bpf_map_lookup_elem(&losses, &key);
+		if (!loss)
+			break;
+		packets = loss->packets;
+		if (packets <= 0)
+			continue;
+		packets = at_most(packets);
+		__sync_fetch_and_add(&loss->packets, -packets);
+		__sync_fetch_and_add(&flow->explained, -packets);
+		record = bpf_ringbuf_reserve(&drops, sizeof(*record), 0);
+		if (!record) {
+			__sync_fetch_and_add(&counted->ring_full, 1);
+			__sync_fetch_and_add(&flow->write[PODWIRE_WRITE_LOST_PACKET_COUNT], packets);
+			continue;
+		}
+		__builtin_memset(record, 0, sizeof(*record));
+		record->connection_id = connection_id;
+		record->end_ns = end_ns;
+		record->sequence = count_submitted(counted, PODWIRE_KIND_DROP, &lane);
+		record->packets = packets;
+		record->reason = loss->reason;
+		record->cpu = lane;
+		bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+	}
+	return 0;
+}
+
 /* What follows in this transfer's place is no call. */
 static __always_inline void become_rest(struct transfer *transfer)
 {
@@ -117,6 +159,8 @@ static __noinline int submit_transfer(struct transfer *transfer)
 		return 0;
 	if (podwire_stages)
 		flow = find_flow(transfer->sk);
+	if (flow && flow->explained > 0)
+		tell_losses(transfer->connection_id, transfer->end_ns, transfer->sk, flow);
 	rest = submit_record(transfer, flow);
 	if (!flow)
 		return 0;

@@ -251,6 +251,12 @@ struct skb_shared_info {
 	unsigned short gso_segs;
 };
 
+/* Came together with the tracepoint's third argument: Linux kernel commit c504e5c2f964 ("net: skb:
+ * introduce kfree_skb_reason()") (in v5.17). */
+enum skb_drop_reason {
+	SKB_NOT_DROPPED_YET = 0,
+};
+
 struct net_device;
 
 struct sk_buff {

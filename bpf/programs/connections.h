@@ -230,6 +230,7 @@ static __noinline int tell_rest(struct sock *sk, struct socket_state *st, __u8 d
 static __always_inline int destroyed(struct sock *sk)
 {
 	struct socket_state *st = find_state(sk);
+	struct flow *flow = 0;
 	__u64 key = (__u64)sk;
 
 	if (!st)
@@ -239,6 +240,10 @@ static __always_inline int destroyed(struct sock *sk)
 		st->stage = STAGE_CLOSED;
 	closed(sk, st, TCP_CLOSE);
 	if (!st->is_own && st->announcement != ANNOUNCED_NEVER) {
+		if (podwire_stages)
+			flow = find_flow(key);
+		if (flow && flow->explained > 0)
+			tell_losses(st->connection_id, bpf_ktime_get_ns(), key, flow);
 		tell_rest(sk, st, PODWIRE_READ);
 		tell_rest(sk, st, PODWIRE_WRITE);
 	}

@@ -165,14 +165,23 @@ static __always_inline void enqueue(struct flow *flow, __u32 end_seq, __u64 now)
 	flow->count++;
 }
 
-/* TCP begins to process a packet of a connection; its payload is about to be queued. */
-static __always_inline int on_queued(__u64 sk, __u64 skb)
+/* The first two members of tcp_skb_cb, read at once. */
+struct sequence_range {
+	__u32 seq;
+	__u32 end_seq;
+};
+
+/*
+ * TCP begins to process a packet of a connection; its payload is about to be queued. How far the
+ * sock has received and been read comes from the hook: some can look without a call.
+ */
+static __always_inline int on_queued(__u64 sk, __u64 skb, __u32 rcv_nxt, __u32 copied_seq)
 {
 	struct tcp_skb_cb *cb = (void *)(skb + bpf_core_field_offset(struct sk_buff, cb));
-	struct tcp_sock *tp = (struct tcp_sock *)sk;
+	struct sequence_range range = {};
 	struct received_packet *packet;
 	struct flow *flow = find_flow(sk);
-	__u32 seq, end_seq;
+	__u32 length;
 	__u64 now;
 	__u8 flags;
 
@@ -184,18 +193,20 @@ static __always_inline int on_queued(__u64 sk, __u64 skb)
 		packet->sk = sk;
 		tell_received(flow, packet, now);
 	}
-	seq = BPF_CORE_READ(cb, seq);
-	end_seq = BPF_CORE_READ(cb, end_seq);
-	if (seq == end_seq)
+	bpf_probe_read_kernel(&range, sizeof(range), cb);
+	length = range.end_seq - range.seq;
+	if (!length)
 		return 0;
-	flags = BPF_CORE_READ(cb, tcp_flags);
-	if (end_seq - seq == !!(flags & TCP_FLAG_FIN) + !!(flags & TCP_FLAG_SYN))
-		return 0;
-	if (!is_after(end_seq, BPF_CORE_READ(tp, rcv_nxt)))
+	if (length <= 2) { /* perhaps no bytes, but what counts as one */
+		flags = BPF_CORE_READ(cb, tcp_flags);
+		if (length == !!(flags & TCP_FLAG_FIN) + !!(flags & TCP_FLAG_SYN))
+			return 0;
+	}
+	if (!is_after(range.end_seq, rcv_nxt))
 		return 0; /* received before */
 	if (flow->count) /* read without a copy that is seen: splice, kernel TLS */
-		take_queued(flow, BPF_CORE_READ(tp, copied_seq), now);
-	enqueue(flow, end_seq, now);
+		take_queued(flow, copied_seq, now);
+	enqueue(flow, range.end_seq, now);
 	return 0;
 }
 

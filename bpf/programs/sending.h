@@ -161,9 +161,11 @@ static __always_inline int on_device_queue(__u64 skb, __u64 sk, bool is_gso)
 		return 0;
 	now = bpf_ktime_get_ns();
 	/* Without the hooks of IP, an address may be that of an earlier packet: one that has left, or
-	 * was segmented and so never reached a driver itself. */
+	 * was segmented and so never reached a driver itself, or that another CPU has given to a
+	 * driver which has freed it, and not come back from there yet. */
 	if (packet->skb != skb || packet->sk != sk ||
-	    (!packet->ip_ns && (packet->has_left || !packet->driver_ns))) {
+	    (!packet->ip_ns && (packet->has_left || !packet->driver_ns ||
+				packet->driver_cpu != (__u16)bpf_get_smp_processor_id()))) {
 		flow = find_flow(sk);
 		if (!flow)
 			return 0;
@@ -191,6 +193,12 @@ static __always_inline int on_device_queue(__u64 skb, __u64 sk, bool is_gso)
 	return 0;
 }
 
+static __always_inline void enter_driver(struct sent_packet *packet)
+{
+	packet->driver_ns = bpf_ktime_get_ns();
+	packet->driver_cpu = bpf_get_smp_processor_id();
+}
+
 static __always_inline int on_driver(__u64 skb, __u64 sk)
 {
 	struct sent_packet *packet;
@@ -205,7 +213,7 @@ static __always_inline int on_driver(__u64 skb, __u64 sk)
 		if (packet->driver_ns)
 			packet->depth++;
 		else
-			packet->driver_ns = bpf_ktime_get_ns();
+			enter_driver(packet);
 		return 0;
 	}
 	/* Segments of a packet have its sock, and nothing else of it. */
@@ -218,7 +226,7 @@ static __always_inline int on_driver(__u64 skb, __u64 sk)
 	packet->is_segment = 1;
 	packet->queue_ns = flow->segmented_ns;
 	packet->left_ns = flow->segmented_left_ns;
-	packet->driver_ns = bpf_ktime_get_ns();
+	enter_driver(packet);
 	return 0;
 }
 
@@ -229,7 +237,9 @@ static __always_inline int on_driver_left(__u64 skb, int result)
 	struct flow *flow;
 	__u64 now, since;
 
-	if (!packet || !packet->driver_ns || packet->has_left)
+	/* From another CPU's driver comes an earlier packet of this address. */
+	if (!packet || !packet->driver_ns || packet->has_left ||
+	    packet->driver_cpu != (__u16)bpf_get_smp_processor_id())
 		return 0;
 	if (packet->depth) {
 		packet->depth--;
@@ -263,11 +273,39 @@ static __always_inline int on_driver_left(__u64 skb, int result)
 	return 0;
 }
 
+/* Packets lost for a reason; 0: the kernel has none. Without room for it they are only lost. */
+static __always_inline void lose(struct flow *flow, __u64 sk, __u32 reason, __u32 packets)
+{
+	struct loss made = {.packets = packets, .reason = reason};
+	struct loss_key key = {.sk = sk};
+	struct loss *loss;
+
+	for (__u32 i = 0; reason && i < MAX_REASONS; i++) {
+		key.place = i;
+		loss = bpf_map_lookup_elem(&losses, &key);
+		if (!loss && !bpf_map_update_elem(&losses, &key, &made, BPF_NOEXIST))
+			goto explained;
+		if (!loss) /* another CPU was faster, or there is no room */
+			loss = bpf_map_lookup_elem(&losses, &key);
+		if (!loss)
+			break;
+		if (loss->reason == reason) {
+			__sync_fetch_and_add(&loss->packets, packets);
+			goto explained;
+		}
+	}
+	add_write(flow, LOST_PACKET_COUNT, packets);
+	return;
+explained:
+	__sync_fetch_and_add(&flow->explained, packets);
+}
+
 /*
  * Freed other than by being sent or read, `is_given` to a device or still in IP. There it has no
  * slot without the hooks of IP, only perhaps that of a packet that had its address before.
  */
-static __always_inline int on_lost(__u64 skb, __u64 sk, __u16 segments, bool is_given)
+static __always_inline int on_lost(__u64 skb, __u64 sk, __u32 reason, __u16 segments,
+				   bool is_given)
 {
 	struct sent_packet *packet = find_sent(skb);
 	struct flow *flow;
@@ -279,7 +317,7 @@ static __always_inline int on_lost(__u64 skb, __u64 sk, __u16 segments, bool is_
 	flow = find_flow(sk);
 	if (!flow)
 		return 0;
-	add_write(flow, LOST_PACKET_COUNT, segments ? segments : 1);
+	lose(flow, sk, reason, segments ? segments : 1);
 	if (packet) {
 		if (packet->queue_ns && !packet->is_segment)
 			tell_entered(flow, packet);

@@ -11,7 +11,11 @@ int BPF_PROG(netif_receive_skb, struct sk_buff *skb)
 SEC("tp_btf/tcp_probe")
 int BPF_PROG(tcp_probe, struct sock *sk, struct sk_buff *skb)
 {
-	return on_queued((__u64)sk, (__u64)skb);
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+
+	if (!tp)
+		return 0;
+	return on_queued((__u64)sk, (__u64)skb, tp->rcv_nxt, tp->copied_seq);
 }
 
 SEC("tp_btf/skb_copy_datagram_iovec")
@@ -62,12 +66,15 @@ int BPF_PROG(kfree_skb, struct sk_buff *skb)
 {
 	struct sock *sk = skb->sk;
 	struct tcphdr *header;
+	__u32 reason = 0;
 
 	if (!sk || !find_flow((__u64)sk))
 		return 0;
 	header = (struct tcphdr *)(skb->head + skb->transport_header);
 	if (BPF_CORE_READ(header, source) != BPF_CORE_READ((struct inet_sock *)sk, inet_sport))
 		return 0;
-	return on_lost((__u64)skb, (__u64)sk, BPF_CORE_READ(shared_info(skb), gso_segs),
+	if (bpf_core_type_exists(enum skb_drop_reason))
+		reason = ctx[2]; /* else there is no such argument, and this is dead code */
+	return on_lost((__u64)skb, (__u64)sk, reason, BPF_CORE_READ(shared_info(skb), gso_segs),
 		       skb->mac_header != NO_MAC_HEADER);
 }

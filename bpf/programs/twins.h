@@ -70,6 +70,21 @@
 		return call;                                                                       \
 	}
 
+/* Both ends of a function, of which no more is wanted than its first two arguments. */
+#define AROUND(function, entered, left)                                                            \
+	SEC("fexit/" #function)                                                                    \
+	int BPF_PROG(function##_exit, __u64 a, __u64 b)                                            \
+	{                                                                                          \
+		return left(a, b);                                                                 \
+	}                                                                                          \
+	EXIT_PROBE(function, left(a, b))                                                           \
+	SEC("fentry/" #function)                                                                   \
+	int BPF_PROG(function##_enter, __u64 a, __u64 b)                                           \
+	{                                                                                          \
+		return entered(a, b);                                                              \
+	}                                                                                          \
+	ENTER_PROBE(function, entered(a, b))
+
 /* tcp_sendmsg(sk, message, size) and, before v6.5, tcp_sendpage(sk, page, offset, size, flags) */
 SEC("fexit/tcp_sendmsg")
 int BPF_PROG(tcp_sendmsg_exit, __u64 sk, void *message, __u64 size, int result)
@@ -97,33 +112,10 @@ int BPF_PROG(tcp_sendpage_enter, __u64 sk)
 }
 ENTER_PROBE(tcp_sendpage, on_send(a))
 
-/* __ip_queue_xmit(sk, skb, flow, tos) */
-SEC("fexit/__ip_queue_xmit")
-int BPF_PROG(__ip_queue_xmit_exit, __u64 sk, __u64 skb)
-{
-	return on_ip_left(sk, skb);
-}
-EXIT_PROBE(__ip_queue_xmit, on_ip_left(a, b))
-SEC("fentry/__ip_queue_xmit")
-int BPF_PROG(__ip_queue_xmit_enter, __u64 sk, __u64 skb)
-{
-	return on_ip_xmit(sk, skb);
-}
-ENTER_PROBE(__ip_queue_xmit, on_ip_xmit(a, b))
-
-/* inet6_csk_xmit(sk, skb, flow): ip6_xmit() has more arguments than a trampoline takes before v6.6 */
-SEC("fexit/inet6_csk_xmit")
-int BPF_PROG(inet6_csk_xmit_exit, __u64 sk, __u64 skb)
-{
-	return on_ip_left(sk, skb);
-}
-EXIT_PROBE(inet6_csk_xmit, on_ip_left(a, b))
-SEC("fentry/inet6_csk_xmit")
-int BPF_PROG(inet6_csk_xmit_enter, __u64 sk, __u64 skb)
-{
-	return on_ip_xmit(sk, skb);
-}
-ENTER_PROBE(inet6_csk_xmit, on_ip_xmit(a, b))
+/* __ip_queue_xmit(sk, skb, flow, tos), inet6_csk_xmit(sk, skb, flow): ip6_xmit() has more arguments
+ * than a trampoline takes before v6.6 */
+AROUND(__ip_queue_xmit, on_ip_xmit, on_ip_left)
+AROUND(inet6_csk_xmit, on_ip_xmit, on_ip_left)
 
 /* (net, sk, skb) */
 #define output_of(net, sk, skb) on_ip_output(skb)
@@ -137,18 +129,9 @@ ENTER_2(neigh_resolve_output, neighbour_of)
 /* nf_hook_slow(skb, state, entries, index) */
 #define family_of(state) BPF_CORE_READ((struct nf_hook_state *)(state), pf)
 #define hook_of(state) BPF_CORE_READ((struct nf_hook_state *)(state), hook)
-SEC("fexit/nf_hook_slow")
-int BPF_PROG(nf_hook_slow_exit, __u64 skb, __u64 state)
-{
-	return on_netfilter_left(skb, family_of(state), hook_of(state));
-}
-EXIT_PROBE(nf_hook_slow, on_netfilter_left(a, family_of(b), hook_of(b)))
-SEC("fentry/nf_hook_slow")
-int BPF_PROG(nf_hook_slow_enter, __u64 skb, __u64 state)
-{
-	return on_netfilter(skb, family_of(state), hook_of(state));
-}
-ENTER_PROBE(nf_hook_slow, on_netfilter(a, family_of(b), hook_of(b)))
+#define netfilter_of(skb, state) on_netfilter(skb, family_of(state), hook_of(state))
+#define netfilter_left_of(skb, state) on_netfilter_left(skb, family_of(state), hook_of(state))
+AROUND(nf_hook_slow, netfilter_of, netfilter_left_of)
 
 /* (skb, device, type, original device); (head of the list, type, original device) */
 #define list_of(head) on_ip_list()
@@ -160,31 +143,13 @@ ENTER_1(ip_local_deliver, on_local)
 ENTER_1(ip6_input, on_local)
 
 /* (skb) */
-SEC("fexit/tcp_v4_rcv")
-int BPF_PROG(tcp_v4_rcv_exit, __u64 skb)
-{
-	return on_tcp_left(skb);
-}
-EXIT_PROBE(tcp_v4_rcv, on_tcp_left(a))
-SEC("fentry/tcp_v4_rcv")
-int BPF_PROG(tcp_v4_rcv_enter, __u64 skb)
-{
-	return on_tcp(skb);
-}
-ENTER_PROBE(tcp_v4_rcv, on_tcp(a))
-
-SEC("fexit/tcp_v6_rcv")
-int BPF_PROG(tcp_v6_rcv_exit, __u64 skb)
-{
-	return on_tcp_left(skb);
-}
-EXIT_PROBE(tcp_v6_rcv, on_tcp_left(a))
-SEC("fentry/tcp_v6_rcv")
-int BPF_PROG(tcp_v6_rcv_enter, __u64 skb)
-{
-	return on_tcp(skb);
-}
-ENTER_PROBE(tcp_v6_rcv, on_tcp(a))
+#define tcp_of(skb, none) on_tcp(skb)
+#define tcp_left_of(skb, none) on_tcp_left(skb)
+AROUND(tcp_v4_rcv, tcp_of, tcp_left_of)
+AROUND(tcp_v6_rcv, tcp_of, tcp_left_of)
 
 /* tcp_rcv_state_process(sk, skb): what tcp_rcv_established(), and so tcp_probe, does not see */
-ENTER_2(tcp_rcv_state_process, on_queued)
+#define queued_of(sk, skb)                                                                         \
+	on_queued(sk, skb, BPF_CORE_READ((struct tcp_sock *)(sk), rcv_nxt),                        \
+		  BPF_CORE_READ((struct tcp_sock *)(sk), copied_seq))
+ENTER_2(tcp_rcv_state_process, queued_of)

@@ -7,13 +7,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class EventBatch(_message.Message):
-    __slots__ = ("header", "connections", "opens", "closes", "transfers", "requests", "parties")
+    __slots__ = ("header", "connections", "opens", "closes", "transfers", "requests", "drops", "parties")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
     OPENS_FIELD_NUMBER: _ClassVar[int]
     CLOSES_FIELD_NUMBER: _ClassVar[int]
     TRANSFERS_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    DROPS_FIELD_NUMBER: _ClassVar[int]
     PARTIES_FIELD_NUMBER: _ClassVar[int]
     header: BatchHeader
     connections: Connections
@@ -21,8 +22,9 @@ class EventBatch(_message.Message):
     closes: Closes
     transfers: Transfers
     requests: Requests
+    drops: Drops
     parties: Parties
-    def __init__(self, header: _Optional[_Union[BatchHeader, _Mapping]] = ..., connections: _Optional[_Union[Connections, _Mapping]] = ..., opens: _Optional[_Union[Opens, _Mapping]] = ..., closes: _Optional[_Union[Closes, _Mapping]] = ..., transfers: _Optional[_Union[Transfers, _Mapping]] = ..., requests: _Optional[_Union[Requests, _Mapping]] = ..., parties: _Optional[_Union[Parties, _Mapping]] = ...) -> None: ...
+    def __init__(self, header: _Optional[_Union[BatchHeader, _Mapping]] = ..., connections: _Optional[_Union[Connections, _Mapping]] = ..., opens: _Optional[_Union[Opens, _Mapping]] = ..., closes: _Optional[_Union[Closes, _Mapping]] = ..., transfers: _Optional[_Union[Transfers, _Mapping]] = ..., requests: _Optional[_Union[Requests, _Mapping]] = ..., drops: _Optional[_Union[Drops, _Mapping]] = ..., parties: _Optional[_Union[Parties, _Mapping]] = ...) -> None: ...
 
 class BatchHeader(_message.Message):
     __slots__ = ("layout_version", "cluster", "node", "boot_id", "run_id", "sequence", "first_event_ns", "last_event_ns", "watermark_ns", "anchor_monotonic_ns", "anchor_unix_ns", "final", "part", "ledger")
@@ -209,3 +211,15 @@ class Parties(_message.Message):
     remote_instance: _containers.RepeatedScalarFieldContainer[int]
     internal: bytes
     def __init__(self, local_service: _Optional[_Iterable[int]] = ..., local_instance: _Optional[_Iterable[int]] = ..., remote_service: _Optional[_Iterable[int]] = ..., remote_instance: _Optional[_Iterable[int]] = ..., internal: _Optional[bytes] = ...) -> None: ...
+
+class Drops(_message.Message):
+    __slots__ = ("connection", "end_ns", "reason", "packets")
+    CONNECTION_FIELD_NUMBER: _ClassVar[int]
+    END_NS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    PACKETS_FIELD_NUMBER: _ClassVar[int]
+    connection: _containers.RepeatedScalarFieldContainer[int]
+    end_ns: _containers.RepeatedScalarFieldContainer[int]
+    reason: _containers.RepeatedScalarFieldContainer[int]
+    packets: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, connection: _Optional[_Iterable[int]] = ..., end_ns: _Optional[_Iterable[int]] = ..., reason: _Optional[_Iterable[int]] = ..., packets: _Optional[_Iterable[int]] = ...) -> None: ...

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n schemas/pb/metrics_columns.proto\x12\x1apodwire.columns.metrics.v1\"\xac\x01\n\x0cMetricsBlock\x12\x16\n\x0elayout_version\x18\x01 \x01(\r\x12;\n\x08identity\x18\x02 \x01(\x0b\x32).podwire.columns.metrics.v1.BlockIdentity\x12\r\n\x05names\x18\x03 \x03(\t\x12\x38\n\x06tables\x18\x04 \x03(\x0b\x32(.podwire.columns.metrics.v1.MetricsTable\"\x9a\x01\n\rBlockIdentity\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\r\x12\x10\n\x08minute_s\x18\x03 \x01(\x03\x12\x13\n\x0b\x62\x61se_offset\x18\x04 \x01(\x03\x12\x12\n\nend_offset\x18\x05 \x01(\x03\x12\x0c\n\x04part\x18\x06 \x01(\r\x12\r\n\x05parts\x18\x07 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x08 \x01(\t\"\xd6\x01\n\x0cMetricsTable\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\r\x12\x33\n\x04keys\x18\x03 \x03(\x0b\x32%.podwire.columns.metrics.v1.KeyColumn\x12\x39\n\x07\x66igures\x18\x04 \x03(\x0b\x32(.podwire.columns.metrics.v1.FigureColumn\x12\x39\n\nhistograms\x18\x05 \x03(\x0b\x32%.podwire.columns.metrics.v1.Histogram\")\n\tKeyColumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x01(\x0c\">\n\x0c\x46igureColumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x01(\x0c\x12\x10\n\x08measured\x18\x03 \x01(\x0c\"E\n\tHistogram\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03row\x18\x02 \x01(\x0c\x12\x0e\n\x06\x62ucket\x18\x03 \x01(\x0c\x12\r\n\x05\x63ount\x18\x04 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n schemas/pb/metrics_columns.proto\x12\x1apodwire.columns.metrics.v1\"\xac\x01\n\x0cMetricsBlock\x12\x16\n\x0elayout_version\x18\x01 \x01(\r\x12;\n\x08identity\x18\x02 \x01(\x0b\x32).podwire.columns.metrics.v1.BlockIdentity\x12\r\n\x05names\x18\x03 \x03(\t\x12\x38\n\x06tables\x18\x04 \x03(\x0b\x32(.podwire.columns.metrics.v1.MetricsTable\"\x9a\x01\n\rBlockIdentity\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\r\x12\x10\n\x08minute_s\x18\x03 \x01(\x03\x12\x13\n\x0b\x62\x61se_offset\x18\x04 \x01(\x03\x12\x12\n\nend_offset\x18\x05 \x01(\x03\x12\x0c\n\x04part\x18\x06 \x01(\r\x12\r\n\x05parts\x18\x07 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x08 \x01(\t\"\x92\x02\n\x0cMetricsTable\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\r\x12\x33\n\x04keys\x18\x03 \x03(\x0b\x32%.podwire.columns.metrics.v1.KeyColumn\x12\x39\n\x07\x66igures\x18\x04 \x03(\x0b\x32(.podwire.columns.metrics.v1.FigureColumn\x12\x39\n\nhistograms\x18\x05 \x03(\x0b\x32%.podwire.columns.metrics.v1.Histogram\x12:\n\nbreakdowns\x18\x06 \x03(\x0b\x32&.podwire.columns.metrics.v1.NameCounts\")\n\tKeyColumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x01(\x0c\">\n\x0c\x46igureColumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x01(\x0c\x12\x10\n\x08measured\x18\x03 \x01(\x0c\"E\n\tHistogram\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03row\x18\x02 \x01(\x0c\x12\x0e\n\x06\x62ucket\x18\x03 \x01(\x0c\x12\r\n\x05\x63ount\x18\x04 \x01(\x0c\"C\n\nNameCounts\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03row\x18\x02 \x01(\x0c\x12\x0b\n\x03key\x18\x03 \x01(\x0c\x12\r\n\x05\x63ount\x18\x04 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,11 +36,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BLOCKIDENTITY']._serialized_start=240
   _globals['_BLOCKIDENTITY']._serialized_end=394
   _globals['_METRICSTABLE']._serialized_start=397
-  _globals['_METRICSTABLE']._serialized_end=611
-  _globals['_KEYCOLUMN']._serialized_start=613
-  _globals['_KEYCOLUMN']._serialized_end=654
-  _globals['_FIGURECOLUMN']._serialized_start=656
-  _globals['_FIGURECOLUMN']._serialized_end=718
-  _globals['_HISTOGRAM']._serialized_start=720
-  _globals['_HISTOGRAM']._serialized_end=789
+  _globals['_METRICSTABLE']._serialized_end=671
+  _globals['_KEYCOLUMN']._serialized_start=673
+  _globals['_KEYCOLUMN']._serialized_end=714
+  _globals['_FIGURECOLUMN']._serialized_start=716
+  _globals['_FIGURECOLUMN']._serialized_end=778
+  _globals['_HISTOGRAM']._serialized_start=780
+  _globals['_HISTOGRAM']._serialized_end=849
+  _globals['_NAMECOUNTS']._serialized_start=851
+  _globals['_NAMECOUNTS']._serialized_end=918
 # @@protoc_insertion_point(module_scope)

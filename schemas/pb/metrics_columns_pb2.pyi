@@ -39,18 +39,20 @@ class BlockIdentity(_message.Message):
     def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., minute_s: _Optional[int] = ..., base_offset: _Optional[int] = ..., end_offset: _Optional[int] = ..., part: _Optional[int] = ..., parts: _Optional[int] = ..., attempt: _Optional[str] = ...) -> None: ...
 
 class MetricsTable(_message.Message):
-    __slots__ = ("table", "rows", "keys", "figures", "histograms")
+    __slots__ = ("table", "rows", "keys", "figures", "histograms", "breakdowns")
     TABLE_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     FIGURES_FIELD_NUMBER: _ClassVar[int]
     HISTOGRAMS_FIELD_NUMBER: _ClassVar[int]
+    BREAKDOWNS_FIELD_NUMBER: _ClassVar[int]
     table: str
     rows: int
     keys: _containers.RepeatedCompositeFieldContainer[KeyColumn]
     figures: _containers.RepeatedCompositeFieldContainer[FigureColumn]
     histograms: _containers.RepeatedCompositeFieldContainer[Histogram]
-    def __init__(self, table: _Optional[str] = ..., rows: _Optional[int] = ..., keys: _Optional[_Iterable[_Union[KeyColumn, _Mapping]]] = ..., figures: _Optional[_Iterable[_Union[FigureColumn, _Mapping]]] = ..., histograms: _Optional[_Iterable[_Union[Histogram, _Mapping]]] = ...) -> None: ...
+    breakdowns: _containers.RepeatedCompositeFieldContainer[NameCounts]
+    def __init__(self, table: _Optional[str] = ..., rows: _Optional[int] = ..., keys: _Optional[_Iterable[_Union[KeyColumn, _Mapping]]] = ..., figures: _Optional[_Iterable[_Union[FigureColumn, _Mapping]]] = ..., histograms: _Optional[_Iterable[_Union[Histogram, _Mapping]]] = ..., breakdowns: _Optional[_Iterable[_Union[NameCounts, _Mapping]]] = ...) -> None: ...
 
 class KeyColumn(_message.Message):
     __slots__ = ("name", "values")
@@ -81,3 +83,15 @@ class Histogram(_message.Message):
     bucket: bytes
     count: bytes
     def __init__(self, name: _Optional[str] = ..., row: _Optional[bytes] = ..., bucket: _Optional[bytes] = ..., count: _Optional[bytes] = ...) -> None: ...
+
+class NameCounts(_message.Message):
+    __slots__ = ("name", "row", "key", "count")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    row: bytes
+    key: bytes
+    count: bytes
+    def __init__(self, name: _Optional[str] = ..., row: _Optional[bytes] = ..., key: _Optional[bytes] = ..., count: _Optional[bytes] = ...) -> None: ...

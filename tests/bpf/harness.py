@@ -14,6 +14,7 @@ import pytest
 from collector.abi import (
     CONNECTION_RECORD,
     COUNTS,
+    DROP_RECORD,
     PROCESS_RECORD,
     TRANSFER_RECORD,
     Call,
@@ -25,6 +26,7 @@ from collector.abi import (
     WriteFigure,
 )
 from collector.attach import attach
+from collector.drops import drop_reasons
 from collector.figures import measured
 from collector.libbpf import load_library
 from collector.payload_ring import Pieces, create_payload_ring
@@ -50,6 +52,7 @@ RECORDS = {
     "connections": CONNECTION_RECORD,
     "transfers": TRANSFER_RECORD,
     "processes": PROCESS_RECORD,
+    "drops": DROP_RECORD,
 }
 
 TIERS: dict[str, tuple[str, ...]] = {
@@ -86,11 +89,17 @@ class Figures:
     """What the records of one end and direction tell of the layers below."""
 
     def __init__(
-        self, records: NDArray[Any], direction: Direction, measured: frozenset[str]
+        self,
+        records: NDArray[Any],
+        direction: Direction,
+        measured: frozenset[str],
+        lost: Mapping[str, int] | None = None,
     ) -> None:
         self.records = records
         self.direction = direction
         self.measured = measured
+        self.lost = dict(lost or {})
+        """Lost packets by reason; not in the records."""
 
     def __contains__(self, figure: Figure) -> bool:
         """Whether the hooks of the figure are attached."""
@@ -98,7 +107,8 @@ class Figures:
 
     def __getitem__(self, figure: Figure) -> int:
         """The sum of a measured figure."""
-        return int(self.column(figure).sum())
+        told = int(self.column(figure).sum())
+        return told + sum(self.lost.values()) if figure is W.WRITE_LOST_PACKET_COUNT else told
 
     def column(self, figure: Figure) -> NDArray[np.int64]:
         """A measured figure by record, 0 where the record does not measure it."""
@@ -199,7 +209,7 @@ class Watch:
         self.path = path
         self.tier = tier
         sizes = {"connections": 4 << 20, "transfers": 16 << 20, "processes": 1 << 20}
-        sizes |= {"payloads": 16 << 20} | dict(rings or {})
+        sizes |= {"payloads": 16 << 20, "drops": 1 << 16} | dict(rings or {})
         given = {"podwire_id_base": 1 << 40} | dict(constants or {})
         if tier:
             given["podwire_stages"] = 1
@@ -263,7 +273,23 @@ class Watch:
 
     def figures(self, port: int, role: Role, direction: Direction) -> Figures:
         """What the transfer records of one end of a port tell of the layers below."""
-        return Figures(self._of_end(port, role, direction), direction, self.measured)
+        lost = self.lost(port, role) if direction == Direction.WRITE else {}
+        return Figures(self._of_end(port, role, direction), direction, self.measured, lost)
+
+    def lost(self, port: int, role: Role) -> dict[str, int]:
+        """Packets that one end of a port has lost for a reason, by its name."""
+        names = drop_reasons()
+        told = self.connections(port)
+        found = self.records("drops")
+        found = found[np.isin(found["connection_id"], told["connection_id"][told["role"] == role])]
+        lost: dict[str, int] = {}
+        for number, packets in zip(
+            found["reason"].tolist(), found["packets"].tolist(), strict=True
+        ):
+            assert packets > 0
+            name = names.get(number, str(number))
+            lost[name] = lost.get(name, 0) + packets
+        return lost
 
     def moved(self, port: int, role: Role, direction: Direction) -> int:
         """Bytes moved by one end of a port."""

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collector.btf import Btf, Kind, parse_btf, parse_object
+from collector.btf import Btf, Kind, find_enum, parse_btf, parse_object
 from collector.build import OBJECTS
 from schemas.errors import DecodeError
 from tests.requirements import unmet
@@ -128,3 +128,16 @@ def test_damaged_object() -> None:
             read_everything(parse_object(bytes(damaged)))
         except DecodeError:
             continue
+
+
+def test_one_enum_is_found_without_the_rest() -> None:
+    """The section of an object is the same BTF as a kernel's, behind an ELF header."""
+    raw = OBJECT.read_bytes()
+    blob = raw[raw.index(struct.pack("<HBBI", 0xEB9F, 1, 0, 24)) :]
+    whole = parse_object(raw)
+    for name in ("podwire_kind", "podwire_call", "podwire_role"):
+        assert find_enum(blob, name) == whole.enum(name) != {}
+    assert find_enum(blob, "podwire_transfer_record") == {}
+    assert find_enum(blob, "no_such_enum") == {}
+    with pytest.raises(DecodeError):
+        find_enum(blob[:4000], "podwire_kind")

@@ -28,6 +28,8 @@ class FakeSource:
     drains: list[Drained] = field(default_factory=list)
     is_crowded: bool = False
     measured: frozenset[str] = frozenset()
+    measured_ipv6: frozenset[str] = frozenset()
+    drop_reasons: dict[int, str] = field(default_factory=dict)
     detached: bool = False
     ring_full: int = 0
     verdicts: list[Verdict] = field(default_factory=list)
@@ -45,6 +47,7 @@ class FakeSource:
         self._counts[Kind.TRANSFER, 0] += len(given.transfers)
         self._counts[Kind.PROCESS, 0] += len(given.processes)
         self._counts[Kind.PAYLOAD, 0] += len(given.payloads)
+        self._counts[Kind.DROP, 0] += len(given.drops)
         return given
 
     def counts(self) -> NDArray[np.uint64]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from collector.abi import (
     CONNECTION_RECORD,
+    DROP_RECORD,
     PAYLOAD_RECORD,
     PROCESS_RECORD,
     TRANSFER_RECORD,
@@ -53,6 +54,10 @@ def transfer(connection_id: int, **values: Any) -> dict[str, Any]:
     }
 
 
+def drop(connection_id: int, **values: Any) -> dict[str, Any]:
+    return {"connection_id": connection_id, "end_ns": 1_000, "packets": 1, "reason": 2, **values}
+
+
 def comm(name: bytes) -> NDArray[np.uint8]:
     return np.frombuffer(name.ljust(16, b"\0"), np.uint8)
 
@@ -67,6 +72,10 @@ def transfers(*rows: dict[str, Any]) -> NDArray[Any]:
 
 def processes(*rows: dict[str, Any]) -> NDArray[Any]:
     return _filled(PROCESS_RECORD, rows)
+
+
+def drops(*rows: dict[str, Any]) -> NDArray[Any]:
+    return _filled(DROP_RECORD, rows)
 
 
 def piece(connection_id: int, direction: Direction, data: bytes, **values: Any) -> bytes:
@@ -116,11 +125,13 @@ def drained(
     transfer_rows: list[dict[str, Any]] | None = None,
     process_rows: list[dict[str, Any]] | None = None,
     payloads: list[bytes] | None = None,
+    drop_rows: list[dict[str, Any]] | None = None,
 ) -> Drained:
     return Drained(
         connections(*(connection_rows or [])),
         transfers(*(transfer_rows or [])),
         processes(*(process_rows or [])),
+        drops(*(drop_rows or [])),
         pieces(*(payloads or [])),
     )
 

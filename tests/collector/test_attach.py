@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -183,6 +184,18 @@ def test_the_next_object_is_taken_where_a_core_hook_is_missing(tmp_path: Path) -
     assert "sock_recv_length (bytes read) cannot be used" in passed_over
     with pytest.raises(BpfError, match="sock_recv_length"):
         attach_first([lacking, lacking], {}, RINGS)
+
+
+@pytest.mark.parametrize("release", ["7.0.0-rc1", "7.2.3-amd64", "unknown"])
+def test_no_numbers_by_descriptor_where_programs_are_preempted(
+    release: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release, machine="x86_64"))
+    missing, by_descriptor = tmp_path / "none.bpf.o", tmp_path / "podwire-fd.bpf.o"
+    with pytest.raises(BpfError, match="cannot number its records"):
+        attach_first([by_descriptor], {}, RINGS)
+    with pytest.raises(BpfError, match=r"none\.bpf\.o"):
+        attach_first([missing, by_descriptor], {}, RINGS)
 
 
 @pytest.mark.bpf

@@ -44,7 +44,7 @@ from schemas.events import (
 )
 from schemas.ledger import KINDS, REASONS, Entry, Ledger
 from schemas.topics import MAX_MESSAGE_BYTES
-from tests.collector.records import connection, connections, transfer, transfers
+from tests.collector.records import connection, connections, drop, drops, transfer, transfers
 
 E = ConnectionEvent
 ANCHOR = ClockAnchor(monotonic_ns=0, unix_ns=1_700_000_000_000_000_000)
@@ -72,6 +72,7 @@ def _build(
     builder.table.apply(records)
     options.setdefault("ledger", Ledger())
     options.setdefault("watermark_ns", NOW)
+    options.setdefault("drops", drops())
     batches = builder.build(records, transfers(*transfer_rows), ANCHOR, **options)
     # What every consumer will do; checks every index of every table.
     return [decode_batch(encode_batch(batch)) for batch in batches]
@@ -348,6 +349,26 @@ def test_a_record_has_the_figures_of_its_flags() -> None:
     assert _figures(batch) == expected
 
 
+def test_figures_without_a_hook_of_ipv6_are_not_measured_there() -> None:
+    gone = frozenset({"read_l3_duration", "write_l3_duration"})
+    builder = _builder(EVERY_FIGURE)
+    builder.measured_ipv6 = EVERY_FIGURE - gone
+    builder.__post_init__()
+    known = [connection(1, E.ANNOUNCED, family=6), connection(2, E.ANNOUNCED, family=4)]
+    rows = [
+        transfer(number, direction=d, measured=BOTH, figures=PLACES)
+        for number in (1, 2)
+        for d in (READ, WRITE)
+    ]
+    (batch,) = _build(builder, known, rows)
+    assert _figures(batch) == [
+        _expected(READ_FIGURES, without=gone),
+        _expected(WRITE_FIGURES, without=gone),
+        _expected(READ_FIGURES),
+        _expected(WRITE_FIGURES),
+    ]
+
+
 def test_figures_without_a_hook_on_this_node_are_not_measured() -> None:
     gone = frozenset({"read_netfilter_count", "write_l4_duration", "write_packet_count"})
     rows = [transfer(1, direction=d, measured=BOTH, figures=PLACES) for d in (READ, WRITE)]
@@ -484,3 +505,53 @@ def test_any_bytes_of_the_ring_become_rows_or_counted_drops(
     for batch in batches:
         for figures in _figures(batch):
             assert set(figures) <= measured
+
+
+def test_drops_carry_the_kernels_names_of_their_reasons() -> None:
+    builder = _builder()
+    builder.reasons = {2: "NOT_SPECIFIED", 40: "NETFILTER_DROP"}
+    rows = [drop(1, reason=40, packets=3), drop(2, reason=2), drop(1, reason=0x30001, packets=5)]
+    known = [connection(1, E.ANNOUNCED), connection(2, E.ANNOUNCED)]
+    (batch,) = _build(builder, known, [], drops=drops(*rows))
+    told = batch.drops
+    assert [batch.names[place] for place in told.reason.tolist()] == [
+        "NETFILTER_DROP",
+        "NOT_SPECIFIED",
+        str(0x30001),
+    ]
+    assert told.packets.tolist() == [3, 1, 5]
+    assert batch.connections.id[told.connection].tolist() == [1, 2, 1]
+    assert batch.header.first_event_ns == batch.header.last_event_ns == NOW + 1_000
+    assert _sums([batch])["drop", ""] == (3, 3, 0)
+
+
+def test_drops_wait_once_for_their_connection() -> None:
+    builder = _builder()
+    rows = [drop(1, end_ns=500), drop(9, end_ns=400)]
+    (batch,) = _build(builder, [], [], drops=drops(*rows), watermark_ns=NOW + 900)
+    assert batch.drops.rows == 0
+    assert batch.header.watermark_ns == NOW + 399
+    (batch,) = _build(builder, [connection(1, E.ANNOUNCED)], [])
+    assert batch.drops.rows == 1
+    sums = _sums([batch])
+    assert sums["drop", ""] == (2, 1, 0)
+    assert sums["drop", "unknown_connection"] == (0, 0, 1)
+    (batch,) = _build(builder, [], [], drops=drops(drop(1, packets=0), drop(1, reason=0)))
+    assert _sums([batch])["drop", "malformed"] == (0, 0, 2)
+    (batch,) = _build(builder, [], [], drops=drops(drop(9)), final=True)
+    assert _sums([batch])["drop", "unknown_connection"] == (0, 0, 1)
+
+
+def test_drops_of_a_batch_that_is_cut_keep_their_reasons() -> None:
+    builder = _builder(events=2)
+    builder.reasons = {number: f"REASON_{number}" for number in range(1, 8)}
+    rows = [drop(number, reason=number) for number in range(1, 8)]
+    known = [connection(number, E.ANNOUNCED) for number in range(1, 8)]
+    batches = _build(builder, known, [], drops=drops(*rows))
+    assert len(batches) > 3
+    told = {
+        (int(batch.connections.id[connection]), batch.names[reason])
+        for batch in batches
+        for connection, reason in zip(batch.drops.connection, batch.drops.reason, strict=True)
+    }
+    assert told == {(number, f"REASON_{number}") for number in range(1, 8)}

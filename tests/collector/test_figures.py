@@ -143,6 +143,11 @@ def test_without_ipv6_a_figure_is_there_and_says_so() -> None:
     hooks = _hooks() + _traced() + _whole("tcp_v4_rcv")
     assert _rows(hooks)["read_l4_duration"].note == "tcp_probe; fentry: tcp_v4_rcv (IPv4 only)"
     assert "read_l4_duration" in measured(hooks)
+    assert measured(hooks) - measured(hooks, family=6) == {
+        "read_l4_duration",
+        "read_ip_to_queue_duration",
+    }
+    assert measured(_everything(), family=6) == measured(_everything())
     assert "IPv4" not in _rows(hooks)["write_l2_duration"].note
 
 

@@ -9,13 +9,22 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from schemas.catalogue import FIGURES, LEDGER, PROVENANCE, SCOPES, distributions_of
+from schemas.catalogue import (
+    BREAKDOWN_SCOPES,
+    BREAKDOWNS,
+    FIGURES,
+    LEDGER,
+    PROVENANCE,
+    SCOPES,
+    distributions_of,
+)
 from schemas.columns import UNMEASURED_U32
 from schemas.entities import DeadLetter, Entity
 from schemas.events import (
     BatchHeader,
     Closes,
     Connections,
+    Drops,
     EventBatch,
     Opens,
     Parties,
@@ -24,7 +33,7 @@ from schemas.events import (
 )
 from schemas.histograms import buckets
 from schemas.ledger import KINDS, REASONS, STAGES, Entry
-from schemas.metrics import BlockIdentity, Histogram, MetricsBlock, MetricsTable
+from schemas.metrics import BlockIdentity, Histogram, MetricsBlock, MetricsTable, NameCounts
 
 if TYPE_CHECKING:
     from schemas.columns import Table
@@ -122,6 +131,7 @@ def batches(draw: st.DrawFn) -> EventBatch:
                 **dict.fromkeys(PARTY_NAMES, in_names),
             )
         ),
+        drops=draw(_table(Drops, draw(rows), connection=in_connections, reason=in_names)),
     )
 
 
@@ -162,6 +172,9 @@ def _block_table(draw: st.DrawFn, scope: Any, dictionary: list[str]) -> MetricsT
         declared_ = st.sampled_from(distributions_of(scope.name))
         for distribution in draw(st.lists(declared_, max_size=3, unique=True)):
             table.histograms[distribution.name] = draw(_histogram(rows, distribution.bits))
+    if table.table in BREAKDOWN_SCOPES:
+        for breakdown in draw(st.lists(st.sampled_from(BREAKDOWNS), max_size=1)):
+            table.breakdowns[breakdown.name] = draw(_name_counts(rows, len(dictionary)))
     return table
 
 
@@ -172,6 +185,17 @@ def _histogram(draw: st.DrawFn, rows: int, bits: int) -> Histogram:
     return Histogram(
         row=np.array([row for row, _ in chosen], "<u4"),
         bucket=np.array([bucket for _, bucket in chosen], "<u4"),
+        count=draw(hnp.arrays(np.dtype("<u8"), len(chosen))),
+    )
+
+
+@st.composite
+def _name_counts(draw: st.DrawFn, rows: int, names: int) -> NameCounts:
+    places = st.tuples(st.integers(0, max(rows - 1, 0)), st.integers(0, names - 1))
+    chosen = sorted(draw(st.lists(places, max_size=6 if rows else 0, unique=True)))
+    return NameCounts(
+        row=np.array([row for row, _ in chosen], "<u4"),
+        key=np.array([key for _, key in chosen], "<u4"),
         count=draw(hnp.arrays(np.dtype("<u8"), len(chosen))),
     )
 

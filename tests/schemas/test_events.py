@@ -20,6 +20,7 @@ from schemas.events import (
     BatchHeader,
     Closes,
     Connections,
+    Drops,
     EventBatch,
     Opens,
     Parties,
@@ -39,6 +40,7 @@ TABLES: dict[str, type[Table]] = {
     "transfers": Transfers,
     "requests": Requests,
     "parties": Parties,
+    "drops": Drops,
 }
 HEADER = [item.name for item in dataclasses.fields(BatchHeader) if item.name != "ledger"]
 
@@ -64,6 +66,7 @@ def small_batch() -> EventBatch:
             | {"path": u1.astype("<u4"), "start_ns": u8, "end_ns": u8}
         ),
         parties=Parties(u1.astype("<u4"), u4, u4, u4, u1),
+        drops=Drops(u4, u8, np.array([1], "<u4"), np.array([2], "<u4")),
     )
 
 

@@ -17,6 +17,7 @@ from schemas.metrics import (
     Histogram,
     MetricsBlock,
     MetricsTable,
+    NameCounts,
     decode_block,
     encode_block,
 )
@@ -44,6 +45,11 @@ def small_block() -> MetricsBlock:
                         np.zeros(2, "<u4"), np.array([40, 41], "<u4"), np.array([3, 1], "<u8")
                     )
                 },
+                breakdowns={
+                    "write_lost_packet_reasons": NameCounts(
+                        np.zeros(2, "<u4"), np.array([0, 1], "<u4"), np.array([3, 1], "<u8")
+                    )
+                },
             )
         ],
     )
@@ -68,6 +74,13 @@ def to_public(block: MetricsBlock) -> public.MetricsBlock:
                 bucket=each.bucket.tolist(),
                 count=each.count.tolist(),
             )
+        for name, counts in table.breakdowns.items():
+            out.breakdowns.add(
+                name=name,
+                row=counts.row.tolist(),
+                key=counts.key.tolist(),
+                count=counts.count.tolist(),
+            )
     return message
 
 
@@ -85,6 +98,12 @@ def assert_equal(left: MetricsBlock, right: MetricsBlock) -> None:
         for name, histogram in ours.histograms.items():
             for part, dtype in (("row", "<u4"), ("bucket", "<u4"), ("count", "<u8")):
                 mine, other = getattr(histogram, part), getattr(theirs.histograms[name], part)
+                assert other.dtype == dtype
+                np.testing.assert_array_equal(mine, other, err_msg=f"{name}.{part}")
+        assert list(ours.breakdowns) == list(theirs.breakdowns)
+        for name, counts in ours.breakdowns.items():
+            for part, dtype in (("row", "<u4"), ("key", "<u4"), ("count", "<u8")):
+                mine, other = getattr(counts, part), getattr(theirs.breakdowns[name], part)
                 assert other.dtype == dtype
                 np.testing.assert_array_equal(mine, other, err_msg=f"{name}.{part}")
 
@@ -131,6 +150,11 @@ def test_damaged_bytes_raise_decode_error_or_still_make_sense(data: bytes) -> No
             assert entries == sorted(set(entries))
             assert len(histogram.count) == len(entries)
             assert all(row < table.rows and bucket < size for row, bucket in entries)
+        for counts in table.breakdowns.values():
+            entries = list(zip(counts.row.tolist(), counts.key.tolist(), strict=True))
+            assert entries == sorted(set(entries))
+            assert len(counts.count) == len(entries)
+            assert all(row < table.rows and key < len(block.names) for row, key in entries)
 
 
 @pytest.mark.parametrize(
@@ -248,3 +272,39 @@ def test_token_is_the_identity_without_the_attempt() -> None:
     assert block.identity.token == again.token
     for change in ({"part": 1}, {"partition": 1}, {"minute_s": 60}, {"base_offset": 1}):
         assert dataclasses.replace(block.identity, **change).token != block.identity.token
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "reason"),
+    [
+        ("row", [0, 1], "row 1 of 1"),
+        ("key", [0, 2], "name 2 of 2"),
+        ("key", [1, 0], "not in order"),
+        ("key", [1, 1], "not in order"),
+        ("count", [1], "8 bytes for 1 rows"),
+    ],
+)
+def test_malformed_breakdowns_are_refused(column: str, values: list[int], reason: str) -> None:
+    message = to_public(small_block())
+    changed = getattr(message.tables[0].breakdowns[0], column)
+    del changed[:]
+    changed.extend(values)
+    with pytest.raises(DecodeError, match=reason):
+        decode_block(message.SerializeToString())
+
+
+def test_breakdowns_that_a_table_cannot_have_are_refused() -> None:
+    message = to_public(small_block())
+    message.tables[0].breakdowns.add(name="read_happiness")
+    with pytest.raises(DecodeError, match="unknown breakdown 'read_happiness'"):
+        decode_block(message.SerializeToString())
+    message = to_public(small_block())
+    message.tables[0].breakdowns.add(name="write_lost_packet_reasons")
+    with pytest.raises(DecodeError, match="write_lost_packet_reasons: told twice"):
+        decode_block(message.SerializeToString())
+    message = to_public(small_block())
+    del message.tables[0].histograms[:]
+    message.tables[0].table = "instance"
+    message.tables[0].keys.add(name="instance", values=[1])
+    with pytest.raises(DecodeError, match="this table has no breakdowns"):
+        decode_block(message.SerializeToString())

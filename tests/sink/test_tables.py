@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from schemas.catalogue import (
+    BREAKDOWN_SCOPES,
     CALL_DISTRIBUTIONS,
     DISTRIBUTION_SCOPES,
     DISTRIBUTIONS,
@@ -38,6 +39,16 @@ def test_every_distribution_is_a_column_of_its_scopes_and_of_no_other():
             found = {c for c in columns[scope.metrics_table + suffix] if c.endswith("_histogram")}
             stages = scope.name in DISTRIBUTION_SCOPES
             assert found == (every if stages else {"http_duration_histogram"})
+
+
+def test_every_breakdown_is_a_column_of_its_scopes_and_of_no_other():
+    columns = {relation.name: {c.name for c in relation.columns} for relation in (*STORED, *VIEWS)}
+    for scope in SCOPES:
+        for suffix in ("", "_hourly", "_daily"):
+            found = {c for c in columns[scope.metrics_table + suffix] if c.endswith("_reasons")}
+            wanted = {"write_lost_packet_reasons"} if scope.name in BREAKDOWN_SCOPES else set()
+            assert found == wanted
+            assert (f"{scope.name}_drops{suffix}" in columns) == bool(wanted)
 
 
 def test_everything_has_a_comment():

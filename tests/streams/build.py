@@ -17,6 +17,7 @@ from schemas.events import (
     Closes,
     Connections,
     Direction,
+    Drops,
     EventBatch,
     OpenKind,
     Opens,
@@ -61,6 +62,7 @@ class BatchBuilder:
     _closes: list[tuple[int, ...]] = field(default_factory=list)
     _transfers: list[tuple[int | tuple[int, ...], ...]] = field(default_factory=list)
     _requests: list[dict[str, int]] = field(default_factory=list)
+    _drops: list[tuple[int, ...]] = field(default_factory=list)
     _index: dict[str, int] = field(default_factory=dict)
 
     def connection(
@@ -179,10 +181,17 @@ class BatchBuilder:
         )
         return self
 
+    def drop(
+        self, connection: int, packets: int, reason: str, *, at: int = MINUTE_NS
+    ) -> BatchBuilder:
+        self._drops.append((connection, at, self._name(reason), packets))
+        return self
+
     def batch(self) -> EventBatch:
         times = [row[2] for row in self._opens] + [row[1] for row in self._closes]
         times += [row[3] for row in self._transfers]  # type: ignore[misc]
         times += [row["end_ns"] for row in self._requests]
+        times += [row[1] for row in self._drops]
         return EventBatch(
             header=BatchHeader(
                 cluster=self.cluster,
@@ -201,6 +210,7 @@ class BatchBuilder:
             closes=_table(Closes, self._closes),
             transfers=_table(Transfers, self._transfers),
             requests=_table(Requests, [tuple(row.values()) for row in self._requests]),
+            drops=_table(Drops, self._drops),
         )
 
     def _name(self, text: str) -> int:

@@ -47,6 +47,7 @@ def test_every_figure_at_hand() -> None:
     assert found == {
         "transfer_events": 3,
         "request_events": 0,
+        "drop_events": 0,
         "connect_count": 2,
         "connect_duration": 11,
         "connect_duration_measured_count": 1,
@@ -241,3 +242,67 @@ def test_distinct_is_what_sets_say(rows: list[tuple[int, int]]) -> None:
     first, index = distinct(columns[:, 0], columns[:, 1])
     assert len(first) == len(set(rows))
     assert [rows[place] for place in first[index]] == rows
+
+
+def reasons_of(sums: MinuteSums, table: str) -> dict[str, int]:
+    """The breakdown of lost packets of all rows of a table."""
+    names, tables = minute_tables(sums)
+    (found,) = (each for each in tables if each.table == table)
+    assert "write_lost_packet_count" in found.figures
+    counts = found.breakdowns["write_lost_packet_reasons"]
+    of_row = np.zeros(found.rows, np.uint64)
+    np.add.at(of_row, counts.row, counts.count)
+    assert of_row.tolist() == found.figures["write_lost_packet_count"].tolist()
+    told: dict[str, int] = {}
+    for key, count in zip(counts.key.tolist(), counts.count.tolist(), strict=True):
+        told[names[key]] = told.get(names[key], 0) + count
+    return told
+
+
+def test_lost_packets_with_and_without_a_reason() -> None:
+    builder = BatchBuilder()
+    first = builder.connection("10.0.0.1:40000", "203.0.113.1:80")
+    other = builder.connection("10.0.0.1:40001", "203.0.113.2:80")
+    builder.transfer(first, 5, write=True, write_lost_packet_count=2)
+    builder.drop(first, 3, "NETFILTER_DROP").drop(first, 4, "QDISC_DROP")
+    builder.drop(other, 2**32 - 1, "QDISC_DROP").drop(other, 1, "QDISC_DROP")
+    later = BatchBuilder(sequence=1)
+    only = later.connection("10.0.0.1:40000", "203.0.113.1:80")
+    later.drop(only, 6, "QDISC_DROP")
+    sums = summed([builder.batch(), later.batch()])[MINUTE_S]
+    for table in ("service", "service_relation"):
+        assert reasons_of(sums, table) == {
+            "": 2,
+            "NETFILTER_DROP": 3,
+            "QDISC_DROP": 10 + 2**32,
+        }
+    _, tables = minute_tables(sums)
+    (instances,) = (each for each in tables if each.table == "instance")
+    assert instances.breakdowns == {}
+    assert int(instances.figures["write_lost_packet_count"].sum()) == 15 + 2**32
+    assert int(instances.figures["events_seen"].sum()) == 6
+    assert sums.ledger["", "node-a", "streams", "drop", ""] == [5, 5, 0]
+    assert_closes(sums)
+
+
+def test_packets_lost_inside_a_pod_make_no_reasons() -> None:
+    directory = Directory()
+    directory.apply(pod("web-1", "10.0.0.1"))
+    builder = BatchBuilder()
+    inside = builder.connection("10.0.0.1:40000", "10.0.0.1:80", container="c-web-1")
+    c = builder.connection("10.0.0.1:40000", "203.0.113.1:80", container="c-web-1")
+    builder.drop(inside, 3, "NO_SOCKET").drop(c, 1, "QDISC_DROP")
+    sums = summed([builder.batch()], directory)[MINUTE_S]
+    assert reasons_of(sums, "service") == {"QDISC_DROP": 1}
+    assert sums.ledger["", "node-a", "streams", "drop", "pod_internal"] == [0, 0, 1]
+    assert_closes(sums)
+
+
+def test_drops_of_another_age_are_malformed() -> None:
+    builder = BatchBuilder()
+    c = builder.connection("10.0.0.1:40000", "203.0.113.1:80")
+    batch = builder.transfer(c, 1).drop(c, 1, "QDISC_DROP", at=9).batch()
+    batch.header.anchor_unix_ns = MINUTE_NS
+    sums = summed([batch])[MINUTE_S]
+    assert sums.losses == {}
+    assert sums.ledger["", "node-a", "streams", "drop", "malformed"] == [0, 0, 1]

@@ -49,6 +49,32 @@ def test_parts_hold_all_rows_once_and_only_their_own_names() -> None:
         assert totals([decoded], table) == totals([whole], table) != {}
 
 
+def test_reasons_stay_with_their_rows() -> None:
+    builder = BatchBuilder()
+    for peer in range(40):
+        c = builder.connection("10.0.0.1:40000", f"203.0.113.{peer}:80")
+        builder.transfer(c, 1).drop(c, peer + 1, f"REASON_{peer % 3}")
+    batch = builder.batch()
+    sums = MinuteSums()
+    resolver = Resolver(Directory(), NamingSettings())
+    for part in contributions(batch, resolver.resolve(batch)):
+        sums.add(part)
+    parts = minute_blocks(
+        ClosedMinute(MINUTE_S, 7, 9, sums, late=False), "events", 3, "a", rows_per_block=7
+    )
+    assert len(parts) > 10
+    told = {}
+    for block in (decode_block(encode_block(part)) for part in parts):
+        for table in block.tables:
+            for counts in table.breakdowns.values():
+                if table.table != "service_relation":
+                    continue
+                servers = table.keys["server_service"][counts.row]
+                for server, key, count in zip(servers, counts.key, counts.count, strict=True):
+                    told[block.names[server], block.names[key]] = int(count)
+    assert told == {(f"203.0.113.{peer}", f"REASON_{peer % 3}"): peer + 1 for peer in range(40)}
+
+
 def test_parts_fit_the_largest_message() -> None:
     parts = minute_blocks(closed_minute(500), "events", 0, "a", max_bytes=20_000)
     assert len(parts) > 5
