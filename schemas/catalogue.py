@@ -170,7 +170,7 @@ FIGURES: tuple[Figure, ...] = (
         """
         http_call_count           | count | optional | HTTP calls, answered or not, gRPC among them
         http_duration             | ns    | optional | Of answered calls. Server: first byte of the request to last byte of the response; client: first byte written to last byte read
-        http_success_count        | count | optional | Calls answered with a status below 500; of gRPC calls those whose grpc-status is OK
+        http_success_count        | count | optional | Calls answered with a status below 500, less gRPC calls whose grpc-status is known and not OK
         http_aborted_count        | count | optional | Calls whose response began and did not end
         http_unanswered_count     | count | optional | Calls that got no response before their connection or stream ended
         http_request_header_size  | bytes | optional | Request header bytes on the wire
@@ -188,7 +188,7 @@ FIGURES: tuple[Figure, ...] = (
         "grpc",
         """
         grpc_call_count  | count | optional | gRPC calls
-        grpc_error_count | count | optional | gRPC calls whose grpc-status was not OK
+        grpc_error_count | count | optional | gRPC calls whose grpc-status was not OK; measured by those that told it
         """,
     ),
 )

@@ -267,6 +267,7 @@ class BatchHeader:
     anchor_monotonic_ns: int = 0
     anchor_unix_ns: int = 0
     final: bool = False
+    part: int = 0
     ledger: list[Entry] = field(default_factory=list)
 
 
@@ -307,6 +308,7 @@ _HEADER_FIELDS = (
     "anchor_monotonic_ns",
     "anchor_unix_ns",
     "final",
+    "part",
 )
 _ENTRY_FIELDS = ("stage", "kind", "reason", "in_count", "out_count", "dropped_count")
 

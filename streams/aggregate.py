@@ -1,22 +1,19 @@
-"""Exact sums per minute and relation, and from them the rows of every scope.
+"""From the events of a batch to what they add to minutes.
 
-Pure. A batch becomes one `Contribution` per minute that it touches; a minute adds contributions up
-in `MinuteSums`, so that nothing of a batch is kept. All sums are integers: numpy's weighted
-bincount adds in float64, which is exact below 2**53 only, so larger values go in two halves.
+Pure. A batch becomes one `Contribution` per minute that it touches; what was dropped on the way,
+and why, is in its ledger.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from schemas.catalogue import DISTRIBUTIONS, FIGURES
-from schemas.columns import UNMEASURED_U64
-from schemas.events import CALL_NONE, READ_FIGURES, WRITE_FIGURES, Direction, OpenKind
-from streams.figures import WAITED, add_sums, is_unmeasured, long_waits, measured
-from streams.histograms import SpreadCounts, Values, spread
+from streams.minutes import Contribution
+from streams.requests import Calls, call_sums
+from streams.transfers import EVENT_COLUMNS, relation_sums
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,157 +21,62 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from schemas.columns import U64
-    from schemas.events import BatchHeader, Closes, EventBatch, Opens, Transfers
-    from schemas.ledger import Reason
+    from schemas.events import BatchHeader, Closes, EventBatch, Opens, Requests, Transfers
+    from schemas.ledger import Entry, Reason
+    from streams.histograms import Values
     from streams.identity import Relation
     from streams.resolver import Resolution
 
 __all__ = [
-    "COLUMNS",
-    "EVENT_COLUMNS",
-    "Contribution",
-    "LedgerKey",
-    "MinuteSums",
     "contributions",
     "duplicate",
+    "event_counts",
     "header_minute",
     "incident",
+    "plausible",
 ]
 
-_STAGED: Final = (*READ_FIGURES, *WRITE_FIGURES)
-_PLAIN: Final = (
-    *(
-        column
-        for figure in FIGURES
-        if figure.group in ("connection", "read", "write") and figure.name not in _STAGED
-        for column in ((figure.name, figure.measured_name) if figure.optional else (figure.name,))
-    ),
-    "transfer_events",
-)
-COLUMNS: Final = (*_PLAIN, *_STAGED, *(f"{name}_measured_count" for name in _STAGED))
-"""Columns of the sums, in order: those of every batch, then those of `Transfers.figures`.
-
-``transfer_events`` is none of the catalogue's: it counts the rows that are no call as well.
-"""
-
-_AT: Final = {name: place for place, name in enumerate(COLUMNS)}
-_OPEN: Final = [_AT["connect_count"], _AT["accept_count"]]
-_CLOSE: Final = [_AT["close_count"]]
-_TRANSFER: Final = [_AT["transfer_events"]]
-EVENT_COLUMNS: Final = (*_OPEN, *_CLOSE, *_TRANSFER)
-"""Places of the columns that together count every event once."""
-
-_MINUTE_NS = 60_000_000_000
-_SANE_NS = 6 * 3600 * 1_000_000_000
-_EXACT = 1 << 53
-_LOW = np.uint64(0xFFFF_FFFF)
-_HALF = np.uint64(32)
-
-LedgerKey = tuple[str, str, str, str, str]
-"""cluster, node, stage, kind, reason."""
+_MINUTE_NS: Final = 60_000_000_000
+_SANE_NS: Final = 6 * 3600 * 1_000_000_000
+_ALL_EVENTS: Final = tuple(place for places in EVENT_COLUMNS.values() for place in places)
 
 
-@dataclass(slots=True)
-class Contribution:
-    """What one batch adds to one minute.
+@dataclass(frozen=True, slots=True)
+class _Events:
+    # Some of a batch's events, in order of their kinds.
+    opens: Opens
+    closes: Closes
+    transfers: Transfers
+    requests: Requests
 
-    Attributes:
-        relations: Whose the rows of `sums` are, each relation once.
-        sums: Shape (relations, columns): the first of COLUMNS, or all.
-        stages: The stage values of the calls, by place in `relations`.
-        ledger: in, out and dropped counts.
-        lost: Events lost before they reached this batch, by its node.
-    """
-
-    minute_s: int
-    relations: list[Relation] = field(default_factory=list)
-    sums: U64 = field(default_factory=lambda: np.zeros((0, len(_PLAIN)), np.uint64))
-    stages: list[Values] = field(default_factory=list)
-    ledger: dict[LedgerKey, list[int]] = field(default_factory=dict)
-    lost: dict[str, int] = field(default_factory=dict)
-
-    def count(self, key: LedgerKey, entered: int, left: int, dropped: int) -> None:
-        """Add to a row of the ledger."""
-        _count(self.ledger, key, entered, left, dropped)
-
-    def exceeding(self) -> dict[str, int]:
-        """Stage values that are in no bucket, by stage: a part was greater than its whole."""
-        found: dict[str, int] = {}
-        for values in self.stages:
-            for place, count in enumerate(np.bincount(values.exceeding).tolist()):
-                if count:
-                    found[DISTRIBUTIONS[place].name] = count
-        return found
-
-
-class MinuteSums:
-    """The running sums of one minute."""
-
-    def __init__(self) -> None:
-        self._places: dict[Relation, int] = {}
-        self._sums = np.zeros((16, len(_PLAIN)), np.uint64)
-        self._owners: dict[tuple[str, int, str, str], int] = {}
-        self._owner: list[int] = []
-        self._spread = SpreadCounts()
-        self.ledger: dict[LedgerKey, list[int]] = {}
-        self.lost: dict[str, int] = {}
+    @classmethod
+    def of(cls, batch: EventBatch) -> _Events:
+        return cls(batch.opens, batch.closes, batch.transfers, batch.requests)
 
     @property
-    def relations(self) -> list[Relation]:
-        """Whose the rows of `sums` are."""
-        return list(self._places)
+    def times(self) -> tuple[U64, ...]:
+        return (
+            self.opens.end_ns,
+            self.closes.end_ns,
+            self.transfers.end_ns,
+            self.requests.end_ns,
+        )
 
-    @property
-    def sums(self) -> U64:
-        """Shape (relations, columns): the first of COLUMNS, or all. No batch had the others."""
-        return self._sums[: len(self._places)]
+    def take(self, chosen: list[NDArray[np.bool_]]) -> _Events:
+        return _Events(
+            self.opens.take(chosen[0]),
+            self.closes.take(chosen[1]),
+            self.transfers.take(chosen[2]),
+            self.requests.take(chosen[3]),
+        )
 
-    def spread(self) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.uint64]]:
-        """How often the values of each stage occurred: place in `relations`, cell and count.
+    def counts(self) -> dict[str, int]:
+        return dict(zip(EVENT_COLUMNS, map(len, self.times), strict=True))
 
-        Relations between the same services are counted together, in the place of the first.
-        """
-        owner, cell, count = self._spread.counted()
-        _, first = np.unique(np.array(self._owner, np.intp), return_index=True)
-        return first[owner], cell, count
 
-    def add(self, part: Contribution) -> None:
-        """Add a contribution to this minute."""
-        if part.relations:
-            index = np.array([self._place(relation) for relation in part.relations], np.intp)
-            width = part.sums.shape[1]
-            self._make_room(len(self._places), width)
-            # Each relation once, so no place is added to twice.
-            self._sums[:, :width][index] += part.sums
-            if part.stages:
-                owners = np.array(self._owner, np.intp)[index]
-                for values in part.stages:
-                    self._spread.add(values, owners)
-        for key, (entered, left, dropped) in part.ledger.items():
-            _count(self.ledger, key, entered, left, dropped)
-        for node, count in part.lost.items():
-            self.lost[node] = self.lost.get(node, 0) + count
-
-    def _place(self, relation: Relation) -> int:
-        place = self._places.get(relation)
-        if place is None:
-            place = self._places[relation] = len(self._places)
-            services = (
-                relation.cluster,
-                relation.role,
-                relation.local.service,
-                relation.remote.service,
-            )
-            self._owner.append(self._owners.setdefault(services, len(self._owners)))
-        return place
-
-    def _make_room(self, rows: int, width: int) -> None:
-        had_rows, had_width = self._sums.shape
-        if rows > had_rows or width > had_width:
-            rows = max(rows, 2 * had_rows) if rows > had_rows else had_rows
-            grown = np.zeros((rows, max(width, had_width)), np.uint64)
-            grown[:had_rows, :had_width] = self._sums
-            self._sums = grown
+def event_counts(batch: EventBatch) -> dict[str, int]:
+    """Return how many events of each kind a batch holds."""
+    return _Events.of(batch).counts()
 
 
 def header_minute(header: BatchHeader) -> int:
@@ -183,186 +85,80 @@ def header_minute(header: BatchHeader) -> int:
     return max(time_ns, 0) // _MINUTE_NS * 60
 
 
+def plausible(batch: EventBatch) -> EventBatch:
+    """Return the batch less the events whose time cannot be."""
+    possible, impossible = _plausible(batch)
+    if impossible is None:
+        return batch
+    return replace(
+        batch,
+        opens=possible.opens,
+        closes=possible.closes,
+        transfers=possible.transfers,
+        requests=possible.requests,
+    )
+
+
 def contributions(batch: EventBatch, resolution: Resolution) -> list[Contribution]:
-    """Return what the batch adds to each minute it touches, its ledger included."""
+    """Return what the batch adds to each minute it touches, its ledger included.
+
+    Args:
+        batch: Its requests with the names of their endpoints: see `streams.endpoints`.
+        resolution: Who its connections are.
+    """
     found: dict[int, Contribution] = {}
-    for minute_s, opens, closes, transfers in _by_minute(batch):
-        if minute_s is None:
-            own = header_minute(batch.header)
-            part = found.setdefault(own, Contribution(own))
-            _drop_malformed(part, batch.header, opens, closes, transfers)
-            continue
+    events, impossible = _plausible(batch)
+    if impossible is not None:
+        own = header_minute(batch.header)
+        _drop_malformed(found.setdefault(own, Contribution(own)), batch.header, impossible)
+    relations = resolution.relations
+    for minute_s, of_minute in _by_minute(events):
         part = found.setdefault(minute_s, Contribution(minute_s))
-        sums, stages = _sums(resolution, opens, closes, transfers)
-        _keep(part, batch.header, resolution.relations, sums, stages)
+        sums, stages = relation_sums(
+            resolution.index,
+            len(relations),
+            of_minute.opens,
+            of_minute.closes,
+            of_minute.transfers,
+            of_minute.requests,
+        )
+        calls = None
+        if of_minute.requests.rows:
+            relation = resolution.index[of_minute.requests.connection]
+            calls = call_sums(of_minute.requests, relation, len(relations), batch.names)
+        _keep(part, batch.header, relations, sums, stages, calls)
     _add_header(found, batch.header)
     return [found[minute_s] for minute_s in sorted(found)]
 
 
-def _by_minute(
-    batch: EventBatch,
-) -> Iterator[tuple[int | None, Opens, Closes, Transfers]]:
-    # The events of each minute; None: those whose time cannot be. Most batches lie in one minute.
-    tables = (batch.opens, batch.closes, batch.transfers)
-    spans = [(int(t.end_ns.min()), int(t.end_ns.max())) for t in tables if t.rows]
+def _plausible(batch: EventBatch) -> tuple[_Events, _Events | None]:
+    # The events whose time can be, and if there are any, those whose time cannot.
+    events = _Events.of(batch)
+    spans = [(int(times.min()), int(times.max())) for times in events.times if len(times)]
+    header = batch.header
+    around = header.anchor_unix_ns or header.watermark_ns or header.last_event_ns
+    if not spans or (
+        min(span[0] for span in spans) >= around - _SANE_NS
+        and max(span[1] for span in spans) <= around + _SANE_NS
+    ):
+        return events, None
+    low, high = np.uint64(max(around - _SANE_NS, 0)), np.uint64(max(around + _SANE_NS, 0))
+    sane = [(times >= low) & (times <= high) for times in events.times]
+    return events.take(sane), events.take([~rows for rows in sane])
+
+
+def _by_minute(events: _Events) -> Iterator[tuple[int, _Events]]:
+    # Most batches lie in one minute.
+    spans = [(int(times.min()), int(times.max())) for times in events.times if len(times)]
     if not spans:
         return
-    header = batch.header
-    lower, upper = min(span[0] for span in spans), max(span[1] for span in spans)
-    around = header.anchor_unix_ns or header.watermark_ns or header.last_event_ns
-    if lower < around - _SANE_NS or upper > around + _SANE_NS:
-        bounds = np.uint64(max(around - _SANE_NS, 0)), np.uint64(max(around + _SANE_NS, 0))
-        sane = [(t.end_ns >= bounds[0]) & (t.end_ns <= bounds[1]) for t in tables]
-        yield (
-            None,
-            batch.opens.take(~sane[0]),
-            batch.closes.take(~sane[1]),
-            batch.transfers.take(~sane[2]),
-        )
-        tables = (
-            batch.opens.take(sane[0]),
-            batch.closes.take(sane[1]),
-            batch.transfers.take(sane[2]),
-        )
-        times = [t.end_ns for t in tables if t.rows]
-        if not times:
-            return
-        lower, upper = min(int(t.min()) for t in times), max(int(t.max()) for t in times)
-    first, last = lower // _MINUTE_NS, upper // _MINUTE_NS
-    if first == last:
-        yield first * 60, *tables
+    first = min(span[0] for span in spans) // _MINUTE_NS
+    if first == max(span[1] for span in spans) // _MINUTE_NS:
+        yield first * 60, events
         return
-    minutes = [table.end_ns // np.uint64(_MINUTE_NS) for table in tables]
+    minutes = [times // np.uint64(_MINUTE_NS) for times in events.times]
     for minute in np.unique(np.concatenate(minutes)).tolist():
-        opens, closes, transfers = (
-            table.take(of_row == minute) for table, of_row in zip(tables, minutes, strict=True)
-        )
-        yield minute * 60, opens, closes, transfers  # type: ignore[misc]
-
-
-def _sums(
-    resolution: Resolution, opens: Opens, closes: Closes, transfers: Transfers
-) -> tuple[U64, list[Values]]:
-    size = len(resolution.relations)
-    staged = not is_unmeasured(transfers.figures)
-    sums = np.zeros((size, len(COLUMNS) if staged else len(_PLAIN)), np.uint64)
-    stages: list[Values] = []
-    index = resolution.index
-    if opens.rows:
-        group = index[opens.connection]
-        connects = opens.kind == OpenKind.CONNECT
-        for chosen, name in ((connects, "connect"), (~connects, "accept")):
-            of_kind = group[chosen]
-            sums[:, _AT[f"{name}_count"]] = np.bincount(of_kind, minlength=size)
-            _add_duration(sums, f"{name}_duration", of_kind, _duration_ns(opens)[chosen], size)
-        good = group[connects & (opens.error == 0)]
-        sums[:, _AT["connect_success_count"]] = np.bincount(good, minlength=size)
-    if closes.rows:
-        group = index[closes.connection]
-        sums[:, _AT["close_count"]] = np.bincount(group, minlength=size)
-        _add_duration(sums, "close_duration", group, _duration_ns(closes), size)
-    if transfers.rows:
-        group = index[transfers.connection]
-        no_call = transfers.call == CALL_NONE
-        called = ~no_call if no_call.any() else None
-        _add_transfers(sums, group, transfers, called)
-        if staged:
-            stages = _add_staged(sums, group, transfers, called)
-    return sums, stages
-
-
-def _add_transfers(
-    sums: U64, group: NDArray[np.intp], transfers: Transfers, called: NDArray[np.bool_] | None
-) -> None:
-    size = len(sums)
-    direction, sizes, duration_ns = transfers.direction, transfers.size, _duration_ns(transfers)
-    if called is not None:
-        sums[:, _TRANSFER[0]] = np.bincount(group, minlength=size)
-        group, direction, sizes = group[called], direction[called], sizes[called]
-        duration_ns = duration_ns[called]
-    # Reads and writes in one pass: even places are reads, odd places are writes.
-    side = group * 2
-    side += direction == Direction.WRITE
-    counts = np.bincount(side, minlength=2 * size)
-    bytes_ = _exact_sums(side, sizes, 2 * size)
-    durations, measured_counts = _durations(side, duration_ns, 2 * size, counts)
-    for offset, name in enumerate(("read", "write")):
-        sums[:, _AT[f"{name}_count"]] = counts[offset::2]
-        sums[:, _AT[f"{name}_bytes"]] = bytes_[offset::2]
-        sums[:, _AT[f"{name}_duration"]] = durations[offset::2]
-        sums[:, _AT[f"{name}_duration_measured_count"]] = measured_counts[offset::2]
-    if called is None:
-        sums[:, _TRANSFER[0]] = counts[::2] + counts[1::2]
-
-
-def _add_staged(
-    sums: U64, group: NDArray[np.intp], transfers: Transfers, called: NDArray[np.bool_] | None
-) -> list[Values]:
-    # What no call measured adds to the sums only: sum by measured count is a mean per call.
-    size = len(sums)
-    totals = np.zeros((len(_STAGED), size), np.uint64)
-    counts = np.zeros((len(_STAGED), size), np.uint64)
-    stages = []
-    for direction, figures in ((Direction.READ, READ_FIGURES), (Direction.WRITE, WRITE_FIGURES)):
-        first = _STAGED.index(figures[0])
-        places = slice(first, first + len(figures))
-        chosen = transfers.direction == direction
-        parts = [(chosen, True)]
-        if called is not None:
-            parts = [(chosen & called, True), (chosen & ~called, False)]
-        for rows, by_call in parts:
-            at = np.flatnonzero(rows)
-            if not len(at):
-                continue
-            found = measured(np.take(transfers.figures, at, axis=0), len(figures))
-            of_row = group[at]
-            add_sums(found, of_row, totals[places], counts[places] if by_call else None)
-            if by_call and direction == Direction.READ:
-                longer, excess = long_waits(found, _duration_ns(transfers)[at])
-                totals[first + WAITED] += _exact_sums(of_row[longer], excess, size)
-            if by_call:
-                values = spread(found, writes=direction == Direction.WRITE, group=of_row)
-                stages += [values] if values is not None else []
-    sums[:, len(_PLAIN) : len(_PLAIN) + len(_STAGED)] = totals.T
-    sums[:, len(_PLAIN) + len(_STAGED) :] = counts.T
-    return stages
-
-
-def _add_duration(
-    sums: U64, name: str, group: NDArray[np.intp], duration_ns: U64, size: int
-) -> None:
-    durations, measured = _durations(group, duration_ns, size, None)
-    sums[:, _AT[name]] = durations
-    sums[:, _AT[f"{name}_measured_count"]] = measured
-
-
-def _duration_ns(table: Opens | Closes | Transfers) -> U64:
-    # A column that lacks all values may be empty.
-    values = table.duration_ns
-    return values if len(values) else np.broadcast_to(UNMEASURED_U64, table.rows)
-
-
-def _durations(
-    group: NDArray[np.intp], duration_ns: U64, size: int, counts: NDArray[np.intp] | None
-) -> tuple[U64, NDArray[np.intp]]:
-    # Sums and number of the measured durations of each group.
-    if len(duration_ns) and duration_ns.max() == UNMEASURED_U64:
-        measured = duration_ns != UNMEASURED_U64
-        group, duration_ns, counts = group[measured], duration_ns[measured], None
-    if counts is None:
-        counts = np.bincount(group, minlength=size)
-    return _exact_sums(group, duration_ns, size), counts
-
-
-def _exact_sums(group: NDArray[np.intp], values: NDArray[Any], size: int) -> U64:
-    if not len(values):
-        return np.zeros(size, np.uint64)
-    if int(values.max()) * len(values) < _EXACT:
-        return np.bincount(group, values, size).astype(np.uint64)
-    wide = values.astype(np.uint64)
-    low = np.bincount(group, wide & _LOW, size).astype(np.uint64)
-    high = np.bincount(group, wide >> _HALF, size).astype(np.uint64)
-    return low + (high << _HALF)
+        yield minute * 60, events.take([of_row == minute for of_row in minutes])
 
 
 def _keep(
@@ -371,20 +167,22 @@ def _keep(
     relations: list[Relation],
     sums: U64,
     stages: list[Values],
+    calls: Calls | None,
 ) -> None:
     # Rows of relations that had events, less those inside one pod; and the ledger of all.
-    events = sums[:, EVENT_COLUMNS].sum(axis=1)
+    events = sums[:, _ALL_EVENTS].sum(axis=1)
     internal = np.array([relation.internal for relation in relations], bool)
     kept = np.flatnonzero((events > 0) & ~internal)
     if len(kept) == len(relations):
-        part.relations, part.sums, part.stages = relations, sums, stages
+        part.relations, part.sums, part.stages, part.calls = relations, sums, stages, calls
     else:
         part.relations = [relations[place] for place in kept.tolist()]
         part.sums = sums[kept]
         places = np.full(len(relations), -1, np.intp)
         places[kept] = np.arange(len(kept))
         part.stages = [values.within(places) for values in stages]
-    for kind, columns in (("open", _OPEN), ("close", _CLOSE), ("transfer", _TRANSFER)):
+        part.calls = None if calls is None else calls.within(places)
+    for kind, columns in EVENT_COLUMNS.items():
         each = sums[:, columns].sum(axis=1)
         total, inside = int(each.sum()), int(each[internal].sum())
         key = (header.cluster, header.node, "streams", kind)
@@ -399,10 +197,8 @@ def _keep(
         part.count(key_, unnamed, 0, unnamed)
 
 
-def _drop_malformed(
-    part: Contribution, header: BatchHeader, opens: Opens, closes: Closes, transfers: Transfers
-) -> None:
-    for kind, rows in (("open", opens.rows), ("close", closes.rows), ("transfer", transfers.rows)):
+def _drop_malformed(part: Contribution, header: BatchHeader, events: _Events) -> None:
+    for kind, rows in events.counts().items():
         if rows:
             key = (header.cluster, header.node, "streams", kind)
             part.count((*key, ""), rows, 0, 0)
@@ -419,31 +215,28 @@ def _add_header(found: dict[int, Contribution], header: BatchHeader) -> None:
     for entry in header.ledger:
         key = (header.cluster, header.node, entry.stage, entry.kind, entry.reason)
         part.count(key, entry.in_count, entry.out_count, entry.dropped_count)
-        if entry.kind in ("open", "close", "transfer") and entry.reason != "excluded":
+        if _is_loss(entry):
             lost += entry.dropped_count
     if lost:
         part.lost[header.node] = part.lost.get(header.node, 0) + lost
 
 
-def _count(
-    ledger: dict[LedgerKey, list[int]], key: LedgerKey, entered: int, left: int, dropped: int
-) -> None:
-    counts = ledger.setdefault(key, [0, 0, 0])
-    counts[0] += entered
-    counts[1] += left
-    counts[2] += dropped
+def _is_loss(entry: Entry) -> bool:
+    # Of payload only what the kernel could not hand over: parsers drop what is no HTTP.
+    if entry.reason == "excluded":
+        return False
+    return entry.kind in EVENT_COLUMNS or (entry.kind == "payload" and entry.stage == "kernel")
 
 
 def duplicate(batch: EventBatch) -> Contribution:
     """Return the ledger of a batch that was here before: all of it came in, all was dropped."""
     header = batch.header
     part = Contribution(header_minute(header))
-    kinds = (("open", batch.opens), ("close", batch.closes), ("transfer", batch.transfers))
-    for kind, table in kinds:
-        if table.rows:
+    for kind, rows in event_counts(batch).items():
+        if rows:
             key = (header.cluster, header.node, "streams", kind)
-            part.count((*key, ""), table.rows, 0, 0)
-            part.count((*key, "duplicate"), 0, 0, table.rows)
+            part.count((*key, ""), rows, 0, 0)
+            part.count((*key, "duplicate"), 0, 0, rows)
     return part
 
 

@@ -22,7 +22,7 @@ from schemas.clock import SystemClock
 from schemas.entities import DeadLetter, encode_dead_letter
 from schemas.errors import FatalError, PodwireError, TransportError
 from schemas.telemetry import Health, counter, served
-from schemas.topics import DEAD_LETTER, ENTITIES, EVENTS, MAX_MESSAGE_BYTES, METRICS
+from schemas.topics import ACCESS_LOG, DEAD_LETTER, ENTITIES, EVENTS, MAX_MESSAGE_BYTES, METRICS
 from streams.broker import BrokerHistory, ensure_topics, ssl_context
 from streams.consumer import FloorTransport
 from streams.directory import Directory
@@ -30,7 +30,7 @@ from streams.metadata import MetadataCache
 from streams.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Awaitable, Coroutine, Sequence
 
     from schemas.config import KafkaConfig
     from streams.config import StreamsConfig
@@ -126,17 +126,36 @@ class _KafkaOutput:
     async def send_dead_letter(self, key: bytes, value: bytes) -> None:
         await self._send([(DEAD_LETTER.name, None, key, value)])
 
+    async def begin_access_log(self, key: bytes, messages: Sequence[bytes]) -> Awaitable[None]:
+        return await self._begin([(ACCESS_LOG.name, None, key, value) for value in messages])
+
     async def _send(self, messages: list[tuple[str, int | None, bytes | None, bytes]]) -> None:
+        await (await self._begin(messages))
+
+    async def _begin(
+        self, messages: list[tuple[str, int | None, bytes | None, bytes]]
+    ) -> Awaitable[None]:
+        # To the client's buffers; what it returns is done when the broker has it all.
         producer = self._app.producer
         try:
             sent = [
                 await producer.send(topic, key, value, partition, None, None)
                 for topic, partition, key, value in messages
             ]
+        except Exception as error:
+            raise _not_written(messages[0][0], error) from error
+        return self._taken(messages[0][0], sent)
+
+    async def _taken(self, topic: str, sent: list[Awaitable[Any]]) -> None:
+        try:
             await asyncio.gather(*sent)
         except Exception as error:
-            # What the broker has of it is unknown; a new process reads it back from the topic.
-            raise TransportError(f"{messages[0][0]} was not written: {error!r}") from error
+            raise _not_written(topic, error) from error
+
+
+def _not_written(topic: str, error: Exception) -> TransportError:
+    # What the broker has of it is unknown; a new process reads it back from the topic.
+    return TransportError(f"{topic} was not written: {error!r}")
 
 
 class Worker:

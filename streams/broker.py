@@ -13,7 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from schemas.errors import ConfigError, FatalError, TransportError
-from schemas.topics import DEAD_LETTER, ENTITIES, EVENTS, MAX_MESSAGE_BYTES, METRICS
+from schemas.topics import ACCESS_LOG, DEAD_LETTER, ENTITIES, EVENTS, MAX_MESSAGE_BYTES, METRICS
 from streams.recovery import read_emitted
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ async def ensure_topics(kafka: KafkaConfig) -> int:
     except KafkaError as error:
         raise TransportError(f"no broker at {kafka.bootstrap_servers}: {error}") from error
     try:
-        topics = (EVENTS, METRICS, ENTITIES, DEAD_LETTER)
+        topics = (EVENTS, METRICS, ENTITIES, ACCESS_LOG, DEAD_LETTER)
         present = set(await admin.list_topics())
         for topic in topics:
             if topic.name in present:
@@ -189,7 +189,7 @@ class PartitionLog:
 
 
 class BrokerHistory:
-    """Answers from the topics themselves; see `streams.pipeline.History`."""
+    """Answers from the topics themselves; see `streams.ports.History`."""
 
     def __init__(self, kafka: KafkaConfig) -> None:
         self._kafka = kafka

@@ -45,6 +45,21 @@ class StreamsConfig(Config):
     cidr_names: dict[str, str] = setting(
         {}, "Names of address ranges outside the cluster: 203.0.113.0/24=partner,..."
     )
+    endpoint_name: str = setting(
+        "path",
+        "What names an endpoint: its path, or METHOD:path; a gRPC path always stands alone",
+        choices=("path", "method_path"),
+    )
+    max_endpoints: int = setting(
+        1_000,
+        "Endpoints of one service that get a name of their own per hour; more become {other}",
+        minimum=1,
+    )
+    access_log: bool = setting(
+        False,
+        "Whether to write every batch, with the names of both ends and of endpoints, to"
+        " podwire.access-log.v1",
+    )
     address_tolerance_s: float = setting(
         30.0,
         "How long after its pod's end an address still means that pod, unless a new pod has it",

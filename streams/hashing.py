@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["distinct", "mix"]
+__all__ = ["compact", "distinct", "mix"]
 
 _FACTOR = np.uint64(0x9E37_79B9_7F4A_7C15)
 _SHIFT = np.uint64(29)
+_DENSE: Final = 8
+_SMALL: Final = 1 << 16
 
 
 def mix(*columns: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -35,3 +37,21 @@ def distinct(*columns: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np
     stacked = np.stack(columns, axis=1)
     _, first, index = np.unique(stacked, axis=0, return_index=True, return_inverse=True)
     return first, index.reshape(-1)
+
+
+def compact(values: NDArray[Any], size: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the distinct values in order, and the place of each value among them.
+
+    Args:
+        values: Whole numbers below `size`, none negative.
+        size: With few more than there are values nothing has to be sorted.
+    """
+    if size > _DENSE * len(values) + _SMALL:
+        found, index = np.unique(values, return_inverse=True)
+        return found.astype(np.intp), index
+    seen = np.zeros(size, bool)
+    seen[values] = True
+    found = np.flatnonzero(seen)
+    places = np.empty(size, np.intp)
+    places[found] = np.arange(len(found))
+    return found, places[values]

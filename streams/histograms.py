@@ -23,17 +23,22 @@ if TYPE_CHECKING:
 
     from streams.figures import Measured
 
-__all__ = ["CELLS", "WIDTH", "SpreadCounts", "Values", "spread"]
+__all__ = ["CELLS", "WIDTH", "SpreadCounts", "Values", "page_width", "spread"]
 
 _PAGE_BITS: Final = 4
 _PAGE: Final = 1 << _PAGE_BITS
 _LARGEST = max(len(found.plus) for found in DISTRIBUTIONS) * int(UNMEASURED_U32)
 
-WIDTH: Final = -(-(int(bucket_of(np.array([_LARGEST]))[0]) + 1) // _PAGE) * _PAGE
+
+def page_width(cells: int) -> int:
+    """Return the number of cells in the whole pages that hold so many."""
+    return -(-cells // _PAGE) * _PAGE
+
+
+WIDTH: Final = page_width(int(bucket_of(np.array([_LARGEST]))[0]) + 1)
 """Cells of a distribution: one for each bucket, in whole pages."""
 CELLS: Final = WIDTH * len(DISTRIBUTIONS)
 """Cells of a relation: one for each distribution and bucket, in that order."""
-_PAGES: Final = CELLS // _PAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,28 +102,33 @@ class SpreadCounts:
 
     Values lie close together, so the cells of an owner come in pages, of which only those are kept
     that something was counted in.
+
+    Args:
+        cells: Of each owner; whole pages, see `page_width`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cells: int) -> None:
+        self._cells = cells
         self._slots = np.zeros(0, np.int32)  # by owner and page; 0: no such page
         self._pages = np.zeros(1, np.intp)  # by slot, which of all pages it holds
         self._used = 1
         self._counts = np.zeros(_PAGE, np.uint32)  # a topic does not hold 2^32 events of a minute
 
-    def add(self, values: Values, owners: NDArray[np.intp]) -> None:
+    def add(self, owner: NDArray[np.intp], cell: NDArray[Any], owners: int) -> None:
         """Count values.
 
         Args:
-            values: The values.
-            owners: By relation, the number of its owner.
+            owner: The owner of each value; the array is used up.
+            cell: Its cell.
+            owners: Number of owners so far.
         """
-        if not len(values.cell):
+        if not len(cell):
             return
-        keys = owners[values.relation]
-        keys *= CELLS
-        keys += values.cell
+        keys = owner
+        keys *= self._cells
+        keys += cell
         pages = keys >> _PAGE_BITS
-        self._slots = _grown(self._slots, (int(owners.max()) + 1) * _PAGES)
+        self._slots = _grown(self._slots, owners * (self._cells // _PAGE))
         slots = self._slots[pages]
         if not slots.all():
             self._new_pages(np.unique(pages[slots == 0]))
@@ -131,7 +141,7 @@ class SpreadCounts:
         """Return owner, cell and count of all cells that something was counted in."""
         found = np.flatnonzero(self._counts)
         keys = self._pages[found >> _PAGE_BITS] * _PAGE + (found & (_PAGE - 1))
-        owner, cell = np.divmod(keys, CELLS)
+        owner, cell = np.divmod(keys, self._cells)
         return owner, cell, self._counts[found].astype(np.uint64)
 
     def _new_pages(self, pages: NDArray[np.intp]) -> None:

@@ -1,6 +1,6 @@
 """The work of a stream worker between the topics: messages in, stored minutes out.
 
-Knows neither Faust nor Kafka: `Output` and `History` stand for them. One lock makes everything
+Knows neither Faust nor Kafka: `streams.ports` stands for them. One lock makes everything
 happen in turn - a message, a tick of the clock, a revocation - so that no partition changes hands
 in the middle of an emission.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from schemas.entities import DeadLetter, encode_dead_letter, encode_entity
 from schemas.errors import DecodeError, FatalError
@@ -18,9 +18,19 @@ from schemas.events import decode_batch
 from schemas.metrics import encode_block
 from schemas.telemetry import Health, RateLimited, counter, gauge
 from schemas.topics import EVENTS
-from streams.aggregate import contributions, duplicate, header_minute, incident
+from streams.access_log import access_log_messages
+from streams.aggregate import (
+    contributions,
+    duplicate,
+    event_counts,
+    header_minute,
+    incident,
+    plausible,
+)
 from streams.blocks import minute_blocks
+from streams.endpoints import EndpointNames, EndpointSettings
 from streams.naming import NamingSettings
+from streams.outbox import Outbox
 from streams.resolver import Resolver
 from streams.sightings import Sightings
 from streams.windows import MinuteAggregator, WindowSettings
@@ -30,49 +40,18 @@ if TYPE_CHECKING:
 
     from schemas.clock import Clock
     from schemas.events import BatchHeader, EventBatch
-    from streams.aggregate import Contribution
     from streams.config import StreamsConfig
     from streams.directory import Directory
+    from streams.minutes import Contribution
+    from streams.ports import History, Output
     from streams.resolver import Resolution
 
-__all__ = ["History", "Output", "Pipeline"]
+__all__ = ["Pipeline"]
 
 logger = logging.getLogger(__name__)
 
 _WAIT_STEP_S = 0.05
 _WAITED_LIMIT = 100_000
-
-
-class Output(Protocol):
-    """Where results go. Every method returns when the broker has taken all of it."""
-
-    async def owns(self, partition: int, floor: int) -> bool:
-        """Commit the floor; whether the group still takes it from this worker."""
-        ...
-
-    async def send_blocks(self, partition: int, messages: Sequence[bytes]) -> None:
-        """Append to a partition of the metrics topic, in order."""
-        ...
-
-    async def send_entities(self, messages: Sequence[tuple[bytes, bytes]]) -> None:
-        """Put keys and values on the entities topic."""
-        ...
-
-    async def send_dead_letter(self, key: bytes, value: bytes) -> None:
-        """Put a message on the dead letter topic."""
-        ...
-
-
-class History(Protocol):
-    """What the topics say about a partition that this worker takes over."""
-
-    async def emitted(self, partition: int, topic: str, start_offset: int) -> dict[int, int]:
-        """For minutes stored in part, the events offset up to which they are."""
-        ...
-
-    async def first_offset(self, partition: int, offset: int) -> int:
-        """The first offset at or after this one that exists in the events partition."""
-        ...
 
 
 class Pipeline:
@@ -114,6 +93,10 @@ class Pipeline:
                 settings.host_processes == "process", settings.external_names, settings.cidr_names
             ),
         )
+        self._endpoints = EndpointNames(
+            EndpointSettings(settings.endpoint_name == "method_path", settings.max_endpoints)
+        )
+        self._outbox = Outbox()
         self._sightings = Sightings(int(settings.entity_refresh_s * 1000))
         self._partitions: dict[int, MinuteAggregator] = {}
         self._lock = asyncio.Lock()
@@ -124,7 +107,10 @@ class Pipeline:
     def floor(self, partition: int) -> int | None:
         """The offset that may be committed, or None before the first message."""
         minutes = self._partitions.get(partition)
-        return None if minutes is None else minutes.floor
+        if minutes is None:
+            return None
+        unsent = self._outbox.floor(partition)
+        return minutes.floor if unsent is None else min(minutes.floor, unsent)
 
     async def receive(
         self,
@@ -160,7 +146,8 @@ class Pipeline:
                 minutes.add(offset, [part], now_s)
             else:
                 self._undecodable_run = 0
-                minutes.add(offset, await self._parts(minutes, batch, now_s), now_s)
+                parts = await self._parts(minutes, partition, offset, batch, now_s)
+                minutes.add(offset, parts, now_s)
             counter("podwire_streams_batches_total").inc()
             self._health.progress()
             await self._emit_due(partition, minutes)
@@ -168,6 +155,7 @@ class Pipeline:
     async def tick(self) -> None:
         """Close what the clock alone makes due; call it a few times a second."""
         async with self._lock:
+            self._outbox.check()
             for partition, minutes in list(self._partitions.items()):
                 await self._emit_due(partition, minutes)
                 if partition not in self._partitions:
@@ -185,6 +173,7 @@ class Pipeline:
                 self._forget(partition)
 
     def _forget(self, partition: int) -> None:
+        self._outbox.forget(partition)
         if self._partitions.pop(partition, None) is not None:
             # Its age is the new owner's to tell; a value that stays would look like a lag for ever.
             gauge("podwire_streams_committed_age_seconds").remove(partition)
@@ -230,7 +219,12 @@ class Pipeline:
         )
 
     async def _parts(
-        self, minutes: MinuteAggregator, batch: EventBatch, now_s: float
+        self,
+        minutes: MinuteAggregator,
+        partition: int,
+        offset: int,
+        batch: EventBatch,
+        now_s: float,
     ) -> list[Contribution]:
         header = batch.header
         reception = minutes.receive(header, now_s)
@@ -238,7 +232,10 @@ class Pipeline:
             _count_events(batch, None)
             return [duplicate(batch)]
         resolution = await self._resolve(batch)
+        batch = self._named(batch, resolution)
         parts = contributions(batch, resolution)
+        if self._settings.access_log:
+            await self._log(partition, offset, batch, resolution)
         _count_events(batch, parts)
         for reason, count in (
             ("sequence_gap", reception.missing),
@@ -248,6 +245,22 @@ class Pipeline:
                 self._errors.warning("node %s: %s (%d)", header.node, reason, count)
                 _join(parts, header, reason, count)
         return parts
+
+    def _named(self, batch: EventBatch, resolution: Resolution) -> EventBatch:
+        before = self._endpoints.others
+        batch = self._endpoints.name(batch, resolution)
+        if self._endpoints.others > before:
+            counter("podwire_streams_endpoints_other_total").inc(self._endpoints.others - before)
+        return batch
+
+    async def _log(
+        self, partition: int, offset: int, batch: EventBatch, resolution: Resolution
+    ) -> None:
+        messages = access_log_messages(plausible(batch), resolution)
+        if messages:
+            sent = await self._output.begin_access_log(batch.header.node.encode(), messages)
+            counter("podwire_streams_access_log_messages_total").inc(len(messages))
+            await self._outbox.add(partition, offset, sent)
 
     async def _resolve(self, batch: EventBatch) -> Resolution:
         resolution = self._resolver.resolve(batch)
@@ -272,7 +285,7 @@ class Pipeline:
 
     async def _emit_due(self, partition: int, minutes: MinuteAggregator) -> None:
         due = minutes.due(self._now_s())
-        if due and not await self._output.owns(partition, minutes.floor):
+        if due and not await self._output.owns(partition, self.floor(partition) or 0):
             # A worker that was stopped for longer than its session must not write beside the one
             # that took over.
             logger.warning("partition %d belongs to another worker now", partition)
@@ -343,13 +356,9 @@ def _count_events(batch: EventBatch, parts: Sequence[Contribution] | None) -> No
     # The same numbers as the ledger's, for Prometheus.
     total = counter("podwire_ledger_total")
     if parts is None:
-        for kind, table in (
-            ("open", batch.opens),
-            ("close", batch.closes),
-            ("transfer", batch.transfers),
-        ):
-            total.labels("streams", kind, "in").inc(table.rows)
-            total.labels("streams", kind, "duplicate").inc(table.rows)
+        for kind, rows in event_counts(batch).items():
+            total.labels("streams", kind, "in").inc(rows)
+            total.labels("streams", kind, "duplicate").inc(rows)
         return
     for part in parts:
         for (_, _, stage, kind, reason), (entered, left, dropped) in part.ledger.items():

@@ -285,6 +285,6 @@ def _first_event_ms(batch: EventBatch) -> NDArray[np.int64]:
     header = batch.header
     fallback = max(header.last_event_ns or header.watermark_ns, 0)
     times = np.full(batch.connections.rows, fallback, np.uint64)
-    for table in (batch.transfers, batch.closes, batch.opens):
+    for table in (batch.requests, batch.transfers, batch.closes, batch.opens):
         times[table.connection[::-1]] = table.end_ns[::-1]
     return (times // np.uint64(1_000_000)).astype(np.int64)

@@ -7,31 +7,35 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from schemas.catalogue import (
+    CALL_DISTRIBUTIONS,
     DISTRIBUTION_SCOPES,
     DISTRIBUTIONS,
     FIGURES,
     LEDGER,
     ROLES,
-    SCOPE_BY_NAME,
+    SCOPES,
 )
 from schemas.metrics import Histogram, MetricsTable
-from streams.aggregate import COLUMNS, EVENT_COLUMNS
 from streams.histograms import WIDTH
+from streams.requests import CALL_COLUMNS, CALL_WIDTH
+from streams.transfers import COLUMNS, EVENT_COLUMNS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from numpy.typing import NDArray
 
+    from schemas.catalogue import Distribution, Scope
     from schemas.columns import U32, U64
-    from streams.aggregate import MinuteSums
+    from streams.minutes import MinuteSums
 
 __all__ = ["minute_tables"]
-
-_SCOPES: Final = ("service", "instance", "service_relation", "instance_relation")
-"""Scopes that transfer and connection events make rows in; endpoints come with HTTP."""
 
 _Spread = tuple["NDArray[np.intp]", "NDArray[np.intp]", "U64"]
 
 _AT: Final = {name: place for place, name in enumerate(COLUMNS)}
+_CALL_AT: Final = {name: place for place, name in enumerate(CALL_COLUMNS)}
+_EVENTS: Final = tuple(place for places in EVENT_COLUMNS.values() for place in places)
 
 
 class _Names:
@@ -56,8 +60,22 @@ def minute_tables(sums: MinuteSums) -> tuple[list[str], list[MetricsTable]]:
     """Return the dictionary and the tables of a minute. Rows have a fixed order: that of names."""
     names = _Names()
     tables: list[MetricsTable] = []
-    relations = sums.relations
-    if relations:
+    if sums.relations:
+        minute = _Minute(sums, names)
+        tables = [table for scope in SCOPES if (table := minute.table(scope)).rows]
+    if sums.ledger:
+        tables.append(_ledger_table(sums, names))
+    return names.list(), tables
+
+
+class _Minute:
+    # The sums of a minute, with what all scopes need of them.
+    def __init__(self, sums: MinuteSums, names: _Names) -> None:
+        relations = sums.relations
+        self._sums = sums.sums
+        self._spread = sums.spread()
+        self._calls = sums.calls.sums
+        self._call_spread = sums.calls.spread()
         columns = {
             "cluster": names.column([relation.cluster for relation in relations]),
             "role": names.column([ROLES[relation.role - 1] for relation in relations]),
@@ -69,78 +87,125 @@ def minute_tables(sums: MinuteSums) -> tuple[list[str], list[MetricsTable]]:
             remote = names.column([getattr(relation.remote, name) for relation in relations])
             columns[f"client_{name}"] = np.where(is_client, columns[name], remote)
             columns[f"server_{name}"] = np.where(is_client, remote, columns[name])
-        node = names.column([relation.node for relation in relations])
-        known = np.array([bool(relation.remote.instance) for relation in relations], bool)
-        lost = {names.of(node): count for node, count in sums.lost.items()}
-        spread = sums.spread()
-        for scope in _SCOPES:
-            chosen = np.flatnonzero(known) if scope == "instance_relation" else slice(None)
-            keys = {key: columns[key][chosen] for key in SCOPE_BY_NAME[scope].keys}
-            of_scope = spread if scope in DISTRIBUTION_SCOPES else None
-            table = _table(scope, keys, node[chosen], sums.sums[chosen], lost, of_scope)
-            if table.rows:
-                tables.append(table)
-    if sums.ledger:
-        tables.append(_ledger_table(sums, names))
-    return names.list(), tables
+        self._columns = columns
+        self._node = names.column([relation.node for relation in relations])
+        self._known = np.array([bool(relation.remote.instance) for relation in relations], bool)
+        self._lost = {names.of(node): count for node, count in sums.lost.items()}
+        rows = sums.calls.rows
+        self._relation = np.array([relation for relation, _ in rows], np.intp)
+        self._endpoint = names.column([endpoint for _, endpoint in rows])
+
+    def table(self, scope: Scope) -> MetricsTable:
+        if "endpoint" in scope.keys:
+            return self._of_endpoints(scope)
+        if scope.name == "instance_relation":
+            chosen = np.flatnonzero(self._known)
+        else:
+            chosen = np.arange(len(self._known))
+        keys = {key: self._columns[key][chosen] for key in scope.keys}
+        table, order, starts, group = _begun(scope.name, keys)
+        if not table.rows:
+            return table
+        totals = np.add.reduceat(self._sums[chosen][order], starts, axis=0)
+        _add_figures(table, totals, _AT)
+        groups = np.full(len(self._known), -1, np.intp)
+        groups[chosen] = group
+        if len(self._relation):
+            self._add_calls(table, groups[self._relation])
+        self._add_provenance(table, totals[:, _EVENTS].sum(axis=1), group, self._node[chosen])
+        if scope.name in DISTRIBUTION_SCOPES:
+            _add_histograms(table, DISTRIBUTIONS, WIDTH, self._spread, groups)
+        if len(self._relation):
+            row = groups[self._relation]
+            _add_histograms(table, CALL_DISTRIBUTIONS, CALL_WIDTH, self._call_spread, row)
+        return table
+
+    def _of_endpoints(self, scope: Scope) -> MetricsTable:
+        # An endpoint belongs to the service that is called, whichever end saw the call.
+        columns = self._columns | {"service": self._columns["server_service"]}
+        keys = {
+            key: self._endpoint if key == "endpoint" else columns[key][self._relation]
+            for key in scope.keys
+        }
+        table, _, _, group = _begun(scope.name, keys)
+        if not table.rows:
+            return table
+        self._add_calls(table, group)
+        seen = table.figures["http_call_count"]
+        self._add_provenance(table, seen, group, self._node[self._relation])
+        _add_histograms(table, CALL_DISTRIBUTIONS, CALL_WIDTH, self._call_spread, group)
+        return table
+
+    def _add_calls(self, table: MetricsTable, group: NDArray[np.intp]) -> None:
+        # The figures of calls; those of no row have a group below 0.
+        order = np.argsort(group, kind="stable")[np.count_nonzero(group < 0) :]
+        if not len(order):
+            return
+        starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+        totals = np.zeros((table.rows, len(CALL_COLUMNS)), np.uint64)
+        totals[group[order][starts]] = np.add.reduceat(self._calls[order], starts, axis=0)
+        _add_figures(table, totals, _CALL_AT)
+
+    def _add_provenance(
+        self, table: MetricsTable, seen: U64, group: NDArray[np.intp], node: U32
+    ) -> None:
+        table.figures["events_seen"] = seen
+        table.figures["events_lost"] = _lost(group, node, self._lost, table.rows)
 
 
-def _table(
-    scope: str,
-    keys: dict[str, U32],
-    node: U32,
-    sums: U64,
-    lost: dict[int, int],
-    spread: _Spread | None,
-) -> MetricsTable:
+def _begun(
+    name: str, keys: dict[str, U32]
+) -> tuple[MetricsTable, NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+    # A table with its keys only, and how the rows behind it are grouped.
     order, starts, group = _grouped(list(keys.values()))
-    if not len(order):
-        return MetricsTable(scope, 0)
-    totals = np.add.reduceat(sums[order], starts, axis=0)
-    table = MetricsTable(scope, len(starts), {k: v[order][starts] for k, v in keys.items()})
+    firsts = {key: values[order][starts] for key, values in keys.items()}
+    return MetricsTable(name, len(starts), firsts), order, starts, group
+
+
+def _add_figures(table: MetricsTable, totals: U64, places: Mapping[str, int]) -> None:
     for figure in FIGURES:
-        place = _AT.get(figure.name)
+        place = places.get(figure.name)
         if place is None or place >= totals.shape[1]:
             continue
         if figure.optional:
-            measured = totals[:, _AT[figure.measured_name]]
+            measured = totals[:, places[figure.measured_name]]
             # What only rows that are no call measured has a sum and a count of 0.
             if not measured.any() and not totals[:, place].any():
                 continue
             table.measured[figure.name] = measured
         table.figures[figure.name] = totals[:, place]
-    table.figures["events_seen"] = totals[:, EVENT_COLUMNS].sum(axis=1)
-    table.figures["events_lost"] = _lost(group, node, lost, len(starts))
-    if spread is not None and len(spread[0]):
-        table.histograms = _histograms(*spread, group)
-    return table
 
 
-def _histograms(
-    relation: NDArray[np.intp],
-    cell: NDArray[np.intp],
-    count: NDArray[np.uint64],
+def _add_histograms(
+    table: MetricsTable,
+    distributions: Sequence[Distribution],
+    width: int,
+    spread: _Spread,
     group: NDArray[np.intp],
-) -> dict[str, Histogram]:
+) -> None:
     # Row by row and bucket by bucket for each distribution.
-    rows = int(group.max()) + 1
-    distribution, bucket = np.divmod(cell, WIDTH)
-    keys = (distribution * rows + group[relation]) * WIDTH + bucket
+    owner, cell, count = spread
+    row = group[owner]
+    if len(row) and row.min() < 0:
+        kept = row >= 0
+        row, cell, count = row[kept], cell[kept], count[kept]
+    if not len(row):
+        return
+    distribution, bucket = np.divmod(cell, width)
+    keys = (distribution * table.rows + row) * width + bucket
     order = np.argsort(keys, kind="stable")
     starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
     counts = np.add.reduceat(count[order], starts)
-    place, bucket = np.divmod(keys[order][starts], WIDTH)
-    distribution, row = np.divmod(place, rows)
-    ends = np.searchsorted(distribution, np.arange(len(DISTRIBUTIONS) + 1)).tolist()
-    return {
-        found.name: Histogram(
-            row[start:end].astype(np.uint32),
-            bucket[start:end].astype(np.uint32),
-            counts[start:end],
-        )
-        for found, start, end in zip(DISTRIBUTIONS, ends, ends[1:], strict=False)
-        if end > start
-    }
+    place, bucket = np.divmod(keys[order][starts], width)
+    distribution, row = np.divmod(place, table.rows)
+    ends = np.searchsorted(distribution, np.arange(len(distributions) + 1)).tolist()
+    for found, start, end in zip(distributions, ends, ends[1:], strict=False):
+        if end > start:
+            table.histograms[found.name] = Histogram(
+                row[start:end].astype(np.uint32),
+                bucket[start:end].astype(np.uint32),
+                counts[start:end],
+            )
 
 
 def _grouped(columns: list[U32]) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:

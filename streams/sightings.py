@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from schemas.entities import Entity
+from schemas.events import Role
 
 if TYPE_CHECKING:
-    from streams.aggregate import MinuteSums
     from streams.identity import Identity, Relation
+    from streams.minutes import MinuteSums
 
 __all__ = ["Sightings"]
 
@@ -61,10 +62,14 @@ def _entities(sums: MinuteSums) -> dict[bytes, Entity]:
     # Each once, with what all of its sights tell.
     found: dict[bytes, Entity] = {}
     ends: dict[tuple[str, Identity], None] = {}
-    for relation in sums.relations:
+    relations = sums.relations
+    for relation in relations:
         ends[relation.cluster, relation.local] = None
         ends[relation.cluster, relation.remote] = None
         for entity in _relation_entities(relation):
+            found.setdefault(entity.key, entity)
+    for place, endpoint in sums.calls.rows:
+        for entity in _endpoint_entities(relations[place], endpoint):
             found.setdefault(entity.key, entity)
     for cluster, end in ends:
         for entity in _end_entities(cluster, end):
@@ -84,9 +89,7 @@ def _end_entities(cluster: str, end: Identity) -> list[Entity]:
 
 
 def _relation_entities(relation: Relation) -> list[Entity]:
-    client, server = relation.local, relation.remote
-    if relation.role == 2:
-        client, server = server, client
+    client, server = _client_and_server(relation)
     layer = {"layer": relation.local.layer}
     services = {"client_service": client.service, "server_service": server.service}
     found = [Entity("service_relation", relation.cluster, services, dict(layer))]
@@ -99,6 +102,27 @@ def _relation_entities(relation: Relation) -> list[Entity]:
         }
         found.append(Entity("instance_relation", relation.cluster, names, dict(layer)))
     return found
+
+
+def _endpoint_entities(relation: Relation, endpoint: str) -> list[Entity]:
+    client, server = _client_and_server(relation)
+    own = {"service": server.service, "endpoint": endpoint}
+    names = {
+        "client_service": client.service,
+        "server_service": server.service,
+        "endpoint": endpoint,
+    }
+    attributes = _given({"layer": server.layer, "namespace": server.namespace})
+    return [
+        Entity("endpoint", relation.cluster, own, attributes),
+        Entity("endpoint_relation", relation.cluster, names, {"layer": relation.local.layer}),
+    ]
+
+
+def _client_and_server(relation: Relation) -> tuple[Identity, Identity]:
+    if relation.role == Role.SERVER:
+        return relation.remote, relation.local
+    return relation.local, relation.remote
 
 
 def _given(attributes: dict[str, str]) -> dict[str, str]:

@@ -17,13 +17,13 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from streams.aggregate import MinuteSums
+from streams.minutes import MinuteSums
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from schemas.events import BatchHeader
-    from streams.aggregate import Contribution
+    from streams.minutes import Contribution
 
 __all__ = ["ClosedMinute", "MinuteAggregator", "Reception", "WindowSettings"]
 

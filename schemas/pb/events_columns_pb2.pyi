@@ -25,7 +25,7 @@ class EventBatch(_message.Message):
     def __init__(self, header: _Optional[_Union[BatchHeader, _Mapping]] = ..., connections: _Optional[_Union[Connections, _Mapping]] = ..., opens: _Optional[_Union[Opens, _Mapping]] = ..., closes: _Optional[_Union[Closes, _Mapping]] = ..., transfers: _Optional[_Union[Transfers, _Mapping]] = ..., requests: _Optional[_Union[Requests, _Mapping]] = ..., parties: _Optional[_Union[Parties, _Mapping]] = ...) -> None: ...
 
 class BatchHeader(_message.Message):
-    __slots__ = ("layout_version", "cluster", "node", "boot_id", "run_id", "sequence", "first_event_ns", "last_event_ns", "watermark_ns", "anchor_monotonic_ns", "anchor_unix_ns", "final", "ledger")
+    __slots__ = ("layout_version", "cluster", "node", "boot_id", "run_id", "sequence", "first_event_ns", "last_event_ns", "watermark_ns", "anchor_monotonic_ns", "anchor_unix_ns", "final", "part", "ledger")
     LAYOUT_VERSION_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,7 @@ class BatchHeader(_message.Message):
     ANCHOR_MONOTONIC_NS_FIELD_NUMBER: _ClassVar[int]
     ANCHOR_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
     FINAL_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
     LEDGER_FIELD_NUMBER: _ClassVar[int]
     layout_version: int
     cluster: str
@@ -51,8 +52,9 @@ class BatchHeader(_message.Message):
     anchor_monotonic_ns: int
     anchor_unix_ns: int
     final: bool
+    part: int
     ledger: _containers.RepeatedCompositeFieldContainer[LedgerEntry]
-    def __init__(self, layout_version: _Optional[int] = ..., cluster: _Optional[str] = ..., node: _Optional[str] = ..., boot_id: _Optional[str] = ..., run_id: _Optional[str] = ..., sequence: _Optional[int] = ..., first_event_ns: _Optional[int] = ..., last_event_ns: _Optional[int] = ..., watermark_ns: _Optional[int] = ..., anchor_monotonic_ns: _Optional[int] = ..., anchor_unix_ns: _Optional[int] = ..., final: _Optional[bool] = ..., ledger: _Optional[_Iterable[_Union[LedgerEntry, _Mapping]]] = ...) -> None: ...
+    def __init__(self, layout_version: _Optional[int] = ..., cluster: _Optional[str] = ..., node: _Optional[str] = ..., boot_id: _Optional[str] = ..., run_id: _Optional[str] = ..., sequence: _Optional[int] = ..., first_event_ns: _Optional[int] = ..., last_event_ns: _Optional[int] = ..., watermark_ns: _Optional[int] = ..., anchor_monotonic_ns: _Optional[int] = ..., anchor_unix_ns: _Optional[int] = ..., final: _Optional[bool] = ..., part: _Optional[int] = ..., ledger: _Optional[_Iterable[_Union[LedgerEntry, _Mapping]]] = ...) -> None: ...
 
 class LedgerEntry(_message.Message):
     __slots__ = ("stage", "kind", "reason", "in_count", "out_count", "dropped_count")

@@ -1,8 +1,9 @@
 """Kafka message to minute sums: what an event costs a stream worker, part by part.
 
-Two shapes: few busy connections (reads and writes dominate), and short connections, each with one
-open, two transfers and one close, where every row has to be named anew. Each with the figures of
-layers 2 to 4 that a node may measure: none, what the socket counts, what tracepoints give, all.
+Three shapes: few busy connections (reads and writes dominate), and short connections, each with one
+open, two transfers and one close, where every row has to be named anew; and HTTP calls. The first
+two each with the figures of layers 2 to 4 that a node may measure: none, what the socket counts,
+what tracepoints give, all.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ from schemas.events import (
     Direction,
     EventBatch,
     Opens,
+    Requests,
     Transfers,
     decode_batch,
     encode_batch,
 )
 from schemas.metrics import encode_block
+from streams.access_log import access_log_messages
 from streams.aggregate import contributions
 from streams.blocks import minute_blocks
 from streams.directory import Directory
+from streams.endpoints import EndpointNames, EndpointSettings
 from streams.naming import NamingSettings
 from streams.resolver import Resolver
 from streams.windows import MinuteAggregator, WindowSettings
@@ -72,7 +76,59 @@ def run() -> list[Row]:
     return [
         *_shape("busy", connections=1_000, transfers=100_000, opens=0),
         *_shape("short", connections=20_000, transfers=40_000, opens=20_000),
+        *_calls("calls", connections=1_000, requests=50_000, paths=200),
+        *_calls("calls, every path new", connections=1_000, requests=50_000, paths=50_000),
     ]
+
+
+def _calls(shape: str, connections: int, requests: int, paths: int) -> list[Row]:
+    message = encode_batch(example_calls(connections, requests, paths))
+    batch = decode_batch(message)
+    resolver = Resolver(_directory(), NamingSettings())
+    resolution = resolver.resolve(batch)
+    names = EndpointNames(EndpointSettings())
+    named = names.name(batch, resolution)
+    aggregator = MinuteAggregator(WindowSettings())
+    whole = MinuteAggregator(WindowSettings())
+    offset = 0
+
+    def fresh() -> None:
+        EndpointNames(EndpointSettings()).name(batch, resolution)
+
+    def add() -> None:
+        nonlocal offset
+        aggregator.add(offset, contributions(named, resolution), 0.0)
+        offset += 1
+
+    def everything() -> None:
+        nonlocal offset
+        taken = decode_batch(message)
+        found = resolver.resolve(taken)
+        whole.add(offset, contributions(names.name(taken, found), found), 0.0)
+        offset += 1
+
+    (minute_s,) = {part.minute_s for part in contributions(named, resolution)}
+    rows = [
+        measure(f"{shape}: decode", requests, lambda: decode_batch(message), unit="call"),
+        measure(f"{shape}: name endpoints, paths known", requests,
+                lambda: names.name(batch, resolution), unit="call", note=f"{paths:,} paths"),
+        measure(f"{shape}: name endpoints, no path known", requests, fresh, unit="call"),
+        measure(f"{shape}: aggregate", requests, add, unit="call"),
+        measure(f"{shape}: all four", requests, everything, unit="call",
+                note=f"{len(message) / requests:.0f} bytes a call"),
+        measure(f"{shape}: access log", requests, lambda: access_log_messages(named, resolution),
+                unit="call"),
+    ]  # fmt: skip
+    closed = aggregator.close(minute_s)
+
+    def emit() -> None:
+        for block in minute_blocks(closed, "podwire.events.v1", 0, "attempt", 20_000):
+            encode_block(block)
+
+    blocks = minute_blocks(closed, "podwire.events.v1", 0, "attempt", 20_000)
+    count = sum(table.rows for block in blocks for table in block.tables)
+    rows.append(measure(f"{shape}: minute to block", count, emit, unit="row"))
+    return rows
 
 
 def _shape(shape: str, connections: int, transfers: int, opens: int) -> list[Row]:
@@ -206,6 +262,55 @@ def example_batch(
     )
     if measured:
         batch.transfers.figures = _figures(batch.transfers.direction == Direction.WRITE, measured)
+    return batch
+
+
+def example_calls(connections: int, requests: int, paths: int) -> EventBatch:
+    """HTTP calls between random pods, each with a trace id of its own."""
+    random = np.random.default_rng(3)
+    batch = example_batch(connections, 0, 0)
+    first = len(batch.names)
+    batch.names = [
+        *batch.names,
+        "GET",
+        *(f"/api/v1/carts/{place}/items" if place % 2 else f"/api/v1/route{chr(97 + place % 26)}"
+          f"/{chr(97 + place // 26 % 26)}" for place in range(paths)),
+        *(f"{place:032x}" for place in range(requests)),
+    ]  # fmt: skip
+    end_ns = (MINUTE_NS + np.sort(random.integers(0, 10**9, requests))).astype("<u8")
+    # Services have paths of their own.
+    owner = batch.connections.remote_address[np.arange(requests) % connections, 15] % SERVICES
+    path = random.integers(0, paths // SERVICES, requests) * SERVICES + owner
+    if paths == requests:
+        path = np.arange(requests)
+
+    def small(low: int, high: int, dtype: str) -> np.ndarray:
+        return random.integers(low, high, requests).astype(dtype)
+
+    def nothing(dtype: str) -> np.ndarray:
+        return np.zeros(requests, dtype)
+
+    batch.requests = Requests(
+        connection=(np.arange(requests) % connections).astype("<u4"),
+        version=np.full(requests, 11, "u1"),
+        outcome=nothing("u1"),
+        flags=nothing("u1"),
+        method=np.full(requests, first, "<u4"),
+        path=(path + first + 1).astype("<u4"),
+        host=nothing("<u4"),
+        status=np.where(random.random(requests) < 0.02, 500, 200).astype("<u4"),
+        start_ns=end_ns - np.exp(random.normal(14, 1, requests)).astype("<u8"),
+        first_byte_ns=end_ns,
+        end_ns=end_ns,
+        request_header_size=small(100, 900, "<u4"),
+        request_body_size=small(0, 10_000, "<u8"),
+        response_header_size=small(100, 900, "<u4"),
+        response_body_size=small(0, 1_000_000, "<u8"),
+        trace_provider=np.ones(requests, "u1"),
+        trace_id=(np.arange(requests) + first + 1 + paths).astype("<u4"),
+        segment_id=nothing("<u4"),
+        span_id=nothing("<u4"),
+    )
     return batch
 
 

@@ -9,17 +9,20 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from schemas.catalogue import (
-    DISTRIBUTION_SCOPES,
-    DISTRIBUTIONS,
-    FIGURES,
-    LEDGER,
-    PROVENANCE,
-    SCOPES,
-)
+from schemas.catalogue import FIGURES, LEDGER, PROVENANCE, SCOPES, distributions_of
+from schemas.columns import UNMEASURED_U32
 from schemas.entities import DeadLetter, Entity
-from schemas.events import BatchHeader, Closes, Connections, EventBatch, Opens, Transfers
-from schemas.histograms import BUCKETS
+from schemas.events import (
+    BatchHeader,
+    Closes,
+    Connections,
+    EventBatch,
+    Opens,
+    Parties,
+    Requests,
+    Transfers,
+)
+from schemas.histograms import buckets
 from schemas.ledger import KINDS, REASONS, STAGES, Entry
 from schemas.metrics import BlockIdentity, Histogram, MetricsBlock, MetricsTable
 
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 U64_MAX = 2**64 - 1
+REQUEST_NAMES = ("method", "path", "host", "trace_id", "segment_id", "span_id")
+PARTY_NAMES = ("local_service", "local_instance", "remote_service", "remote_instance")
 names = st.text(max_size=12)
 unix_ns = st.integers(-(2**63), 2**63 - 1)
 counts = st.integers(0, U64_MAX)
@@ -54,6 +59,7 @@ headers = st.builds(
     anchor_monotonic_ns=unix_ns,
     anchor_unix_ns=unix_ns,
     final=st.booleans(),
+    part=st.integers(0, 2**32 - 1),
     ledger=st.lists(entries, max_size=3),
 )
 
@@ -99,6 +105,23 @@ def batches(draw: st.DrawFn) -> EventBatch:
         transfers=draw(
             _table(Transfers, draw(rows), connection=in_connections, direction=one_or_two)
         ),
+        requests=draw(
+            _table(
+                Requests,
+                draw(rows),
+                connection=in_connections,
+                outcome=st.integers(0, 2),
+                endpoint=in_names | st.just(int(UNMEASURED_U32)),
+                **dict.fromkeys(REQUEST_NAMES, in_names),
+            )
+        ),
+        parties=draw(
+            _table(
+                Parties,
+                connections if draw(st.booleans()) else 0,
+                **dict.fromkeys(PARTY_NAMES, in_names),
+            )
+        ),
     )
 
 
@@ -135,15 +158,16 @@ def _block_table(draw: st.DrawFn, scope: Any, dictionary: list[str]) -> MetricsT
         table.figures[figure.name] = draw(hnp.arrays(np.dtype("<u8"), rows))
         if figure.optional and rows:
             table.measured[figure.name] = draw(hnp.arrays(np.dtype("<u8"), rows))
-    if table.table in DISTRIBUTION_SCOPES:
-        for distribution in draw(st.lists(st.sampled_from(DISTRIBUTIONS), max_size=3, unique=True)):
-            table.histograms[distribution.name] = draw(_histogram(rows))
+    if scope is not LEDGER:
+        declared_ = st.sampled_from(distributions_of(scope.name))
+        for distribution in draw(st.lists(declared_, max_size=3, unique=True)):
+            table.histograms[distribution.name] = draw(_histogram(rows, distribution.bits))
     return table
 
 
 @st.composite
-def _histogram(draw: st.DrawFn, rows: int) -> Histogram:
-    places = st.tuples(st.integers(0, max(rows - 1, 0)), st.integers(0, BUCKETS - 1))
+def _histogram(draw: st.DrawFn, rows: int, bits: int) -> Histogram:
+    places = st.tuples(st.integers(0, max(rows - 1, 0)), st.integers(0, buckets(bits) - 1))
     chosen = sorted(draw(st.lists(places, max_size=6 if rows else 0, unique=True)))
     return Histogram(
         row=np.array([row for row, _ in chosen], "<u4"),

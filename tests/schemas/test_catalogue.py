@@ -5,6 +5,7 @@ import re
 import pytest
 
 from schemas.catalogue import (
+    CALL_DISTRIBUTIONS,
     DISTRIBUTION_BY_NAME,
     DISTRIBUTION_SCOPES,
     DISTRIBUTIONS,
@@ -15,6 +16,7 @@ from schemas.catalogue import (
     ROLES,
     SCOPE_BY_NAME,
     SCOPES,
+    distributions_of,
 )
 from schemas.events import READ_FIGURES, WRITE_FIGURES
 from schemas.ledger import KINDS, REASONS, STAGES
@@ -106,8 +108,8 @@ def test_names_are_column_names_without_doubles() -> None:
     names = [figure.name for figure in (*FIGURES, *PROVENANCE)]
     assert len(set(names)) == len(names)
     measured = {figure.measured_name for figure in FIGURES if figure.optional}
-    histograms = [distribution.column for distribution in DISTRIBUTIONS]
     for scope in SCOPES:
+        histograms = [distribution.column for distribution in distributions_of(scope.name)]
         columns = [*names, *measured, *histograms, *scope.keys, "time"]
         assert len(set(columns)) == len(columns)
         assert all(re.fullmatch("[a-z][a-z0-9_]*", column) for column in columns)
@@ -120,7 +122,7 @@ def test_units_show_in_the_names() -> None:
 
 def test_distributions_are_of_optional_durations_of_their_direction() -> None:
     assert set(DISTRIBUTION_SCOPES) <= set(SCOPE_BY_NAME)
-    assert len(DISTRIBUTION_BY_NAME) == len(DISTRIBUTIONS) == 12
+    assert len(DISTRIBUTION_BY_NAME) - len(CALL_DISTRIBUTIONS) == len(DISTRIBUTIONS) == 12
     for distribution in DISTRIBUTIONS:
         places = READ_FIGURES if distribution.direction == "read" else WRITE_FIGURES
         terms = (*distribution.plus, *distribution.minus)
@@ -130,6 +132,18 @@ def test_distributions_are_of_optional_durations_of_their_direction() -> None:
         assert {FIGURE_BY_NAME[name].unit for name in terms} == {"ns"}
         assert distribution.name.startswith(distribution.direction)
         assert distribution.column == f"{distribution.name}_histogram"
+
+
+def test_every_scope_has_the_latency_of_calls() -> None:
+    assert [each.column for each in CALL_DISTRIBUTIONS] == ["http_duration_histogram"]
+    for scope in SCOPES:
+        stages = DISTRIBUTIONS if scope.name in DISTRIBUTION_SCOPES else ()
+        assert distributions_of(scope.name) == (*stages, *CALL_DISTRIBUTIONS)
+    for distribution in CALL_DISTRIBUTIONS:
+        assert distribution.direction == "call"
+        terms = (*distribution.plus, *distribution.minus)
+        assert {FIGURE_BY_NAME[name].group for name in terms} == {"http"}
+        assert {FIGURE_BY_NAME[name].unit for name in terms} == {"ns"}
 
 
 def test_what_is_left_of_a_layer_is_it_without_its_parts() -> None:
@@ -169,5 +183,5 @@ def test_ledger_rows_can_hold_every_entry() -> None:
     assert {"stage", "kind", "reason"} < set(LEDGER.keys)
     assert [figure.name for figure in LEDGER.figures] == ["in_count", "out_count", "dropped_count"]
     assert STAGES
-    assert KINDS
+    assert {"request", "payload"} < set(KINDS)
     assert REASONS

@@ -22,25 +22,29 @@ from schemas.events import (
     Connections,
     EventBatch,
     Opens,
+    Parties,
+    Requests,
     Transfers,
     decode_batch,
     encode_batch,
 )
 from schemas.ledger import Entry
 from schemas.pb import events_pb2 as public
-from tests.schemas.strategies import batches, damaged
+from tests.schemas.strategies import PARTY_NAMES, REQUEST_NAMES, batches, damaged
 
 TABLES: dict[str, type[Table]] = {
     "connections": Connections,
     "opens": Opens,
     "closes": Closes,
     "transfers": Transfers,
+    "requests": Requests,
+    "parties": Parties,
 }
 HEADER = [item.name for item in dataclasses.fields(BatchHeader) if item.name != "ledger"]
 
 
 def small_batch() -> EventBatch:
-    """One IPv4 connection with one event of each kind."""
+    """One IPv4 connection with one event of each kind, and who its ends are."""
     one = {name: np.ones(1, dtype) for name, dtype, width in Connections.specs() if width == 1}
     address = np.array([[0] * 10 + [255, 255, 10, 0, 0, 1]], "u1")
     wide = dict.fromkeys(("local_address", "remote_address", "translated_address"), address)
@@ -55,6 +59,11 @@ def small_batch() -> EventBatch:
         opens=Opens(u4, u1, u8, u8, u4),
         closes=Closes(u4, u8, u8),
         transfers=Transfers(u4, u1, u1, u8, u8, u4),
+        requests=Requests(
+            **{name: np.zeros(1, dtype) for name, dtype, _ in Requests.specs()}
+            | {"path": u1.astype("<u4"), "start_ns": u8, "end_ns": u8}
+        ),
+        parties=Parties(u1.astype("<u4"), u4, u4, u4, u1),
     )
 
 
@@ -168,8 +177,14 @@ def test_damaged_bytes_raise_decode_error_or_still_make_sense(data: bytes) -> No
     except DecodeError:
         return
     assert batch.header.node
-    for table in (batch.opens, batch.closes, batch.transfers):
+    for table in (batch.opens, batch.closes, batch.transfers, batch.requests):
         assert not table.rows or int(table.connection.max()) < batch.connections.rows
+    assert batch.parties.rows in (0, batch.connections.rows)
+    indices = [getattr(batch.parties, name) for name in PARTY_NAMES]
+    indices += [getattr(batch.requests, name) for name in REQUEST_NAMES]
+    indices.append(batch.requests.endpoint[batch.requests.endpoint != UNMEASURED_U32])
+    for index in indices:
+        assert not len(index) or int(index.max()) < len(batch.names)
 
 
 @settings(deadline=None, max_examples=40)
@@ -206,6 +221,35 @@ def test_a_measured_column_may_be_left_out() -> None:
     assert batch.transfers.take(np.array([0, 0])).figures.shape == (2, FIGURE_WIDTH)
 
 
+def test_what_a_call_did_not_tell_may_be_left_out() -> None:
+    message = to_public(small_batch())
+    left_out = sorted(Requests.measured_columns())
+    for name in left_out:
+        message.requests.ClearField(name)
+    requests = decode_batch(message.SerializeToString()).requests
+    for name in left_out:
+        values = getattr(requests, name)
+        assert values.tolist() == [np.iinfo(values.dtype).max]
+    assert set(left_out) == {
+        "grpc_status",
+        "first_byte_ns",
+        "request_header_size",
+        "request_body_size",
+        "response_header_size",
+        "response_body_size",
+        "endpoint",
+    }
+
+
+def test_parties_are_of_all_connections_or_none() -> None:
+    batch = small_batch()
+    batch.parties = batch.parties.take(np.zeros(2, np.intp))
+    with pytest.raises(DecodeError, match="2 parties of 1 connections"):
+        decode_batch(encode_batch(batch))
+    batch.parties = Parties()
+    assert decode_batch(encode_batch(batch)).parties.rows == 0
+
+
 def test_a_row_without_its_first_figure_keeps_the_others() -> None:
     batch = small_batch()
     nothing = int(UNMEASURED_U32)
@@ -240,6 +284,13 @@ def test_places_of_the_figures_are_named_by_the_catalogue() -> None:
         ("transfers.direction", b"\x00", "direction"),
         ("transfers.figures", [1] * 16, "64 bytes is no multiple of 68"),
         ("transfers.figures", [1] * 34, "2 rows, expected 1"),
+        ("requests.connection", [1], "connection index 1 of 1"),
+        ("requests.outcome", b"\x03", "unknown outcome 3"),
+        ("requests.path", [2], "names index 2 of 2"),
+        ("requests.span_id", [2**32 - 1], "names index 4294967295 of 2"),
+        ("requests.endpoint", [2], "names index 2 of 2"),
+        ("requests.status", [], "0 rows, expected 1"),
+        ("parties.remote_instance", [2], "names index 2 of 2"),
     ],
 )
 def test_each_check_names_what_is_wrong(path: str, value: object, reason: str) -> None:
@@ -269,5 +320,5 @@ def test_decoded_columns_cannot_be_changed_by_accident() -> None:
 
 
 def test_events_counts_all_kinds() -> None:
-    assert small_batch().events == 3
+    assert small_batch().events == 4
     assert EventBatch().events == 0

@@ -20,6 +20,8 @@ from schemas.events import (
     EventBatch,
     OpenKind,
     Opens,
+    RequestOutcome,
+    Requests,
     Role,
     Transfers,
 )
@@ -58,6 +60,8 @@ class BatchBuilder:
     _opens: list[tuple[int, ...]] = field(default_factory=list)
     _closes: list[tuple[int, ...]] = field(default_factory=list)
     _transfers: list[tuple[int | tuple[int, ...], ...]] = field(default_factory=list)
+    _requests: list[dict[str, int]] = field(default_factory=list)
+    _index: dict[str, int] = field(default_factory=dict)
 
     def connection(
         self,
@@ -132,9 +136,53 @@ class BatchBuilder:
         self._transfers.append((connection, int(direction), call, at, duration, size, tuple(row)))
         return self
 
+    def request(
+        self,
+        connection: int,
+        path: str = "/",
+        *,
+        method: str = "GET",
+        host: str = "",
+        outcome: RequestOutcome = RequestOutcome.ANSWERED,
+        status: int = 200,
+        grpc: int = UNMEASURED_FIGURE,
+        at: int = MINUTE_NS,
+        duration: int = 1000,
+        sizes: tuple[int, int, int, int] = (UNMEASURED_FIGURE, UNMEASURED) * 2,
+        trace_id: str = "",
+    ) -> BatchBuilder:
+        """Add a call; `sizes` are those of request header and body, response header and body."""
+        self._requests.append(
+            {
+                "connection": connection,
+                "version": 11,
+                "outcome": int(outcome),
+                "flags": 0,
+                "method": self._name(method),
+                "path": self._name(path),
+                "host": self._name(host),
+                "status": status,
+                "grpc_status": grpc,
+                "start_ns": max(at - duration, 0),
+                "first_byte_ns": UNMEASURED,
+                "end_ns": at,
+                "request_header_size": sizes[0],
+                "request_body_size": sizes[1],
+                "response_header_size": sizes[2],
+                "response_body_size": sizes[3],
+                "trace_provider": 0,
+                "trace_id": self._name(trace_id),
+                "segment_id": 0,
+                "span_id": 0,
+                "endpoint": UNMEASURED_FIGURE,
+            }
+        )
+        return self
+
     def batch(self) -> EventBatch:
         times = [row[2] for row in self._opens] + [row[1] for row in self._closes]
         times += [row[3] for row in self._transfers]  # type: ignore[misc]
+        times += [row["end_ns"] for row in self._requests]
         return EventBatch(
             header=BatchHeader(
                 cluster=self.cluster,
@@ -152,12 +200,16 @@ class BatchBuilder:
             opens=_table(Opens, self._opens),
             closes=_table(Closes, self._closes),
             transfers=_table(Transfers, self._transfers),
+            requests=_table(Requests, [tuple(row.values()) for row in self._requests]),
         )
 
     def _name(self, text: str) -> int:
-        if text not in self._names:
+        if not text:
+            return 0
+        place = self._index.setdefault(text, len(self._names))
+        if place == len(self._names):
             self._names.append(text)
-        return self._names.index(text)
+        return place
 
 
 def _table(kind: Any, rows: list[tuple[Any, ...]]) -> Any:

@@ -14,7 +14,7 @@ from streams.pipeline import Pipeline
 from streams.recovery import read_emitted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from schemas.clock import ManualClock
 
@@ -31,6 +31,7 @@ class Topics:
         self.metrics: list[bytes] = []
         self.entities: dict[bytes, bytes] = {}
         self.letters: list[bytes] = []
+        self.access_log: list[tuple[bytes, bytes]] = []
         self.committed = 0
         self.fuse: int | None = None  # so many metrics messages until the next crash
         self.taken_over = False
@@ -52,6 +53,13 @@ class Topics:
 
     async def send_entities(self, messages: Sequence[tuple[bytes, bytes]]) -> None:
         self.entities.update(messages)
+
+    async def begin_access_log(self, key: bytes, messages: Sequence[bytes]) -> Awaitable[None]:
+        self.access_log.extend((key, message) for message in messages)
+        return self.access_log_taken(messages)
+
+    async def access_log_taken(self, messages: Sequence[bytes]) -> None:
+        """When the broker has them."""
 
     async def send_dead_letter(self, key: bytes, value: bytes) -> None:
         self.letters.append(value)

@@ -10,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.ledger import Entry
-from streams.aggregate import COLUMNS, MinuteSums, contributions, duplicate, header_minute
+from streams.aggregate import contributions, duplicate, header_minute
 from streams.directory import Directory
 from streams.hashing import distinct
+from streams.minutes import MinuteSums
 from streams.naming import NamingSettings
 from streams.resolver import Resolver
 from streams.scopes import minute_tables
+from streams.transfers import COLUMNS
 from tests.streams.build import MINUTE_NS, MINUTE_S, SECOND_NS, UNMEASURED, BatchBuilder, pod
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ def test_every_figure_at_hand() -> None:
     found = row(summed([builder.batch()])[MINUTE_S])
     assert found == {
         "transfer_events": 3,
+        "request_events": 0,
         "connect_count": 2,
         "connect_duration": 11,
         "connect_duration_measured_count": 1,

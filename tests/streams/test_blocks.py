@@ -8,9 +8,10 @@ import pytest
 
 from schemas.errors import FatalError
 from schemas.metrics import BlockIdentity, MetricsBlock, decode_block, encode_block
-from streams.aggregate import MinuteSums, contributions
+from streams.aggregate import contributions
 from streams.blocks import minute_blocks
 from streams.directory import Directory
+from streams.minutes import MinuteSums
 from streams.naming import NamingSettings
 from streams.recovery import complete_blocks, read_emitted
 from streams.resolver import Resolver

@@ -26,9 +26,10 @@ from schemas.events import (
     encode_batch,
 )
 from schemas.metrics import decode_block, encode_block
-from streams.aggregate import MinuteSums, contributions
+from streams.aggregate import contributions
 from streams.blocks import minute_blocks
 from streams.directory import Directory
+from streams.minutes import MinuteSums
 from streams.naming import NamingSettings
 from streams.resolver import Resolver
 from streams.windows import ClosedMinute

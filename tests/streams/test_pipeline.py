@@ -12,8 +12,8 @@ import pytest
 from schemas.clock import ManualClock
 from schemas.config import KafkaConfig
 from schemas.entities import decode_dead_letter, decode_entity
-from schemas.errors import ConfigError, FatalError
-from schemas.events import encode_batch
+from schemas.errors import ConfigError, FatalError, TransportError
+from schemas.events import decode_batch, encode_batch
 from schemas.kubernetes import Container
 from schemas.metrics import decode_block
 from schemas.telemetry import counter, gauge
@@ -24,7 +24,7 @@ from tests.streams.build import MINUTE_NS, MINUTE_S, SECOND_NS, BatchBuilder, po
 from tests.streams.fakes import Topics, counted_blocks, make_pipeline, totals
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from streams.pipeline import Pipeline
 
@@ -125,6 +125,105 @@ def test_stage_values_without_a_bucket_are_told_to_prometheus() -> None:
     before = exceeding._value.get()
     run(scenario)
     assert exceeding._value.get() - before == 2
+
+
+def calls(sequence: int, watermark_s: float = 1, **values: Any) -> bytes:
+    builder = BatchBuilder(
+        sequence=sequence, watermark_ns=MINUTE_NS + int(watermark_s * SECOND_NS), **values
+    )
+    c = builder.connection("10.0.0.1:40000", "203.0.113.1:80", container="c-web-1")
+    for path in ("/a/1", "/b", "/c"):
+        builder.request(c, path)
+    builder.request(c, "/b", at=5)
+    return encode_batch(builder.batch())
+
+
+def test_calls_have_endpoints_and_beyond_the_limit_one_name() -> None:
+    other = counter("podwire_streams_endpoints_other_total")
+    before = other._value.get()
+
+    async def scenario(pipeline: Pipeline, topics: Topics, clock: ManualClock) -> None:
+        await feed(pipeline, calls(0), calls(0), calls(1, final=True))
+
+    topics = run(scenario, max_endpoints=2, endpoint_name="method_path")
+    found = totals(counted_blocks(topics.metrics), "endpoint")
+    row = (MINUTE_S, "", "client", "203.0.113.1")
+    assert {
+        name: found[*row, name, "http_call_count"] for name in ("GET:/a/{id}", "GET:/b", "{other}")
+    } == {"GET:/a/{id}": 2, "GET:/b": 2, "{other}": 2}
+    assert other._value.get() - before == 2
+    assert {"service": "203.0.113.1", "endpoint": "{other}"} in topics.entity_names("endpoint")
+    assert len(topics.entity_names("endpoint_relation")) == 3
+    ledger = totals(counted_blocks(topics.metrics), "ledger")
+    place = (MINUTE_S, "", "node-a", "streams", "request")
+    assert ledger[*place, "", "in_count"] == 12
+    assert ledger[*place, "", "out_count"] == 6
+    assert ledger[*place, "malformed", "dropped_count"] == 2
+    assert ledger[*place, "duplicate", "dropped_count"] == 4
+    assert not topics.access_log
+
+
+def test_the_access_log_has_every_batch_once_and_no_impossible_time() -> None:
+    async def scenario(pipeline: Pipeline, topics: Topics, clock: ManualClock) -> None:
+        await feed(pipeline, calls(0), calls(0), message(1, 1), message(2, 1, size=0))
+
+    topics = run(scenario, access_log=True)
+    assert [key for key, _ in topics.access_log] == [b"node-a"] * 2
+    first, second = (decode_batch(value) for _, value in topics.access_log)
+    assert (first.header.sequence, second.header.sequence) == (0, 1)
+    assert first.requests.rows == 3
+    assert [first.names[place] for place in first.requests.endpoint] == ["/a/{id}", "/b", "/c"]
+    assert first.names[first.parties.remote_service[0]] == "203.0.113.1"
+    assert (second.transfers.rows, second.requests.rows) == (1, 0)
+
+
+def test_a_batch_read_again_is_logged_again_under_the_same_identity() -> None:
+    async def scenario(pipeline: Pipeline, topics: Topics, clock: ManualClock) -> None:
+        topics.events = [calls(0), calls(1)]
+        await feed(pipeline, *topics.events)
+        await feed(pipeline, *topics.events)
+
+    topics = run(scenario, access_log=True)
+    headers = [decode_batch(value).header for _, value in topics.access_log]
+    assert [(header.run_id, header.sequence, header.part) for header in headers] == [
+        ("run-1", 0, 0),
+        ("run-1", 1, 0),
+    ] * 2
+    assert topics.access_log[0] == topics.access_log[2]
+
+
+def test_no_offset_is_committed_before_the_access_log_is_written() -> None:
+    async def scenario(pipeline: Pipeline, topics: Topics, clock: ManualClock) -> None:
+        taken = asyncio.Event()
+
+        async def later(messages: Sequence[bytes]) -> None:
+            await taken.wait()
+
+        topics.access_log_taken = later  # type: ignore[method-assign]
+        await feed(pipeline, calls(0), message(1, 70, size=0))
+        assert len(topics.metrics) == 1
+        assert pipeline.floor(0) == 0
+        taken.set()
+        await asyncio.sleep(0)
+        await pipeline.tick()
+        assert pipeline.floor(0) == 2
+
+    run(scenario, access_log=True)
+
+
+def test_an_access_log_that_is_not_taken_ends_the_worker() -> None:
+    async def scenario(pipeline: Pipeline, topics: Topics, clock: ManualClock) -> None:
+        async def refused(messages: Sequence[bytes]) -> None:
+            raise TransportError("refused")
+
+        topics.access_log_taken = refused  # type: ignore[method-assign]
+        await feed(pipeline, calls(0))
+        await asyncio.sleep(0)
+        with pytest.raises(TransportError, match="refused"):
+            await pipeline.tick()
+        assert pipeline.floor(0) == 0
+
+    run(scenario, access_log=True)
 
 
 def test_undecodable_messages_are_kept_until_they_are_too_many() -> None:

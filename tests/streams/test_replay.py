@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from schemas.metrics import MetricsBlock
 
 NODES = ("node-a", "node-b", "node-c")
+CALL = {
+    "http_call_count": 1,
+    "http_duration": 7,
+    "http_success_count": 1,
+    "http_status_2xx_count": 1,
+    **dict.fromkeys(("http_aborted_count", "http_unanswered_count", "grpc_call_count"), 0),
+    **{f"http_status_{digit}xx_count": 0 for digit in (1, 3, 4, 5)},
+}
+"""The figures of an answered call of 7 ns."""
+CALL_BUCKET = 45
 STAGE_BUCKETS = {0: 0, 5: 10, 2**31: 125}
 
 
@@ -50,6 +60,8 @@ def make_log(seed: int, length: int) -> list[EventBatch]:
                 )
             if chance.random() < 0.3:
                 builder.close(row, at=at)
+            for _ in range(chance.randrange(3)):
+                builder.request(row, at=at, duration=7)
         batches.append(builder.batch())
     return batches
 
@@ -115,6 +127,14 @@ def counted_by_hand(batches: list[EventBatch]) -> Counter[tuple[Any, ...]]:
                 ("events_seen", 1),
             ):
                 add(row, end_ns, name, value, batch.header.node, peers)
+        for row, end_ns in zip(
+            batch.requests.connection.tolist(), batch.requests.end_ns.tolist(), strict=True
+        ):
+            for name, value in CALL.items():
+                add(row, end_ns, name, value, batch.header.node, peers)
+                add(row, end_ns, f"{name}_measured_count", 1, batch.header.node, peers)
+            add(row, end_ns, ("http_duration", CALL_BUCKET), 1, batch.header.node, peers)
+            add(row, end_ns, "events_seen", 1, batch.header.node, peers)
     return Counter({place: value for place, value in sums.items() if value})
 
 
@@ -175,7 +195,7 @@ def test_totals_survive_any_deaths(seed: int, length: int, deaths: int) -> None:
         covered[identity.minute_s] = identity.end_offset
     ledger = Counter[str]()
     for (*_, stage, kind, _, figure), value in totals(blocks, "ledger").items():
-        if stage == "streams" and kind in ("open", "close", "transfer"):
+        if stage == "streams" and kind in ("open", "close", "transfer", "request"):
             ledger[figure] += value
     assert ledger["in_count"] == ledger["out_count"] == sum(batch.events for batch in batches)
 

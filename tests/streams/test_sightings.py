@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from streams.aggregate import COLUMNS, Contribution, MinuteSums
 from streams.identity import Identity, Relation
+from streams.minutes import Contribution, MinuteSums
 from streams.sightings import Sightings
+from streams.transfers import COLUMNS
 
 CLIENT = Identity("pod", "cart.shop", "cart-1", "shop", "cart", "node-a", "uid-cart")
 WEB = Identity("pod", "web.shop", "web-1", "shop", "web", "node-b", "uid-web")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from schemas.events import BatchHeader
-from streams.aggregate import Contribution
+from streams.minutes import Contribution
 from streams.windows import MinuteAggregator, Reception, WindowSettings
 from tests.streams.build import MINUTE_S, SECOND_NS
 
