@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import os
 import time
+from argparse import ArgumentTypeError
 from typing import TYPE_CHECKING, Any, Final
 
 from schemas.catalogue import FIGURES, LEDGER, PROVENANCE, SCOPES
 from schemas.config import KafkaConfig, load_file
 from schemas.errors import ConfigError, TransportError
 from schemas.topics import TOPICS, Topic
+from sink.access_table import ACCESS_LOG
 from sink.config import SinkConfig
+from sink.views import VIEWS
 
 if TYPE_CHECKING:
     import argparse
@@ -28,7 +31,8 @@ EPILOG = """\
 examples:
   podwire schema apply --bootstrap-servers kafka:9092 --partitions 12 --replication-factor 3
   podwire schema apply --url http://clickhouse:8123
-  podwire schema show figures"""
+  podwire schema show figures
+  podwire schema show access_log"""
 
 TIMEOUT_S: Final = 20.0
 
@@ -40,9 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     apply.set_defaults(action="apply")
     KafkaConfig.add_arguments(apply)
     SinkConfig.add_arguments(apply)
-    show = actions.add_parser("show", help="Print topics, tables or figures")
+    show = actions.add_parser("show", help="Print topics, tables, figures or one table's columns")
     show.set_defaults(action="show")
-    show.add_argument("what", choices=("topics", "figures", "tables"))
+    show.add_argument(
+        "what",
+        metavar="WHAT",
+        type=_shown,
+        help="topics, tables, figures, or the name of a table for its columns",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -154,7 +163,7 @@ def _show(what: str) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    headings, rows = {"topics": _topics, "tables": _tables, "figures": _figures}[what]()
+    headings, rows = _LISTINGS[what]() if what in _LISTINGS else _columns(what)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, heading in enumerate(headings):
         # Names stay whole whatever the width; the last column is text that wraps.
@@ -181,18 +190,32 @@ def _topics() -> Listing:
     return ("topic", "key", "partitions", "kept", "what"), rows
 
 
+_KEYS: Final = {"time", *LEDGER.keys, *(key for scope in SCOPES for key in scope.keys)}
+_KEYS_OF_ONE_VIEW: Final = {"direction", "stage", "low_ns", "period", "topic", "offset"}
+
+
 def _tables() -> Listing:
-    rows: list[tuple[str, ...]] = [
-        (each.metrics_table, ", ".join(("time", *each.keys)), f"{each.description}, per minute")
-        for each in SCOPES
-    ]
-    rows += [
-        (each.entity_table, ", ".join(("cluster", *each.name_keys)), each.description)
-        for each in SCOPES
-    ]
-    ledger = ", ".join(("time", *LEDGER.keys))
-    rows.append(("pipeline_ledger", ledger, "What each stage did with every event"))
+    rows: list[tuple[str, ...]] = []
+    for view in VIEWS:
+        if view.name.endswith(("_hourly", "_daily")):
+            continue
+        names = [column.name for column in view.columns]
+        if view.name == ACCESS_LOG.name:
+            per = "HTTP call and end that saw it"
+        elif view.name in _ENTITIES:
+            per = ", ".join(("cluster", *_ENTITIES[view.name].name_keys))
+        else:
+            per = ", ".join(n for n in names if n in _KEYS or n in _KEYS_OF_ONE_VIEW)
+        periods = [p for p in ("hourly", "daily") if f"{view.name}_{p}" in _VIEW_BY_NAME]
+        also = f"; also *_{' and *_'.join(periods)}" if periods else ""
+        rows.append((view.name, per, f"{view.comment}{also}"))
     return ("table", "one row per", "what"), rows
+
+
+def _columns(table: str) -> Listing:
+    view = _VIEW_BY_NAME[table]
+    rows: list[tuple[str, ...]] = [(each.name, each.type, each.comment) for each in view.columns]
+    return (f"column of {table}", "type", "what"), rows
 
 
 def _figures() -> Listing:
@@ -206,3 +229,17 @@ def _figures() -> Listing:
         for figure in (*FIGURES, *PROVENANCE)
     ]
     return ("figure", "unit", "measured", "what"), rows
+
+
+_ENTITIES: Final = {scope.entity_table: scope for scope in SCOPES}
+_VIEW_BY_NAME: Final = {view.name: view for view in VIEWS}
+_LISTINGS: Final = {"topics": _topics, "tables": _tables, "figures": _figures}
+
+
+def _shown(text: str) -> str:
+    # For argparse, which shows the message.
+    if text not in _LISTINGS and text not in _VIEW_BY_NAME:
+        raise ArgumentTypeError(
+            f"{text!r} is none of {', '.join(_LISTINGS)}, and no table of `schema show tables`"
+        )
+    return text

@@ -26,10 +26,11 @@ Reason = Literal[
     "excluded",  # collector: outside the monitoring scope by configuration
     "unclean_restart",  # streams: a collector run ended without its last batch (count of runs)
     "sequence_gap",  # streams: batches of a run that never arrived (count of batches)
-    "pod_internal",  # streams: both ends in one pod
+    "pod_internal",  # streams, sink: both ends in one pod
     "instance_relation_dropped",  # streams: the pod behind a service IP cannot be known
     "duplicate",  # the same batch or block a second time
     "abandoned",  # sink: parts of a block whose writer died before the last part
+    "sampled",  # sink: a call that is not among the share that the access log keeps
     "undecodable",  # the message went to the dead letter topic
 ]
 

@@ -71,6 +71,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     # sink
     Metric("podwire_sink_blocks_total", "counter", ("outcome",), "Metrics blocks: inserted, duplicate or abandoned"),
     Metric("podwire_sink_rows_total", "counter", ("table",), "Rows inserted"),
+    Metric("podwire_sink_calls_total", "counter", ("outcome",), "HTTP calls of the access log: stored, sampled (left out), pod_internal or duplicate"),
     Metric("podwire_sink_insert_seconds_total", "counter", (), "Time spent in inserts"),
     Metric("podwire_sink_retries_total", "counter", ("reason",), "Inserts tried again"),
     Metric("podwire_sink_queries_total", "counter", ("outcome",), "Queries answered by the SQL endpoint"),

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 from schemas.clock import SystemClock
 from schemas.telemetry import Health, served
 from schemas.topics import ENTITIES
+from sink.access_pipeline import AccessLog
 from sink.consumer import DeadLetters, Source, Stopped, topic_epoch
 from sink.ddl import apply_schema
 from sink.pipeline import Pipeline
@@ -98,6 +99,10 @@ def _move(
 
     stack.callback(end_roller)
     thread.start()
+    if config.access_log:
+        access_log = AccessLog(config, kafka, clock)
+        stack.callback(access_log.stop)
+        access_log.start()
     pipeline.run()
 
 

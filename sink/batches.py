@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from schemas.catalogue import (
-    DISTRIBUTION_SCOPES,
-    DISTRIBUTIONS,
     FIGURES,
     LEDGER,
     PROVENANCE,
     SCOPE_BY_NAME,
     Distribution,
     Figure,
+    distributions_of,
 )
 from schemas.errors import DecodeError
 from schemas.metrics import MetricsTable
@@ -148,9 +147,8 @@ def block_inserts(parts: Sequence[MetricsBlock], epoch: str) -> list[Insert]:
                 block.add_names(key, names, _codes(key, pieces))
             for figure in _FIGURES[name]:
                 _add_figure(block, figure, pieces)
-            if name in DISTRIBUTION_SCOPES:
-                for distribution in DISTRIBUTIONS:
-                    _add_histogram(block, distribution, pieces)
+            for distribution in distributions_of(name):
+                _add_histogram(block, distribution, pieces)
             inserts.append(_finished(BASE_TABLES[name], block, mark, epoch, block_name(identity)))
     cluster = _cluster(names, inserts_of=parts, moves=moves)
     stored = LedgerRow(identity.minute_s, cluster, "", 1, 1, 0)

@@ -45,6 +45,17 @@ class SinkConfig(Config):
     bad_messages_in_a_row: int = setting(
         100, "Undecodable messages in a row after which the sink stops", minimum=1
     )
+    access_log: bool = setting(
+        False, "Store a row per HTTP call; streams.access_log makes the workers send them"
+    )
+    access_log_retention_days: int = setting(3, "Days that calls are kept; 0 for ever", minimum=0)
+    access_log_sample: float = setting(
+        1.0,
+        "Share of the calls that is stored; those that failed or were slow are stored anyway",
+        minimum=0,
+        maximum=1,
+    )
+    access_log_slow_ms: float = setting(1000.0, "A call of so many milliseconds is slow", minimum=0)
     rollup_delay_s: int = setting(
         300, "How long after its end an hour or day is rolled up", minimum=0
     )
@@ -60,6 +71,11 @@ class SinkConfig(Config):
     sql_max_queries: int = setting(4, "Queries at the same time; more wait", minimum=1)
     telemetry_port: int = setting(0, "Port of /metrics; 0: off", minimum=0, maximum=65535)
     telemetry_host: str = setting("127.0.0.1", "Address of /metrics")
+
+    @property
+    def access_log_group(self) -> str:
+        """Consumer group of the access log's own reader."""
+        return f"{self.group}-access-log"
 
     @property
     def embedded(self) -> bool:
@@ -107,6 +123,7 @@ class SinkConfig(Config):
                 ("retention_days", self.retention_days),
                 ("retention_hourly_days", self.retention_hourly_days),
                 ("retention_daily_days", self.retention_daily_days),
+                ("access_log_retention_days", self.access_log_retention_days),
             ),
             fsync=self.fsync,
         )

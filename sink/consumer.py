@@ -26,7 +26,7 @@ from schemas.topics import DEAD_LETTER, ENTITIES, METRICS
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from schemas.config import KafkaConfig
 
@@ -48,7 +48,7 @@ class Stopped(PodwireError):
 
 
 class Lost(PodwireError):
-    """The partition of the block being written went to another member."""
+    """A partition of what is being written went to another member."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +72,20 @@ class Source:
         stop: Set when the process shall end.
         alone: Take every partition without asking the group, which still keeps the offsets. For
             the embedded engine, which one process can have: no waiting for members that died.
+        topics: What to read.
     """
 
     def __init__(
-        self, kafka: KafkaConfig, group: str, stop: threading.Event, *, alone: bool
+        self,
+        kafka: KafkaConfig,
+        group: str,
+        stop: threading.Event,
+        *,
+        alone: bool,
+        topics: Sequence[str] = TOPICS,
     ) -> None:
         self._alone = alone
+        self._topics = topics
         self._kafka = kafka
         self._stop = stop
         self._owned: set[tuple[str, int]] = set()
@@ -85,8 +93,8 @@ class Source:
         self._revoked: list[TopicPartition] = []
         self._held: list[Record] = []
         self._waiting = False
-        self.writing: tuple[str, int] | None = None
-        """Topic and partition whose message is being stored now."""
+        self.writing: Collection[tuple[str, int]] = ()
+        """Topics and partitions whose messages are being stored now."""
         self._consumer = Consumer(
             {
                 **kafka.client_settings(),
@@ -127,7 +135,7 @@ class Source:
             self._assign_all()
         else:
             self._consumer.subscribe(
-                list(TOPICS),
+                list(self._topics),
                 on_assign=self._on_assign,
                 on_revoke=self._on_revoke,
                 on_lost=self._on_revoke,
@@ -137,11 +145,11 @@ class Source:
         while not self._stop.is_set():
             try:
                 found = self._consumer.list_topics(timeout=_ANSWER_S).topics
-                missing = [name for name in TOPICS if name not in found]
+                missing = [name for name in self._topics if name not in found]
                 if not missing:
                     partitions = [
                         TopicPartition(name, partition)
-                        for name in TOPICS
+                        for name in self._topics
                         for partition in found[name].partitions
                     ]
                     # Asked for by hand: a coordinator that is just starting answers with an
@@ -184,7 +192,7 @@ class Source:
 
         Raises:
             Stopped: If the process is asked to end meanwhile.
-            Lost: If the partition of `writing` goes to another member.
+            Lost: If a partition of `writing` goes to another member.
         """
         self._waiting = True
         self._consumer.pause(self._consumer.assignment())
@@ -195,8 +203,9 @@ class Source:
                     raise Stopped("asked to stop")
                 # Everything is paused; what comes nevertheless is kept for the next read.
                 self._held += self._consume(1, _IDLE_S)
-                if self.writing is not None and not self.owns(*self.writing):
-                    raise Lost(f"{self.writing[0]} {self.writing[1]}")
+                for topic, partition in self.writing:
+                    if not self.owns(topic, partition):
+                        raise Lost(f"{topic} {partition}")
         finally:
             self._waiting = False
             self._consumer.resume(self._consumer.assignment())

@@ -12,6 +12,7 @@ which HTTP and files use).
 from __future__ import annotations
 
 import struct
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,10 +22,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["NativeBlock", "variable_length", "variable_length_strings"]
+__all__ = ["NativeBlock", "Texts", "variable_length", "variable_length_strings"]
 
 _SHARED_DICTIONARIES_WITH_ADDITIONAL_KEYS = 1
 _HAS_ADDITIONAL_KEYS = 1 << 9
+
+
+_LENGTHS = [bytes([value]) for value in range(0x80)]
+"""Most strings are short."""
 
 
 def variable_length(value: int) -> bytes:
@@ -44,6 +49,34 @@ def variable_length_strings(texts: Iterable[str]) -> bytes:
         data = text.encode()
         parts += (variable_length(len(data)), data)
     return b"".join(parts)
+
+
+class Texts:
+    """Strings that many rows share, ready to be repeated for them.
+
+    Args:
+        texts: The strings; each is encoded once, whatever number of rows has it.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        data = [text.encode() for text in texts]
+        heads = [_LENGTHS[n] if (n := len(one)) < 0x80 else variable_length(n) for one in data]
+        self._bytes = np.frombuffer(
+            b"".join(chain.from_iterable(zip(heads, data, strict=True))), "u1"
+        )
+        self._length = np.fromiter(map(len, data), np.int64, len(data))
+        self._length += np.fromiter(map(len, heads), np.int64, len(heads))
+        self._start = np.cumsum(self._length) - self._length
+
+    def gather(self, codes: NDArray[Any]) -> NDArray[np.uint8]:
+        """Return the strings with these indices as the format wants them, one after the other."""
+        length = self._length[codes]
+        ends = np.cumsum(length)
+        # Where each byte of the result comes from.
+        source = np.repeat(self._start[codes] - (ends - length), length)
+        source += np.arange(len(source))
+        found: NDArray[np.uint8] = self._bytes[source]
+        return found
 
 
 class NativeBlock:
@@ -69,6 +102,41 @@ class NativeBlock:
             raise ValueError(f"{name}: not {self.rows} rows")
         self._header(name, kind)
         self._parts += (np.ascontiguousarray(part).data for part in values if len(part))
+
+    def add_nullable(
+        self, name: str, kind: str, values: NDArray[Any], is_null: NDArray[np.bool_]
+    ) -> None:
+        """Add a ``Nullable`` column of a fixed-width type.
+
+        Raises:
+            ValueError: If there is not one value per row.
+        """
+        if not len(values) == len(is_null) == self.rows:
+            raise ValueError(f"{name}: not {self.rows} rows")
+        self._header(name, f"Nullable({kind})")
+        self._parts += (np.ascontiguousarray(is_null).data, np.ascontiguousarray(values).data)
+
+    def add_bytes(self, name: str, values: NDArray[np.uint8]) -> None:
+        """Add a ``FixedString`` column from an array of shape (rows, length).
+
+        Raises:
+            ValueError: If there is not one value per row.
+        """
+        if len(values) != self.rows:
+            raise ValueError(f"{name}: {len(values)} values for {self.rows} rows")
+        self._header(name, f"FixedString({values.shape[1]})")
+        self._parts.append(np.ascontiguousarray(values).data)
+
+    def add_texts(self, name: str, texts: Texts, codes: NDArray[Any]) -> None:
+        """Add a column of strings by their indices, without an object per row.
+
+        Raises:
+            ValueError: If the number of codes is not the number of rows.
+        """
+        if len(codes) != self.rows:
+            raise ValueError(f"{name}: {len(codes)} codes for {self.rows} rows")
+        self._header(name, "String")
+        self._parts.append(texts.gather(codes).data)
 
     def add_strings(self, name: str, values: Sequence[str], kind: str = "String") -> None:
         """Add a column of strings, one object per row: for small tables.

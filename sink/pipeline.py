@@ -91,7 +91,7 @@ class Pipeline:
                 break
             if not self._source.owns(record.topic, record.partition):
                 continue
-            self._source.writing = (record.topic, record.partition)
+            self._source.writing = ((record.topic, record.partition),)
             try:
                 self._take(record)
             except Lost:
@@ -99,7 +99,7 @@ class Pipeline:
                 log.warning("%s %d was taken away in mid-block", record.topic, record.partition)
                 continue
             finally:
-                self._source.writing = None
+                self._source.writing = ()
             done[record.topic, record.partition] = record.offset + 1
         self._flush()
         self._source.commit([self._commit_point(*key, at) for key, at in done.items()])

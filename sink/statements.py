@@ -51,6 +51,7 @@ class Layout:
         ("retention_days", 14),
         ("retention_hourly_days", 90),
         ("retention_daily_days", 400),
+        ("access_log_retention_days", 3),
     )
     fsync: bool = False
 
@@ -81,6 +82,10 @@ def _quoted(text: str) -> str:
 def _column(column: Column) -> str:
     codec = f" {column.codec}" if column.codec else ""
     return f"    `{column.name}` {column.type} COMMENT {_quoted(column.comment)}{codec}"
+
+
+def _indexes(table: StoredTable) -> list[str]:
+    return [f"    INDEX `{name}` {rest}" for name, rest in table.indexes]
 
 
 def _engine(table: StoredTable, layout: Layout) -> str:
@@ -118,7 +123,7 @@ def _create_table(table: StoredTable, layout: Layout) -> str:
     lines = [
         f"CREATE TABLE IF NOT EXISTS {layout.local(table)}{layout.on_cluster}",
         "(",
-        ",\n".join(_column(column) for column in table.columns),
+        ",\n".join((*map(_column, table.columns), *_indexes(table))),
         ")",
         f"ENGINE = {_engine(table, layout)}",
         *([f"PARTITION BY {table.partition_by}"] if table.partition_by else []),

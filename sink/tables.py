@@ -14,22 +14,35 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from schemas.catalogue import (
-    DISTRIBUTION_SCOPES,
-    DISTRIBUTIONS,
     FIGURES,
     LEDGER,
     PROVENANCE,
     SCOPES,
     Figure,
     Scope,
+    distributions_of,
+)
+from sink.access_table import ACCESS_BATCHES, ACCESS_LOG
+from sink.declarations import (
+    COUNTER,
+    KEY_COMMENTS,
+    TIME,
+    Column,
+    StoredTable,
+    View,
+    name_columns,
 )
 
 __all__ = [
+    "ACCESS_BATCHES",
+    "ACCESS_LOG",
     "BASE_TABLES",
     "BLOCKS",
+    "COUNTER",
     "DEAD_LETTERS",
     "ENTITY_TABLES",
     "HISTOGRAM",
+    "KEY_COMMENTS",
     "LEDGER_TABLE",
     "METRICS_TABLES",
     "ROLLED",
@@ -44,77 +57,11 @@ __all__ = [
     "metrics_columns",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised when a stored table changes in a way that older software must not write to."""
 
 HISTOGRAM = "Map(UInt16, UInt64)"
 """How often each bucket of `schemas.histograms` occurred; maps are summed key by key."""
-
-COUNTER = "CODEC(T64, ZSTD(1))"
-TIME = "CODEC(DoubleDelta, ZSTD(1))"
-
-KEY_COMMENTS = {
-    "cluster": "Cluster name; empty when none is configured",
-    "role": "Which end of the connection saw it: client or server",
-    "service": "Service: name.namespace, or the address of an unknown peer",
-    "instance": "Pod, or the address of an unknown peer",
-    "endpoint": "Endpoint of the service",
-    "client_service": "Service that opened the connection",
-    "client_instance": "Pod that opened the connection",
-    "server_service": "Service that accepted the connection",
-    "server_instance": "Pod that accepted the connection",
-    "node": "Node that the events come from; empty for stages that are not on a node",
-    "stage": "Stage of the pipeline: kernel, collector, streams or sink",
-    "kind": "What is counted: open, close, transfer, connection, process or block",
-    "reason": "Why it was dropped; empty for what came in and went out",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One column: name, ClickHouse type, meaning, and how it is compressed."""
-
-    name: str
-    type: str
-    comment: str
-    codec: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTable:
-    """One table of the store.
-
-    Attributes:
-        engine: Of the MergeTree family, without the ``Replicated`` prefix that a cluster adds.
-        shard_by: What decides the shard of a row; whole blocks stay together.
-        time: Column that the retention counts from; empty for tables that keep everything.
-        retention: Name of the setting that says how many days.
-    """
-
-    name: str
-    comment: str
-    columns: tuple[Column, ...]
-    engine: str
-    order_by: str
-    partition_by: str = ""
-    shard_by: str = "rand()"
-    time: str = ""
-    retention: str = ""
-
-    @property
-    def column_names(self) -> tuple[str, ...]:
-        """Names of the columns, in order."""
-        return tuple(column.name for column in self.columns)
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """One view. ``select`` has ``{store}`` and ``{public}`` in the place of the databases."""
-
-    name: str
-    comment: str
-    columns: tuple[Column, ...]
-    select: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +82,6 @@ class Rollup:
     """Expression that maps a time to the start of its period."""
 
 
-def _names(keys: tuple[str, ...]) -> tuple[Column, ...]:
-    return tuple(Column(key, "LowCardinality(String)", KEY_COMMENTS[key]) for key in keys)
-
-
 def _unit(figure: Figure) -> str:
     return {"ns": " (sum, nanoseconds)", "bytes": " (sum, bytes)", "count": ""}[figure.unit]
 
@@ -154,8 +97,6 @@ def _figure_columns(figures: tuple[Figure, ...]) -> tuple[Column, ...]:
 
 
 def _histogram_columns(scope: Scope) -> tuple[Column, ...]:
-    if scope.name not in DISTRIBUTION_SCOPES:
-        return ()
     return tuple(
         Column(
             distribution.column,
@@ -164,7 +105,7 @@ def _histogram_columns(scope: Scope) -> tuple[Column, ...]:
             "empty when nothing measured it",
             "CODEC(ZSTD(1))",
         )
-        for distribution in DISTRIBUTIONS
+        for distribution in distributions_of(scope.name)
     )
 
 
@@ -172,7 +113,7 @@ def metrics_columns(scope: Scope, time_comment: str) -> tuple[Column, ...]:
     """Columns of a scope's rows: time, keys, figures with their counts, provenance, histograms."""
     return (
         Column("time", "DateTime('UTC')", time_comment, TIME),
-        *_names(scope.keys),
+        *name_columns(scope.keys),
         *_figure_columns((*FIGURES, *PROVENANCE)),
         *_histogram_columns(scope),
     )
@@ -249,7 +190,7 @@ LEDGER_TABLE = StoredTable(
     comment="What each stage did with each kind of event, per minute, node and block",
     columns=(
         Column("time", "DateTime('UTC')", "Start of the minute, UTC", TIME),
-        *_names(LEDGER.keys),
+        *name_columns(LEDGER.keys),
         *(Column(f.name, "UInt64", f.description, COUNTER) for f in LEDGER.figures),
         BLOCK_COLUMN,
     ),
@@ -270,7 +211,7 @@ def _entity_table(scope: Scope) -> StoredTable:
         name=scope.entity_table,
         comment=f"{scope.description}: first and last sight, and what is known of it",
         columns=(
-            *_names(("cluster", *scope.name_keys)),
+            *name_columns(("cluster", *scope.name_keys)),
             Column(
                 "first_seen",
                 "SimpleAggregateFunction(min, DateTime64(3, 'UTC'))",
@@ -358,6 +299,8 @@ STORED: tuple[StoredTable, ...] = (
     *ENTITY_TABLES.values(),
     BLOCKS,
     ROLLED,
+    ACCESS_LOG,
+    ACCESS_BATCHES,
     DEAD_LETTERS,
     VERSIONS,
 )

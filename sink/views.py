@@ -7,7 +7,10 @@ returns is one row per key, final at any moment.
 
 from __future__ import annotations
 
+import numpy as np
+
 from schemas.catalogue import (
+    CALL_DISTRIBUTIONS,
     FIGURES,
     LEDGER,
     PROVENANCE,
@@ -15,6 +18,9 @@ from schemas.catalogue import (
     Figure,
     Scope,
 )
+from schemas.histograms import bucket_of
+from sink.access_table import ACCESS_VIEW, LEDGER_OF_CALLS
+from sink.spreads import SPREAD_VIEWS
 from sink.tables import (
     BLOCKS,
     DEAD_LETTERS,
@@ -30,7 +36,6 @@ from sink.tables import (
     View,
     metrics_columns,
 )
-from sink.waits import WAIT_VIEWS
 
 __all__ = ["VIEWS", "rollup_insert"]
 
@@ -142,7 +147,8 @@ def _rollups_view() -> View:
 
 
 def _average(figure: Figure) -> tuple[Column, str]:
-    comment = f"{figure.description}: average per event that measured it, nanoseconds"
+    unit = {"ns": "nanoseconds", "bytes": "bytes", "count": "count"}[figure.unit]
+    comment = f"{figure.description}: average per event that measured it, {unit}"
     return (
         Column(f"{figure.name}_avg", "Nullable(Float64)", comment),
         f"m.{figure.name} / nullIf(m.{figure.measured_name}, 0)",
@@ -154,6 +160,25 @@ def _attributed(direction: str) -> str:
     # the stages, but never fewer, or calls without stages would look explained.
     rest, whole = f"m.{direction}_unattributed_duration", f"m.{direction}_duration"
     return f"if({rest}_measured_count >= {whole}_measured_count, 1 - {rest} / nullIf({whole}, 0), NULL)"
+
+
+def _per_call(figure: str) -> str:
+    return f"m.{figure} / nullIf(m.http_call_count, 0)"
+
+
+_APDEX_T_NS = 500_000_000
+
+
+def _apdex() -> str:
+    # Whole buckets: those up to the one that holds T are within T.
+    (bits,) = {each.bits for each in CALL_DISTRIBUTIONS}
+    limits = bucket_of(np.array([_APDEX_T_NS, 4 * _APDEX_T_NS]), bits).tolist()
+    satisfied, tolerated = (
+        "arraySum(arrayFilter((count, bucket) -> bucket <= "
+        f"{limit}, mapValues(m.http_duration_histogram), mapKeys(m.http_duration_histogram)))"
+        for limit in limits
+    )
+    return f"({satisfied} + {tolerated}) / 2 / nullIf(m.http_call_count, 0)"
 
 
 # name, type, SQL, meaning
@@ -169,7 +194,13 @@ _DERIVED = (
     ("read_attributed_ratio", "Nullable(Float64)", _attributed("read"), "Part of the time in reading calls that the stages explain; NULL when it was not measured for all"),
     ("write_attributed_ratio", "Nullable(Float64)", _attributed("write"), "Part of the time in writing calls that the stages explain; NULL when it was not measured for all"),
     ("http_calls_per_second", "Nullable(Float64)", f"m.http_call_count / {_PERIOD_SECONDS}", "HTTP calls per second"),
-    ("http_error_ratio", "Nullable(Float64)", "1 - m.http_success_count / nullIf(m.http_call_count, 0)", "Part of the HTTP calls answered with 500 or above"),
+    ("http_success_ratio", "Nullable(Float64)", _per_call("http_success_count"), "Part of the HTTP calls answered with a status below 500, of gRPC calls with OK"),
+    ("http_error_ratio", "Nullable(Float64)", f"1 - {_per_call('http_success_count')}", "Part of the HTTP calls that failed: all others"),
+    ("http_4xx_ratio", "Nullable(Float64)", _per_call("http_status_4xx_count"), "Part of the HTTP calls answered with 400 to 499"),
+    ("http_5xx_ratio", "Nullable(Float64)", _per_call("http_status_5xx_count"), "Part of the HTTP calls answered with 500 to 599"),
+    ("http_aborted_ratio", "Nullable(Float64)", _per_call("http_aborted_count"), "Part of the HTTP calls whose response began and did not end"),
+    ("http_unanswered_ratio", "Nullable(Float64)", _per_call("http_unanswered_count"), "Part of the HTTP calls that got no response"),
+    ("http_apdex", "Nullable(Float64)", _apdex(), "Apdex with T = 500 ms, to the end of its histogram bucket: calls answered within T, and half of those within 4 T, over all calls, answered or not"),
     ("grpc_error_ratio", "Nullable(Float64)", "m.grpc_error_count / nullIf(m.grpc_call_count, 0)", "Part of the gRPC calls that failed"),
     ("completeness", "Float64", "m.events_seen / greatest(m.events_seen + m.events_lost, 1)", "Lower bound of the part of the events that was seen"),
 )  # fmt: skip
@@ -181,6 +212,7 @@ def _overview(scope: Scope) -> View:
     terms = [f"m.{column.name} AS {column.name}" for column in keys]
     derived = [(Column(name, kind, comment), sql) for name, kind, sql, comment in _DERIVED]
     derived += [_average(f) for f in FIGURES if f.optional and f.unit == "ns"]
+    derived += [_average(f) for f in FIGURES if f.group == "http" and f.unit == "bytes"]
     for column, sql in derived:
         columns.append(column)
         terms.append(f"{sql} AS {column.name}")
@@ -266,6 +298,13 @@ _ATTRIBUTES = {
 }
 
 
+def _ledger_source() -> str:
+    # Calls are counted batch by batch, together with what says that the batch is stored.
+    columns = ", ".join(f"t.{column.name} AS {column.name}" for column in LEDGER_TABLE.columns[:-1])
+    blocks = f"SELECT {columns} FROM {{store}}.{LEDGER_TABLE.name} AS t"
+    return f"({blocks} UNION ALL {LEDGER_OF_CALLS})"
+
+
 def _ledger_view() -> View:
     keys = LEDGER_TABLE.columns[: 1 + len(LEDGER.keys)]
     terms = [f"l.{column.name} AS {column.name}" for column in keys]
@@ -275,7 +314,7 @@ def _ledger_view() -> View:
         name="pipeline_ledger",
         comment="What each stage did with each kind of event, per minute and node",
         columns=tuple(Column(c.name, c.type, c.comment) for c in LEDGER_TABLE.columns[:-1]),
-        select=f"SELECT {', '.join(terms)} FROM {{store}}.{LEDGER_TABLE.name} AS l GROUP BY {group}",
+        select=f"SELECT {', '.join(terms)} FROM {_ledger_source()} AS l GROUP BY {group}",
     )
 
 
@@ -298,7 +337,7 @@ def _balance_view() -> View:
             *(Column(f.name, "UInt64", f.description) for f in LEDGER.figures),
             Column("balance", "Int64", "in - out - dropped: 0 when nothing is unaccounted for"),
         ),
-        select=f"SELECT {', '.join(terms)} FROM {{store}}.{LEDGER_TABLE.name} AS l "
+        select=f"SELECT {', '.join(terms)} FROM {_ledger_source()} AS l "
         f"GROUP BY {', '.join(f'l.{name}' for name in names)}",
     )
 
@@ -321,8 +360,9 @@ VIEWS: tuple[View, ...] = (
     ),
     *(_rollup_view(rollup) for rollup in ROLLUPS),
     *(_overview(scope) for scope in SCOPES),
-    *WAIT_VIEWS,
+    *SPREAD_VIEWS,
     *(_entity_view(scope) for scope in SCOPES),
+    ACCESS_VIEW,
     _ledger_view(),
     _balance_view(),
     _plain_view("pipeline_blocks", BLOCKS),

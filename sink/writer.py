@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sink.blocks import Assembler, Attempt
     from sink.store import Store
 
-__all__ = ["BlockWriter", "Retry"]
+__all__ = ["BlockWriter", "Retry", "insert_once"]
 
 log = logging.getLogger(__name__)
 _limited = RateLimited(log)
@@ -65,6 +65,39 @@ class Retry:
                 pause_s = min(pause_s * GROWTH, self._maximum_s)
             else:
                 return
+
+
+def insert_once(
+    store: Store, retry: Retry, insert: Insert, is_present: Callable[[], bool], *, unsure: bool
+) -> None:
+    """Store one insert once, however often it has to be tried.
+
+    Args:
+        store: Where to.
+        retry: How long to wait in between.
+        insert: What, with its token.
+        is_present: Looks whether its rows are in the table.
+        unsure: Whether somebody may have tried before.
+    """
+    tries = 1 if unsure else 0
+
+    def action() -> None:
+        nonlocal tries
+        if tries and is_present():
+            return
+        tries += 1
+        store.insert(insert)
+
+    retry(action)
+    if tries <= 1:
+        return
+    found: list[bool] = []
+    retry(lambda: found.append(is_present()))
+    if not found[-1]:
+        # A server killed between writing the token and the rows leaves a token without rows.
+        log.warning("%s: rows of a killed insert are missing: again", insert.table.name)
+        again = replace(insert, token=f"{insert.token}/again")
+        retry(lambda: store.insert(again))
 
 
 class BlockWriter:
@@ -151,26 +184,9 @@ class BlockWriter:
         self._unsure.add(partition)
 
     def _insert(self, insert: Insert, minute_s: int, *, unsure: bool) -> None:
-        tries = 1 if unsure else 0
-
-        def action() -> None:
-            nonlocal tries
-            if tries and self._present(insert, minute_s):
-                return
-            tries += 1
-            self._store.insert(insert)
-
-        self._retry(action)
-        if tries > 1 and not self._is_present(insert, minute_s):
-            # A server killed between writing the token and the rows leaves a token without rows.
-            log.warning("%s: rows of a killed insert are missing: again", insert.table.name)
-            again = replace(insert, token=f"{insert.token}/again")
-            self._retry(lambda: self._store.insert(again))
-
-    def _is_present(self, insert: Insert, minute_s: int) -> bool:
-        found: list[bool] = []
-        self._retry(lambda: found.append(self._present(insert, minute_s)))
-        return found[-1]
+        insert_once(
+            self._store, self._retry, insert, lambda: self._present(insert, minute_s), unsure=unsure
+        )
 
     def _present(self, insert: Insert, minute_s: int) -> bool:
         rows = self._store.rows(

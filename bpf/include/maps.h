@@ -60,7 +60,8 @@ struct socket_state {
 	__u8 is_own;       /* the collector's own: not recorded */
 	__u8 payload;      /* enum payload_state */
 	__u8 looks;        /* calls that were looked at in vain */
-	__u8 pad[6];
+	__u8 looked_at;    /* direction of the last call while undecided */
+	__u8 pad[5];
 };
 
 /* Whether the bytes of a connection go to user space; see programs/payloads.h. */
@@ -178,11 +179,11 @@ struct copying {
 	__u32 pad;
 };
 
-/* Where a record of the ring `payloads` is put together: its length is known only then. Twice as
- * long as a piece, so that the verifier sees every copy end inside. */
+/* Where a record of the ring `payloads` is put together: its length is known only then. Longer than
+ * a piece, so that the verifier sees every copy end inside: masks know only powers of two. */
 struct piece {
 	struct podwire_payload_record record;
-	__u8 data[2 * PIECE_BYTES];
+	__u8 data[3 * PIECE_BYTES];
 	struct copying copying;
 };
 

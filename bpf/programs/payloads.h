@@ -3,13 +3,14 @@
  * What the two ends of a connection say, for the parsers in user space. The first bytes decide
  * whether a connection may be HTTP; if so, the bytes of every call are copied, from all of its
  * buffers, until user space says that it needs no more of them, or none up to a position. A
- * connection that was open before us is looked at call by call until one looks like it.
+ * connection that was open before us is looked at whenever its direction changes, which is where a
+ * message begins, until one looks like it.
  */
 
 enum {
 	HEAD_BYTES = 16,  /* what a decision is made from */
 	FEW_BYTES = 1024, /* of a call when the ring is crowded */
-	MAX_LOOKS = 200,  /* calls of an older connection */
+	MAX_LOOKS = 200,  /* at an older connection */
 	MESSAGE_SIZE = 64, /* struct mmsghdr of 64-bit tasks */
 	MESSAGE_VECTOR = 16, /* struct user_msghdr: msg_iov, then msg_iovlen */
 	MAX_FRAME = 1 << 20,
@@ -18,6 +19,14 @@ enum {
 
 /* Which of several equal programs this is; each has a piece of its own for either direction. */
 enum { TURNS = PIECES / 2 };
+
+/* `value` where the verifier of every kernel sees its bound: the compiler would leave out a mask that
+ * it thinks is without effect. */
+static __always_inline __u32 at_most_mask(__u32 value, __u32 mask)
+{
+	barrier_var(value);
+	return value & mask;
+}
 
 static __always_inline bool find_buffers(struct buffers *of, const struct call_state *call)
 {
@@ -151,12 +160,13 @@ static __always_inline bool is_frame(const __u8 *head, __u32 size)
 /* Decide by the first bytes of a call. A server of HTTP/2 may speak first. */
 static __noinline int decide(struct call_state *call, struct socket_state *st, __u32 size)
 {
-	__u8 head[HEAD_BYTES] = {};
+	__u8 head[2 * HEAD_BYTES] = {};
 	struct buffers from;
 	__u32 length = HEAD_BYTES;
 
-	if (!call || !st)
+	if (!call || !st || st->looked_at == call->direction)
 		return 0;
+	st->looked_at = call->direction;
 	if (!find_buffers(&from, call) || !next_buffer(&from)) {
 		size = 0; /* not to be seen: no reason to give up */
 	} else {
@@ -164,7 +174,8 @@ static __noinline int decide(struct call_state *call, struct socket_state *st, _
 			length = size;
 		if (length > from.now.length)
 			length = from.now.length;
-		if (length > HEAD_BYTES || bpf_probe_read_user(head, length, (void *)from.now.base))
+		length = at_most_mask(length, 2 * HEAD_BYTES - 1);
+		if (bpf_probe_read_user(head, length, (void *)from.now.base))
 			size = 0;
 	}
 	if (size && (is_request(head, length) || is_other_beginning(head, length) ||
@@ -186,11 +197,9 @@ static __always_inline int submit_piece(struct piece *piece)
 
 	if (!counted)
 		return 0;
-	if (captured > PIECE_BYTES)
-		captured = PIECE_BYTES;
 	piece->record.sequence = next_payload_sequence(&lane);
 	piece->record.cpu = lane;
-	length = sizeof(piece->record) + captured;
+	length = sizeof(piece->record) + at_most_mask(captured, 2 * PIECE_BYTES - 1);
 	if (bpf_ringbuf_output(&payloads, piece, length, BPF_RB_NO_WAKEUP))
 		__sync_fetch_and_add(&counted->ring_full, 1);
 	else
@@ -226,8 +235,9 @@ static long copy_step(__u32 step, struct piece **context)
 	} else {
 		if (length > PIECE_BYTES - filled)
 			length = PIECE_BYTES - filled;
-		if (length > PIECE_BYTES ||
-		    bpf_probe_read_user(&piece->data[filled], length, (void *)of->from.now.base))
+		length = at_most_mask(length, 2 * PIECE_BYTES - 1);
+		if (bpf_probe_read_user(&piece->data[at_most_mask(filled, PIECE_BYTES - 1)], length,
+					(void *)of->from.now.base))
 			return 1;
 		filled += length;
 		piece->record.captured = filled;

@@ -7,7 +7,8 @@ count as header bytes of the response they precede.
 
 What is found does not depend on how the bytes are cut, as long as they are HTTP/1 (`Http1.misfits`
 is 0). Where they are not, or were not captured, a side is lost until one of its pieces begins with
-a request line or status line; see `collector.protocols.pairing` for what that means for its counterpart.
+a request line or status line; see `collector.protocols.pairing` for what that means for its
+counterpart.
 """
 
 from __future__ import annotations

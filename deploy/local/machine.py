@@ -26,7 +26,7 @@ from deploy.schema import apply_topics
 from schemas.clock import SystemClock
 from schemas.config import KafkaConfig
 from schemas.errors import ConfigError, TransportError
-from schemas.topics import EVENTS, METRICS
+from schemas.topics import ACCESS_LOG, EVENTS, METRICS
 from sink.config import SinkConfig
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Machine:
         write_config(self.layout, content)
         self._environment = part_environment(content)
         self._kafka = KafkaConfig.load(content, environment=self._environment)
-        self._sink_group = SinkConfig.load(content, environment=self._environment).group
+        self._sink = SinkConfig.load(content, environment=self._environment)
 
     def _parts(self) -> list[Part]:
         options, layout = self.options, self.layout
@@ -195,7 +195,11 @@ class Machine:
     def _drain(self, progress: Callable[[str], None]) -> bool:
         readers = (
             Reader("streams", STREAMS_GROUP, EVENTS.name),
-            Reader("sink", self._sink_group, METRICS.name),
+            Reader("sink", self._sink.group, METRICS.name),
+            *(
+                [Reader("access log", self._sink.access_log_group, ACCESS_LOG.name)]
+                * self._sink.access_log
+            ),
         )
         deadline = time.monotonic() + DRAIN_TIMEOUT_S
         for reader in readers:

@@ -146,6 +146,8 @@ def sections(options: LocalOptions, layout: Layout, broker_epoch: str) -> dict[s
     base.setdefault("collector", {}).setdefault("excluded_run", os.getpid())
     if options.kube is None:
         base.setdefault("streams", {}).setdefault("host_processes", "process")
+    for part in ("streams", "sink"):
+        base.setdefault(part, {}).setdefault("access_log", True)
     for part, port in layout.telemetry.items():
         ours[part] |= {"telemetry_port": port, "telemetry_host": LOOPBACK}
     return {name: base.get(name, {}) | ours.get(name, {}) for name in dict.fromkeys((*base, *ours))}

@@ -265,8 +265,11 @@ def test_connections_older_than_the_programs(variant: Path) -> None:
         receive(accepted, 26)
         watch = Watch(path=variant, constants={"podwire_payloads": 1}, iterate=True)
         try:
-            client.sendall(b"and its end")
-            receive(accepted, 11)
+            for _ in range(300):  # calls in one direction are one message
+                client.sendall(b"and on")
+                receive(accepted, 6)
+            accepted.sendall(b"a binary answer")
+            receive(client, 15)
             client.sendall(HEAD)
             receive(accepted, len(HEAD))
             client.close()
@@ -278,6 +281,27 @@ def test_connections_older_than_the_programs(variant: Path) -> None:
         finally:
             watch.close()
     assert stream(found) == HEAD
+
+
+def test_older_connections_are_given_up_in_the_end(variant: Path) -> None:
+    with listening() as server:
+        client, accepted = pair(server)
+        watch = Watch(path=variant, constants={"podwire_payloads": 1}, iterate=True)
+        try:
+            for _ in range(120):
+                client.sendall(b"question")
+                receive(accepted, 8)
+                accepted.sendall(b"answer")
+                receive(client, 6)
+            client.sendall(HEAD)
+            receive(accepted, len(HEAD))
+            client.close()
+            accepted.close()
+            watch.drain()
+            found = watch.pieces_of(port_of(server), Role.SERVER, Direction.READ)
+        finally:
+            watch.close()
+    assert found == []
 
 
 def verdict(**values: object) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from collector.abi import ConnectionEvent, MeasuredFlag, ProcessEvent, ReadFigure
+from collector.abi import ConnectionEvent, MeasuredFlag, ProcessEvent, ReadFigure, Role
 from collector.batches import Run
 from collector.config import CollectorConfig
 from collector.connections import GRACE_SWEEPS
@@ -20,7 +20,7 @@ from schemas.errors import ConfigError
 from schemas.ledger import Ledger
 from schemas.telemetry import REGISTRY, Health
 from tests.collector.fakes import FakeSender, FakeSource
-from tests.collector.records import comm, connection, drained, transfer
+from tests.collector.records import Talk, comm, connection, drained, transfer
 
 E = ConnectionEvent
 ID = "ab" * 32
@@ -417,3 +417,95 @@ def test_what_is_told_again_is_counted_once_in_the_metrics(
     after = [_exported("collector", "transfer", outcome) for outcome in outcomes]
     # out: handed to Kafka; undelivered: and then lost
     assert [new - old for new, old in zip(after, before, strict=True)] == [3, 3, 3]
+
+
+GET = b"GET /cart?card=1234 HTTP/1.1\r\nHost: shop\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+def test_messages_become_requests(
+    tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
+) -> None:
+    pipeline = _pipeline(tmp_path, source, sender, clock)
+    talk = Talk(1)
+    source.drains = [
+        drained([connection(1, E.ACCEPTED, pid=7, role=Role.SERVER)], payloads=[talk.read(GET)]),
+        drained(payloads=[talk.written(OK)]),
+    ]
+    pipeline.drain()
+    pipeline.drain()
+    pipeline.publish()
+    (batch,) = sender.batches
+    names, requests = batch.names, batch.requests
+    assert requests.rows == 1
+    assert [
+        names[int(column[0])] for column in (requests.method, requests.path, requests.host)
+    ] == [
+        "GET",
+        "/cart",
+        "shop",
+    ]
+    assert batch.connections.id[int(requests.connection[0])] == 1
+    assert (int(requests.status[0]), int(requests.response_body_size[0])) == (200, 2)
+    told = {(entry.stage, entry.kind): entry for entry in batch.header.ledger}
+    for key, count in ((("kernel", "payload"), 2), (("collector", "payload"), 2)):
+        assert (told[key].in_count, told[key].out_count) == (count, count)
+    assert told["collector", "request"].out_count == 1
+    assert batch.header.last_event_ns >= int(requests.end_ns[0])
+    assert source.verdicts == []
+
+
+def test_queries_are_kept_only_if_wanted(
+    tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
+) -> None:
+    pipeline = _pipeline(tmp_path, source, sender, clock, keep_query=True)
+    talk = Talk(1)
+    payloads = [talk.read(GET), talk.written(OK)]
+    source.drains = [drained([connection(1, E.ACCEPTED, role=Role.SERVER)], payloads=payloads)]
+    pipeline.drain()
+    pipeline.publish()
+    batch = sender.batches[0]
+    assert batch.names[int(batch.requests.path[0])] == "/cart?card=1234"
+    assert b"1234" in sender.messages[0]
+
+
+def test_calls_without_an_answer_hold_the_watermark_back_until_they_are_told(
+    tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
+) -> None:
+    pipeline = _pipeline(tmp_path, source, sender, clock)
+    talk = Talk(1)
+    closed = connection(1, E.CLOSED, end_ns=50_000)
+    source.drains = [
+        drained([connection(1, E.ACCEPTED, role=Role.SERVER)], payloads=[talk.read(GET)]),
+        drained([closed]),
+    ]
+    clock.advance(3600)
+    pipeline.drain()
+    pipeline.drain()
+    pipeline.publish()
+    pipeline.drain()
+    pipeline.publish()
+    first, second = sender.batches
+    end_ns = int(second.requests.end_ns[0])
+    assert second.requests.outcome.tolist() == [2]
+    assert first.requests.rows == 0
+    assert first.header.watermark_ns < end_ns <= second.header.watermark_ns
+    assert b"card" not in b"".join(sender.messages)
+
+
+def test_what_the_kernel_should_leave_out_is_told_at_once(
+    tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
+) -> None:
+    pipeline = _pipeline(tmp_path, source, sender, clock)
+    talk, unknown = Talk(1), Talk(2)
+    payloads = [talk.read(b"SSH-2.0-OpenSSH\r\n"), unknown.read(GET)]
+    source.drains = [drained([connection(1, E.ACCEPTED, role=Role.SERVER)], payloads=payloads)]
+    pipeline.drain()
+    assert [verdict.is_unwanted for verdict in source.verdicts] == [True]
+    pipeline.publish()
+    dropped = {
+        (entry.kind, entry.reason): entry.dropped_count
+        for entry in sender.batches[0].header.ledger
+        if entry.reason
+    }
+    assert dropped == {("payload", "unknown_connection"): 1}

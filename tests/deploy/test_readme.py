@@ -75,9 +75,10 @@ def test_tables_exist() -> None:
     views = {view.name for view in VIEWS}
     rows = "\n".join(line for line in README.splitlines() if line.startswith("| `"))
     tables = re.findall(
-        r"`(\w+(?:_metrics|_overview|_traffic|_relation|_ledger|_waits|_wait_buckets))`", rows
+        r"`(\w+(?:_metrics|_overview|_traffic|_relation|_ledger|_waits|_latency|_buckets|_log))`",
+        rows,
     )
-    assert len(tables) == 18
+    assert len(tables) == 26
     assert set(tables) <= views
 
 

@@ -42,6 +42,7 @@ def test_every_part_reads_the_written_file(tmp_path: Path, layout: Layout) -> No
     assert (streams.broker_epoch, streams.host_processes) == ("life-1", "process")
     assert sink.url == f"chdb://{tmp_path}/data/clickhouse"
     assert sink.sql_port == layout.http_port
+    assert (streams.access_log, sink.access_log) == (True, True)
     assert collector.telemetry_port == layout.telemetry["collector"]
     assert stat.S_IMODE(layout.config_file.stat().st_mode) == 0o600
 
@@ -51,12 +52,14 @@ def test_the_users_settings_stay_unless_the_runner_must_decide(
 ) -> None:
     base = {
         "collector": {"excluded_run": 0},
-        "streams": {"grace_s": 5, "host_processes": "node"},
+        "streams": {"grace_s": 5, "host_processes": "node", "access_log": False},
+        "sink": {"access_log": False},
         "kafka": {"bootstrap_servers": "elsewhere:9092", "partitions": 12},
     }
     content = sections(LocalOptions(tmp_path, base=base), layout, "life-1")
     assert content["streams"]["grace_s"] == 5
     assert content["streams"]["host_processes"] == "node"
+    assert (content["streams"]["access_log"], content["sink"]["access_log"]) == (False, False)
     assert content["collector"]["excluded_run"] == 0
     assert content["kafka"]["bootstrap_servers"] == layout.bootstrap_servers
     assert content["kafka"]["partitions"] == 1

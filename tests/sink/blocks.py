@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from schemas.catalogue import LEDGER, SCOPE_BY_NAME
-from schemas.histograms import BUCKETS, bucket_of
+from schemas.histograms import bucket_of, buckets
 from schemas.metrics import BlockIdentity, Histogram, MetricsBlock, MetricsTable
 
 if TYPE_CHECKING:
@@ -53,11 +53,14 @@ def instance_table(names: list[str]) -> MetricsTable:
     return MetricsTable("instance", 1, keys, {"read_count": np.array([7], "<u8")})
 
 
-def histogram(row: NDArray, values: NDArray) -> Histogram:
+def histogram(row: NDArray, values: NDArray, bits: int = 2) -> Histogram:
     """The histogram of one value per event, in the row that it belongs to."""
-    place, count = np.unique(row.astype(np.int64) * BUCKETS + bucket_of(values), return_counts=True)
+    size = buckets(bits)
+    place, count = np.unique(
+        row.astype(np.int64) * size + bucket_of(values, bits), return_counts=True
+    )
     return Histogram(
-        (place // BUCKETS).astype("<u4"), (place % BUCKETS).astype("<u4"), count.astype("<u8")
+        (place // size).astype("<u4"), (place % size).astype("<u4"), count.astype("<u8")
     )
 
 

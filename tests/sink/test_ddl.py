@@ -24,8 +24,8 @@ from tests.sink.test_writer import attempt
 if TYPE_CHECKING:
     from schemas.metrics import MetricsTable
 
-OLDEST = Path(__file__).with_name("schema_1.sql.gz")
-"""Every statement of schema version 1, as podwire 0.1 applied them."""
+EARLIER = {1: "schema_1.sql.gz", 2: "schema_2.sql.gz"}
+"""Every statement of the earlier schema versions, as that software applied them."""
 
 pytestmark = pytest.mark.clickhouse
 
@@ -109,20 +109,31 @@ def test_a_database_of_fewer_columns_is_upgraded(store):
     assert not apply_schema(store)
 
 
-def first_version(store):
-    for statement in gzip.decompress(OLDEST.read_bytes()).decode().split(";\n"):
+def earlier_version(store, version):
+    statements = gzip.decompress(Path(__file__).with_name(EARLIER[version]).read_bytes()).decode()
+    for statement in statements.split(";\n"):
         if statement.strip():
             store.command(statement)
-    store.command("INSERT INTO podwire_store.schema_versions VALUES (1, 'of version 1', now64(3))")
+    store.command(
+        "INSERT INTO podwire_store.schema_versions VALUES ({version:UInt32}, 'earlier', now64(3))",
+        {"version": version},
+    )
 
 
-def test_a_database_of_version_1_is_upgraded(empty_store, clock):
+def test_every_earlier_version_is_there():
+    assert list(EARLIER) == list(range(1, SCHEMA_VERSION))
+
+
+@pytest.mark.parametrize("version", EARLIER)
+def test_a_database_of_an_earlier_version_is_upgraded(empty_store, clock, version):
     store = empty_store
-    first_version(store)
-    assert store.rows(
-        "SELECT count() FROM system.columns WHERE database = 'podwire_store' "
-        "AND (name LIKE '%histogram' OR name LIKE '%unattributed%')"
-    ) == [(0,)]
+    earlier_version(store, version)
+    (found,) = store.rows(
+        "SELECT countIf(name LIKE '%unattributed%' OR name LIKE 'read_%histogram') > 0, "
+        "countIf(name LIKE 'http_duration_histogram' OR name LIKE '%unanswered%') "
+        "FROM system.columns WHERE database = 'podwire_store'"
+    )
+    assert found == (version > 1, 0)
     writer = BlockWriter(store, Retry(no_wait, 0.1, 0.1), clock, "epoch")
     writer.assign([0])
     old = block(0, rows=50)
@@ -160,13 +171,14 @@ def test_a_database_of_version_1_is_upgraded(empty_store, clock):
     before = (total(old), total(old, "connect_duration"), None, {})
     for suffix in ("", "_hourly", "_daily"):
         assert store.rows(sums.format(suffix)) == [before]
-    assert store.rows("SELECT sum(count), max(p99_ns) FROM podwire.service_relation_waits") == [
-        (0, None)
-    ]
+    for view in ("service_relation_waits", "service_relation_latency"):
+        assert store.rows(f"SELECT sum(count), max(p99_ns) FROM podwire.{view}") == [(0, None)]
 
     new = block(1, rows=50)
     (table,) = (one for one in new.tables if one.table == "service_relation")
     add_read_call(table)
+    (table,) = (one for one in new.tables if one.table == "instance")
+    bucket = add_call(table)
     writer.write(attempt(new, offset=1))
     for suffix in ("", "_hourly", "_daily"):
         assert store.rows(sums.format(suffix)) == [
@@ -177,6 +189,10 @@ def test_a_database_of_version_1_is_upgraded(empty_store, clock):
                 {5: 50},
             )
         ]
+        assert store.rows(
+            "SELECT sum(http_unanswered_count), sumMap(http_duration_histogram) "
+            f"FROM podwire.instance_metrics{suffix}"
+        ) == [(1, {bucket: 1})]
 
 
 def add_read_call(table: MetricsTable) -> None:
@@ -184,6 +200,14 @@ def add_read_call(table: MetricsTable) -> None:
     table.figures["read_call_duration"] = 2 * one_each
     table.measured["read_call_duration"] = one_each
     table.histograms["read_call"] = histogram(np.arange(table.rows), 2 * one_each)
+
+
+def add_call(table: MetricsTable) -> int:
+    for name in ("http_call_count", "http_unanswered_count", "http_duration"):
+        table.figures[name] = np.ones(1, "<u8")
+        table.measured[name] = np.ones(1, "<u8")
+    table.histograms["http_duration"] = one = histogram(np.zeros(1), np.array([10**6]), 4)
+    return int(one.bucket[0])
 
 
 def test_retention_follows_the_configuration(store):

@@ -78,7 +78,8 @@ def _verify(path: Path, programs: Sequence[Program]) -> dict[str, dict[str, Any]
             opened.set_autoload(program.name, program in programs)
         for ring in opened.maps().keys() & set(RINGS):
             opened.set_max_entries(ring, 65_536)
-        opened.set_rodata(dict.fromkeys(opened.constants & set(_SWITCHES), 1))
+        if switches := dict.fromkeys(opened.constants & set(_SWITCHES), 1):
+            opened.set_rodata(switches)
         for name, log in logs.items():
             _log_to(opened, name, log)
         opened.load()

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from schemas.catalogue import DISTRIBUTION_BY_NAME, DISTRIBUTIONS
-from schemas.histograms import BUCKETS, bucket_bounds, bucket_of
+from schemas.catalogue import DISTRIBUTIONS, SCOPES
+from schemas.histograms import bucket_bounds, bucket_of, buckets
 from schemas.metrics import Histogram, decode_block, encode_block
 from sink.batches import block_inserts
 from sink.rollup import Roller
@@ -114,18 +114,23 @@ def test_percentiles_are_those_of_the_raw_values(store, writer, clock):
 def test_buckets_are_those_of_the_contract(store, writer):
     names = [""]
     table = service_table(1, names)
-    every = np.arange(BUCKETS, dtype="<u4")
-    counts = every.astype("<u8") + 1
-    table.histograms["read_ip"] = Histogram(np.zeros(BUCKETS, "<u4"), every, counts)
+    for stage, bits in (("read_ip", 2), ("http_duration", 4)):
+        every = np.arange(buckets(bits), dtype="<u4")
+        counts = every.astype("<u8") + 1
+        table.histograms[stage] = Histogram(np.zeros_like(every), every, counts)
     writer.write(attempt(service_block(0, table, names)))
     rows = store.rows(
         "SELECT direction, stage, low_ns, high_ns, count FROM podwire.service_wait_buckets "
         "ORDER BY count"
     )
-    assert len(rows) == BUCKETS
+    assert len(rows) == buckets(2)
     for bucket, (direction, stage, low, high, count) in enumerate(rows):
         assert (direction, stage, count) == ("read", "read_ip", bucket + 1)
         assert (math.ceil(low), math.ceil(high)) == bucket_bounds(bucket)
+    rows = store.rows("SELECT low_ns, high_ns, count FROM podwire.service_latency_buckets")
+    assert len(rows) == buckets(4)
+    for low, high, count in rows:
+        assert (math.ceil(low), math.ceil(high)) == bucket_bounds(count - 1, 4)
 
 
 def test_percentiles_of_any_rows_come_from_their_buckets(store, writer):
@@ -187,5 +192,145 @@ def test_every_stage_is_a_distribution(store, writer):
     table = service_table(1, names)
     writer.write(attempt(service_block(0, table, names)))
     rows = store.rows("SELECT direction, stage FROM podwire.service_waits")
-    assert rows == [(one.direction, one.name) for one in DISTRIBUTION_BY_NAME.values()]
+    assert rows == [(one.direction, one.name) for one in DISTRIBUTIONS]
     assert store.rows("SELECT count() FROM podwire.service_wait_buckets") == [(0,)]
+
+
+SHARES = {"p50_ns": 0.5, "p90_ns": 0.9, "p95_ns": 0.95, "p99_ns": 0.99, "p999_ns": 0.999}
+
+
+def nearest_rank(values, share):
+    """The least value that this share of the values does not exceed, in whole numbers."""
+    rank = -(-len(values) * round(share * 1000) // 1000)
+    return int(np.sort(values)[max(rank, 1) - 1])
+
+
+def adversarial(rng):
+    """Latencies that a wrong choice inside a bucket, or between two, would show on."""
+    edges = np.array([bucket_bounds(bucket, 4) for bucket in range(1, buckets(4))], dtype=object)
+    whole = [(low, high) for low, high in edges if low < high < 1 << 57]
+    yield "lowest of a bucket", [low for low, _ in whole]
+    yield "highest of a bucket", [high - 1 for _, high in whole]
+    for low, high in rng.permutation(np.array(whole, dtype=object))[:8]:
+        yield f"all at {low}", [low] * 999
+        yield f"all at the end of {high}", [high - 1] * 999
+        yield "the tail beyond the next power", [low] * 990 + [16 * high] * 10
+        yield "one short of the percentile", [low] * 989 + [2**61] * 11
+    yield "zeros and the longest", [0] * 950 + [2**61] * 50
+    yield "zeros alone", [0] * 7
+    yield "small whole numbers", list(range(64))
+    yield "one call", [123_456_789]
+    yield "a thousand and one", [1] * 1000 + [2**40]
+    yield "log-normal", rng.lognormal(16, 3, 5000).astype("<u8").tolist()
+    yield "pareto", (1e6 * (1 + rng.pareto(0.6, 5000))).astype("<u8").tolist()
+    yield "two far apart", [10**6 + i for i in range(500)] + [10**10 + i for i in range(500)]
+
+
+def calls_block(base, minute_s, calls):
+    """A block with a service of each list of latencies."""
+    names = [""]
+    table = service_table(len(calls), names)
+    row = np.repeat(np.arange(len(calls)), [len(one) for one in calls])
+    flat = np.array([value for one in calls for value in one], "<u8")
+    table.histograms["http_duration"] = histogram(row, flat, 4)
+    sums = np.array([sum(one) & (1 << 64) - 1 for one in calls], "<u8")
+    counts = np.array([len(one) for one in calls], "<u8")
+    table.figures |= {"http_duration": sums, "http_call_count": counts}
+    table.measured |= {"http_duration": counts, "http_call_count": counts}
+    return service_block(base, table, names, minute_s=minute_s)
+
+
+def test_latency_is_within_5_percent_whatever_its_distribution(store, writer, clock):
+    rng = np.random.default_rng(7)
+    cases = [values for _, values in adversarial(rng)]
+    # Each is spread over three minutes of two hours, in no order, and one of them comes late.
+    parts = [np.array_split(rng.permutation(np.array(v, dtype="<u8")), 4) for v in cases]
+    minutes = (MINUTE_S, MINUTE_S + 60, MINUTE_S + HOUR, MINUTE_S)
+    for number, minute_s in enumerate(minutes):
+        calls = [one[number].tolist() for one in parts]
+        assert writer.write(attempt(calls_block(number, minute_s, calls), offset=number))
+
+    def check_latency(suffix, length):
+        wanted = {}
+        for number, minute_s in enumerate(minutes):
+            for index, one in enumerate(parts):
+                key = (minute_s // length * length, f"service-{index}")
+                wanted.setdefault(key, []).extend(one[number].tolist())
+        wanted = {key: values for key, values in wanted.items() if values}
+        rows = store.rows(
+            f"SELECT toUnixTimestamp(time), service, count, {', '.join(SHARES)} "
+            f"FROM podwire.service_latency{suffix}"
+        )
+        assert {row[:2] for row in rows} == set(wanted)
+        for start, service, count, *found in rows:
+            values = wanted[start, service]
+            assert count == len(values)
+            for share, one in zip(SHARES.values(), found, strict=True):
+                true = nearest_rank(values, share)
+                assert abs(one - true) <= 0.05 * true, (service, share, one, true)
+
+    periods = (("", 60), ("_hourly", HOUR), ("_daily", 24 * HOUR))
+    for suffix, length in periods:
+        check_latency(suffix, length)
+    clock.now_unix_ns = (MINUTE_S + 30 * HOUR) * 1_000_000_000
+    roller = Roller(store, clock, delay_s=300, retention_days=14)
+    assert [roller.run_pass(), roller.run_pass()] == [0, 3]
+    for suffix, length in periods:
+        check_latency(suffix, length)
+    # Over any rows, as the documentation has it: from the buckets, by their middle.
+    chosen = np.concatenate([one[2] for one in parts])
+    asked = ", ".join(map(str, SHARES.values()))
+    ((found,),) = store.rows(
+        f"SELECT quantilesExactWeighted({asked})(value_ns, count) "
+        f"FROM podwire.service_latency_buckets WHERE time >= toDateTime({MINUTE_S + 60}, 'UTC')"
+    )
+    for share, one in zip(SHARES.values(), found, strict=True):
+        true = nearest_rank(chosen, share)
+        assert abs(one - true) <= 0.05 * true, (share, one, true)
+
+
+def test_every_scope_has_its_latency(store, writer):
+    for scope in SCOPES:
+        for suffix in ("", "_hourly", "_daily"):
+            assert store.rows(f"SELECT count() FROM podwire.{scope.name}_latency{suffix}") == [(0,)]
+        assert store.rows(f"SELECT count() FROM podwire.{scope.name}_latency_buckets") == [(0,)]
+    writer.write(attempt(calls_block(0, MINUTE_S, [[10**9, 3 * 10**9], [5]])))
+    assert store.rows(
+        "SELECT service, count, mean_ns FROM podwire.service_latency ORDER BY service"
+    ) == [("service-0", 2, 2e9), ("service-1", 1, 5.0)]
+    assert store.rows("SELECT count() FROM podwire.service_waits WHERE count > 0") == [(0,)]
+
+
+def test_overviews_tell_of_calls(store, writer):
+    # Ten calls in three services: seven answered, one of them with 500; then none; then no HTTP.
+    names = [""]
+    table = service_table(3, names)
+    latencies = np.array([1, 10**6, 499 * 10**6, 600 * 10**6, 10**9, 19 * 10**8, 3 * 10**9], "<u8")
+    table.histograms["http_duration"] = histogram(np.zeros(7, int), latencies, 4)
+    figures = {
+        "http_call_count": ([10, 4, 0], [10, 4, 0]),
+        "http_duration": ([int(latencies.sum()), 0, 0], [7, 0, 0]),
+        "http_success_count": ([6, 0, 0], [10, 4, 0]),
+        "http_aborted_count": ([1, 0, 0], [10, 4, 0]),
+        "http_unanswered_count": ([2, 4, 0], [10, 4, 0]),
+        "http_status_5xx_count": ([1, 0, 0], [10, 4, 0]),
+        "http_request_body_size": ([900, 0, 0], [9, 0, 0]),
+        "grpc_call_count": ([4, 0, 0], [4, 0, 0]),
+        "grpc_error_count": ([1, 0, 0], [4, 0, 0]),
+    }
+    for name, (values, measured) in figures.items():
+        table.figures[name] = np.array(values, "<u8")
+        table.measured[name] = np.array(measured, "<u8")
+    writer.write(attempt(service_block(0, table, names)))
+    rows = store.rows(
+        "SELECT http_calls_per_second, http_success_ratio, round(http_error_ratio, 6), "
+        "http_4xx_ratio, http_5xx_ratio, http_aborted_ratio, http_unanswered_ratio, http_apdex, "
+        "http_duration_avg, http_request_body_size_avg, http_response_body_size_avg, "
+        "grpc_error_ratio FROM podwire.service_overview ORDER BY service"
+    )
+    assert rows[0] == (
+        10 / 60, 0.6, 0.4, None, 0.1, 0.1, 0.2, (3 + 3 / 2) / 10, latencies.sum() / 7, 100, None,
+        0.25,
+    )  # fmt: skip
+    assert rows[1] == (4 / 60, 0, 1, None, 0, 0, 1, 0, None, None, None, None)
+    assert rows[2] == (None,) * 12
