@@ -59,6 +59,8 @@ class ForwarderProcess:
         """Logs by outcome, ``streams_`` and their outcome, and gauges by name."""
         found = {}
         for what, outcome, value in _LINE.findall(self.page("/metrics")[1]):
+            if what.endswith("_created"):
+                continue
             key = outcome if what == "logs" else f"{what}_{outcome}".removesuffix("_")
             found[key] = int(float(value))
         return found
