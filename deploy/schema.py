@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "what",
         metavar="WHAT",
         type=_shown,
-        help="topics, tables, figures, oap (where SkyWalking's metrics are found), or the name of a "
+        help="topics, tables, figures, oap (where SkyWalking's metrics are), or the name of a "
         "table for its columns",
     )
 
