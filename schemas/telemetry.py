@@ -66,7 +66,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("podwire_streams_metadata_objects", "gauge", ("kind",), "Kubernetes objects in the cache"),
     Metric("podwire_streams_metadata_waits_total", "counter", ("outcome",), "Batches that waited for metadata: resolved or missed"),
     Metric("podwire_streams_part_exceeds_whole_total", "counter", ("stage",), "Stage values of reads and writes that are in no histogram: a part was greater than its whole"),
-    Metric("podwire_streams_endpoints_other_total", "counter", (), "Calls counted under the endpoint {other}: their service has more endpoints than streams.max_endpoints"),
+    Metric("podwire_streams_endpoints_other_total", "counter", (), "Calls counted under the endpoint {other}: their service, or all of them together, have too many endpoints; see streams.max_endpoints"),
     Metric("podwire_streams_access_log_messages_total", "counter", (), "Messages written to podwire.access-log.v1"),
     # sink
     Metric("podwire_sink_blocks_total", "counter", ("outcome",), "Metrics blocks: inserted, duplicate or abandoned"),

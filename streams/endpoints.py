@@ -7,7 +7,7 @@ name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -33,10 +33,18 @@ UNKNOWN: Final = "{unknown}"
 _HOUR_NS: Final = 3_600_000_000_000
 _REMEMBERED_HOURS: Final = 8
 _REMEMBERED_PATHS: Final = 100_000
+_NAMES_PER_HOUR: Final = 200_000  # of all services: one that crawls the web meets very many
 _PLAIN, _GRPC, _CONNECT = 0, 1, 2
 
 ServiceKey = tuple[str, str]
 """cluster, service."""
+
+
+@dataclass(slots=True)
+class _Hour:
+    # Names of each service, and how many they are in all.
+    names: dict[ServiceKey, set[str]] = field(default_factory=dict)
+    total: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +70,7 @@ class EndpointNames:
     def __init__(self, settings: EndpointSettings) -> None:
         self._settings = settings
         self._names: dict[tuple[str, str, int], str] = {}
-        self._known: dict[int, dict[ServiceKey, set[str]]] = {}
+        self._known: dict[int, _Hour] = {}
         self.others = 0
 
     def name(self, batch: EventBatch, resolution: Resolution) -> EventBatch:
@@ -126,22 +134,23 @@ class EndpointNames:
             name = self._names[key] = _name(method, path, kind)
         return name
 
-    def _of_hour(self, hour: int) -> dict[ServiceKey, set[str]]:
+    def _of_hour(self, hour: int) -> _Hour:
         known = self._known.get(hour)
         if known is None:
             # The one met longest ago goes, not the earliest: a skewed clock may be years ahead.
             if len(self._known) == _REMEMBERED_HOURS:
                 del self._known[next(iter(self._known))]
-            known = self._known[hour] = {}
+            known = self._known[hour] = _Hour()
         return known
 
-    def _admitted(self, known: dict[ServiceKey, set[str]], service: ServiceKey, name: str) -> str:
-        names = known.setdefault(service, set())
+    def _admitted(self, known: _Hour, service: ServiceKey, name: str) -> str:
+        names = known.names.get(service, ())
         if name in names or name == UNKNOWN:
             return name
-        if len(names) >= self._settings.limit:
+        if len(names) >= self._settings.limit or known.total >= _NAMES_PER_HOUR:
             return OTHER
-        names.add(name)
+        known.names.setdefault(service, set()).add(name)
+        known.total += 1
         return name
 
 

@@ -32,6 +32,7 @@ class Topics:
         self.entities: dict[bytes, bytes] = {}
         self.letters: list[bytes] = []
         self.access_log: list[tuple[bytes, bytes]] = []
+        self.logged: list[bytes] = []  # of these, what a test says the broker has taken
         self.committed = 0
         self.fuse: int | None = None  # so many metrics messages until the next crash
         self.taken_over = False

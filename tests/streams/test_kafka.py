@@ -17,8 +17,8 @@ import pytest
 from schemas.config import KafkaConfig
 from schemas.entities import decode_dead_letter, decode_entity
 from schemas.errors import ConfigError
-from schemas.events import encode_batch
-from schemas.topics import DEAD_LETTER, ENTITIES, EVENTS, METRICS
+from schemas.events import decode_batch, encode_batch
+from schemas.topics import ACCESS_LOG, DEAD_LETTER, ENTITIES, EVENTS, METRICS
 from streams.broker import ensure_topics
 from tests.streams.build import SECOND_NS, BatchBuilder
 from tests.streams.fakes import counted_blocks, totals
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from schemas.events import EventBatch
     from tests.support.kafka import KafkaBroker
 
 pytestmark = pytest.mark.slow
@@ -261,6 +262,64 @@ def test_what_cannot_be_read_is_kept_and_the_rest_counted(
         broker.produce(EVENTS.name, [b"nonsense"] * 6, partition=0)
         assert worker.wait(20) == 2
         assert "6 undecodable messages in a row" in workers.logs()
+        assert "Traceback" not in workers.logs()
+
+
+def test_the_access_log_survives_kills_and_says_who_called_whom(
+    new_kafka_broker: Callable[..., KafkaBroker], tmp_path: Path
+) -> None:
+    broker = new_kafka_broker()
+    broker.create_topics(PARTITIONS)
+    now = time.time_ns() // (60 * SECOND_NS) * 60 * SECOND_NS - 900 * SECOND_NS
+    sent = 0
+
+    def second(sequence: int, *, final: bool = False) -> None:
+        nonlocal sent, now
+        now += 5 * SECOND_NS
+        for place, name in enumerate(NODES):
+            builder = BatchBuilder(node=name, sequence=sequence, watermark_ns=now, final=final)
+            row = builder.connection("10.0.0.1:40000", f"10.9.9.{place}:80")
+            for number in range(sequence % 3 + 1):
+                builder.request(row, f"/cart/{sent}", at=now, trace_id=f"trace-{sent}-{number}")
+                sent += 1
+            produce(broker, [(place % PARTITIONS, encode_batch(builder.batch()))])
+
+    with workers_of(broker, tmp_path) as workers:
+        options = ("--instance-id", "w0", "--access-log", "true")
+        worker = workers.start(*options)
+        for sequence in range(30):
+            second(sequence)
+            time.sleep(0.3)
+            if sequence in (12, 20):
+                worker.send_signal(signal.SIGKILL)
+                worker.wait()
+                worker = workers.start(*options)
+        second(30, final=True)
+        wait_for(lambda: all_stored(broker), 60, workers.logs)
+        messages = broker.consume_all(ACCESS_LOG.name)
+        assert {m.key() for m in messages} == {name.encode() for name in NODES}
+        partitions = {(m.key(), m.partition()) for m in messages}
+        assert len(partitions) == len(NODES)
+        once: dict[tuple[str, str, int, int], EventBatch] = {}
+        for message in messages:
+            batch = decode_batch(message.value())
+            header = batch.header
+            identity = (header.node, header.run_id, header.sequence, header.part)
+            known = once.setdefault(identity, batch)
+            assert known.requests.rows == batch.requests.rows
+        traces = [
+            batch.names[place] for batch in once.values() for place in batch.requests.trace_id
+        ]
+        assert len(traces) == len(set(traces)) == sent
+        endpoints = {
+            (batch.names[batch.parties.remote_service[0]], batch.names[place])
+            for batch in once.values()
+            for place in batch.requests.endpoint
+        }
+        assert endpoints == {(f"10.9.9.{place}", "/cart/{id}") for place in range(len(NODES))}
+        assert figure(stored(broker), "http_call_count") == sent
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(5) == 0, workers.logs()
         assert "Traceback" not in workers.logs()
 
 

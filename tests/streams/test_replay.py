@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.clock import ManualClock
-from schemas.events import READ_FIGURES, EventBatch, encode_batch
+from schemas.events import READ_FIGURES, EventBatch, decode_batch, encode_batch
 from tests.streams.build import MINUTE_NS, SECOND_NS, BatchBuilder
 from tests.streams.fakes import Crash, Topics, counted_blocks, make_pipeline, spreads, totals
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from schemas.metrics import MetricsBlock
 
 NODES = ("node-a", "node-b", "node-c")
@@ -145,7 +147,14 @@ def counted_in_blocks(blocks: list[list[MetricsBlock]]) -> Counter[tuple[Any, ..
 
 async def run_worker(topics: Topics, clock: ManualClock, chance: random.Random, until: int) -> None:
     """One life of a worker: from the committed offset, with ticks and commits in between."""
-    pipeline = make_pipeline(topics, clock, rows_per_block=3, close_after_s=30.0)
+    pipeline = make_pipeline(topics, clock, rows_per_block=3, close_after_s=30.0, access_log=True)
+
+    async def taken(messages: Sequence[bytes]) -> None:
+        for _ in range(chance.randrange(4)):
+            await asyncio.sleep(0)
+        topics.logged.extend(messages)
+
+    topics.access_log_taken = taken  # type: ignore[method-assign]
 
     def commit() -> None:
         if chance.random() < 0.3:
@@ -161,6 +170,8 @@ async def run_worker(topics: Topics, clock: ManualClock, chance: random.Random, 
     if until == len(topics.events):
         for _ in range(3):
             clock.advance(600)
+            for _ in range(4):
+                await asyncio.sleep(0)
             await pipeline.tick()
         assert pipeline.floor(0) in (None, until)  # None: all was committed before
 
@@ -181,6 +192,15 @@ async def live_and_die(seed: int, batches: list[EventBatch], deaths: int) -> Top
     return topics
 
 
+def assert_logged(topics: Topics, batches: list[EventBatch]) -> None:
+    """Every batch with events was taken by the broker, each time as the same message."""
+    once: dict[tuple[str, int], bytes] = {}
+    for message in topics.logged:
+        header = decode_batch(message).header
+        assert once.setdefault((header.node, header.sequence), message) == message
+    assert set(once) == {(b.header.node, b.header.sequence) for b in batches if b.events}
+
+
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 2**32), length=st.integers(1, 60), deaths=st.integers(0, 6))
 def test_totals_survive_any_deaths(seed: int, length: int, deaths: int) -> None:
@@ -193,6 +213,7 @@ def test_totals_survive_any_deaths(seed: int, length: int, deaths: int) -> None:
         identity = parts[0].identity
         assert covered.get(identity.minute_s, 0) <= identity.base_offset < identity.end_offset
         covered[identity.minute_s] = identity.end_offset
+    assert_logged(topics, batches)
     ledger = Counter[str]()
     for (*_, stage, kind, _, figure), value in totals(blocks, "ledger").items():
         if stage == "streams" and kind in ("open", "close", "transfer", "request"):
