@@ -205,7 +205,7 @@ def _block(
     block.add_numbers("duration_ns", "UInt64", duration)
     no_byte = calls.first_byte_ns == UNMEASURED_U64
     first_byte = _since_start(calls, np.where(no_byte, calls.start_ns, calls.first_byte_ns))
-    block.add_nullable("first_byte_ns", "UInt64", first_byte, no_byte)
+    block.add_nullable("time_to_first_byte_ns", "UInt64", first_byte, no_byte)
     constant("cluster", header.cluster)
     constant("node", header.node)
     block.add_names("role", ("client", "server"), np.where(is_client, 0, 1).astype("u1"))

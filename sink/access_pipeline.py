@@ -154,6 +154,10 @@ class AccessLog:
                 counter("podwire_errors_total").labels("sink", "access_log").inc()
                 log.error("access log: %s; starting again", error)
                 self._stop.wait(self._config.retry_max_s)
+            except Exception:
+                counter("podwire_errors_total").labels("sink", "access_log").inc()
+                log.exception("access log: a mistake in this software; starting again")
+                self._stop.wait(self._config.retry_max_s)
 
     def _read(self) -> None:
         config = self._config

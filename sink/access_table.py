@@ -39,7 +39,7 @@ ACCESS_LOG = StoredTable(
         Column("time", "DateTime64(9, 'UTC')", "End of the call, UTC", TIME),
         Column("duration_ns", "UInt64", "From its start to its end", COUNTER),
         Column(
-            "first_byte_ns",
+            "time_to_first_byte_ns",
             "Nullable(UInt64)",
             "From its start to the first byte of the response; NULL without one",
             _TEXT,

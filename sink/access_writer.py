@@ -64,12 +64,11 @@ class CallWriter:
             if chosen:
                 self._insert(day, chosen)
         if calls:
-            last = calls[-1]
             insert_once(
                 self._store,
                 self._retry,
                 batches_insert(calls),
-                lambda: self._is_recorded(last),
+                lambda: all(self._is_recorded(one) for one in calls),
                 unsure=False,
             )
         for partition, _ in batches:
@@ -95,7 +94,8 @@ class CallWriter:
         return not self._ask(lambda: self._is_recorded(calls))
 
     def _insert(self, day: int, batches: Sequence[Calls]) -> None:
-        # The blocks of Native format one after the other; the server joins them to one.
+        # The blocks of Native format one after the other; the server joins them to one. On several
+        # shards each has the rows of whole batches, so that all of them tell whether it is done.
         marks = [one.mark for one in batches]
         name = hashlib.blake2b(repr(marks).encode(), digest_size=16).hexdigest()
         insert = Insert(
@@ -109,7 +109,7 @@ class CallWriter:
             self._store,
             self._retry,
             insert,
-            lambda: bool(self._marks(day, marks)),
+            lambda: self._marks(day, marks) == set(marks),
             unsure=False,
         )
 

@@ -169,6 +169,7 @@ static __noinline int decide(struct call_state *call, struct socket_state *st, _
 	st->looked_at = call->direction;
 	if (!find_buffers(&from, call) || !next_buffer(&from)) {
 		size = 0; /* not to be seen: no reason to give up */
+		st->looked_at = 0;
 	} else {
 		if (length > size)
 			length = size;

@@ -71,8 +71,8 @@ SELECT service, endpoint, calls, failed, half_ns, nearly_all_ns, bytes FROM (
     GROUP BY service, endpoint
 ) AS m LEFT JOIN (
     SELECT service, endpoint,
-           quantileExactWeighted(0.5)((low_ns + high_ns) / 2, count) AS half_ns,
-           quantileExactWeighted(0.99)((low_ns + high_ns) / 2, count) AS nearly_all_ns
+           quantileExactWeighted(0.5)(value_ns, count) AS half_ns,
+           quantileExactWeighted(0.99)(value_ns, count) AS nearly_all_ns
     FROM endpoint_latency_buckets
     WHERE role = 'server' AND service IN ({services})
     GROUP BY service, endpoint
@@ -94,9 +94,9 @@ ORDER BY received + sent DESC"""
 
 WAITS: Final = """\
 SELECT stage, sum(count) AS calls,
-       quantileExactWeighted(0.5)((low_ns + high_ns) / 2, count) AS half_ns,
-       quantileExactWeighted(0.9)((low_ns + high_ns) / 2, count) AS most_ns,
-       quantileExactWeighted(0.99)((low_ns + high_ns) / 2, count) AS nearly_all_ns
+       quantileExactWeighted(0.5)(value_ns, count) AS half_ns,
+       quantileExactWeighted(0.9)(value_ns, count) AS most_ns,
+       quantileExactWeighted(0.99)(value_ns, count) AS nearly_all_ns
 FROM service_wait_buckets
 WHERE service IN ({services})
 GROUP BY direction, stage

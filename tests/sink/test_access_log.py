@@ -86,7 +86,7 @@ def test_what_was_not_measured_is_null_and_ends_are_told_apart(store, write):
     )  # fmt: skip
     rows = store.rows(
         "SELECT role, client_service, server_instance, server_address, server_port, status, "
-        "grpc_status, outcome, first_byte_ns, duration_ns, request_header_size, "
+        "grpc_status, outcome, time_to_first_byte_ns, duration_ns, request_header_size, "
         "request_body_size, response_header_size, response_body_size "
         "FROM podwire.access_log ORDER BY path"
     )

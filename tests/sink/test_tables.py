@@ -77,11 +77,13 @@ def test_retention_is_configurable_and_may_be_off():
                     ("retention_days", 3),
                     ("retention_hourly_days", 0),
                     ("retention_daily_days", 5),
+                    ("access_log_retention_days", 1),
                 )
             )
         )
     )
     assert "toIntervalDay(3)" in some
     assert "toIntervalDay(5)" in some
+    assert some.count("toIntervalDay(1)") == 2
     assert "toIntervalDay(0)" not in some
     assert fingerprint(Layout()) != fingerprint(Layout(fsync=True))
