@@ -7,6 +7,7 @@ takes away only what it measures, unless the whole collector would be pointless 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CAPABILITIES",
     "CORE",
+    "LISTENERS",
     "Hook",
     "Missing",
     "attach",
@@ -60,6 +62,8 @@ _FUNCTION_HOOKS: Final = {
 }
 """By the kind of section: which way of hooking functions it is, and which end it hooks."""
 _TRIAL_RING_BYTES: Final = 65_536
+LISTENERS: Final = "find_listeners"
+"""The iterator over listening sockets."""
 _SPARE: Final = "_spare_"
 """In the names of programs that are of use only where the kernel preempts programs."""
 _PREEMPTING_MAJOR: Final = 7
@@ -206,9 +210,26 @@ def attach(
         except BaseException:
             opened.close()
             raise
-    hooks = [_attach_one(opened, program, refused) for program in programs]
+    found = _find_listeners(opened, programs, refused)
+    hooks = [found.get(each.name) or _attach_one(opened, each, refused) for each in programs]
     _require_core(opened, hooks, core)
     return opened, hooks
+
+
+def _find_listeners(
+    opened: BpfObject, programs: Sequence[Program], refused: Mapping[str, str]
+) -> dict[str, Hook]:
+    # Before anything else is attached: the role of a connection that is older than the programs is
+    # decided at its first touch, which can come at once.
+    hooks = {}
+    for program in programs:
+        if program.name == LISTENERS:
+            hook = _attach_one(opened, program, refused)
+            if hook.attached:
+                with contextlib.suppress(BpfError):  # it is run again, and its failure told
+                    opened.run_iterator(program.name)
+            hooks[program.name] = hook
+    return hooks
 
 
 def _require_core(opened: BpfObject, hooks: list[Hook], core: Collection[str]) -> None:

@@ -19,6 +19,7 @@ from collector.abi import ConnectionFlag, Direction, Role
 from collector.protocols.calls import Call, Settings, Side
 from collector.protocols.detect import Protocol as Spoken
 from collector.protocols.exchange import Conversation
+from collector.protocols.first_lines import looks_like_request, looks_like_response
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,10 +115,8 @@ class Conversations:
 
     def end(self, ids: Sequence[int], end_ns: Sequence[int]) -> None:
         """Say that connections were closed or failed, and when."""
-        states = self._states
-        for connection_id, time in zip(ids, end_ns, strict=True):
-            if connection_id in states:
-                self._ending[-1][connection_id] = time
+        # Also of those without a state: all pieces of a short one come in the same drain.
+        self._ending[-1].update(zip(ids, end_ns, strict=True))
 
     def finish(self) -> None:
         """Nothing more comes: let go of what is known, without judging what is under way."""
@@ -178,8 +177,10 @@ class Conversations:
                     )
                     position = expected
                 else:
-                    if exchange.unneeded(side) < gap:
-                        self.gaps += 1
+                    unneeded = exchange.unneeded(side)
+                    if not size:  # how far it came, by a number that a FIN may be counted in
+                        gap = min(gap, unneeded)
+                    self.gaps += unneeded < gap
                     exchange.skip(side, gap, start_ns, end_ns)
             state.expected[place] = position + size & _LAST
             if captured:
@@ -222,14 +223,25 @@ class Conversations:
             state = _State(None, Direction.READ, is_excluded=True)
             self._verdicts.append(Verdict(connection_id, is_unwanted=True))
         else:
-            request = Direction.READ if row["role"] == Role.SERVER else Direction.WRITE
             is_joined = bool(row["flags"] & ConnectionFlag.PREEXISTING)
-            if is_joined and data.startswith(b"HTTP/1.") and direction == request:
-                # The role of a connection older than the collector is a guess by its port.
-                request = Direction.WRITE if request == Direction.READ else Direction.READ
+            if is_joined:
+                self._correct_role(slot, direction, data)
+            is_server = self._table.rows["role"][slot] == Role.SERVER
+            request = Direction.READ if is_server else Direction.WRITE
             state = _State(Conversation([], self._settings, is_joined), request)
         self._states[connection_id] = state
         return state
+
+    def _correct_role(self, slot: int, direction: int, data: bytes) -> None:
+        # The role of a connection older than the collector is a guess by its port; what it says is
+        # certain.
+        if looks_like_response(data):
+            role = Role.SERVER if direction == Direction.WRITE else Role.CLIENT
+        elif looks_like_request(data):
+            role = Role.SERVER if direction == Direction.READ else Role.CLIENT
+        else:
+            return
+        self._table.rows["role"][slot] = role
 
     def _close(self, connection_id: int, end_ns: int) -> None:
         state = self._states.pop(connection_id, None)

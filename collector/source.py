@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from collector import abi
-from collector.attach import attach_first, missing_hooks
+from collector.attach import LISTENERS, attach_first, missing_hooks
 from collector.btf import parse_object
 from collector.build import hash_layout
 from collector.config import object_paths
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ITERATORS", "KernelSource", "require_layout", "ring_sizes"]
 
-ITERATORS: Final = ("find_listeners", "find_sockets")
+ITERATORS: Final = (LISTENERS, "find_sockets")
 """Programs that find what is older than the collector, in the order to run them."""
 
 _LOG: Final = logging.getLogger("podwire.collector")

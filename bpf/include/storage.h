@@ -63,7 +63,7 @@ static __always_inline __u64 count_submitted(struct podwire_counts *counted, __u
 }
 
 /* How many buffers and pieces of a call are copied. */
-enum { MAX_STEPS = 192 };
+enum { MAX_STEPS = 8192 };
 
 /* Calls step(i, of) until it returns something. The helper came with v5.17. */
 #define LOOP(times, step, of) bpf_loop(times, step, of, 0)

@@ -42,6 +42,7 @@ static __noinline int closed(struct sock *sk, struct socket_state *st, __u8 tcp_
 		return 0;
 	st->stage = STAGE_CLOSED;
 	st->is_ready = 0;
+	end_payload(sk, st);
 	call = is_owned(sk) ? current_call() : 0;
 	if (is_in_call(call, CALL_CLOSE)) {
 		release_held(call, now); /* close_range() closes several */

@@ -344,3 +344,47 @@ static __always_inline void capture(struct call_state *call, struct sock *sk,
 	}
 	copy_payload(call, piece, size, skipped);
 }
+
+/* How far a connection has come whose last bytes were not captured: an empty record for a direction
+ * that user space does not want all of. */
+static __noinline int tell_position(struct sock *sk, struct socket_state *st, bool is_write)
+{
+	__u32 key = PODWIRE_KIND_PAYLOAD, lane;
+	struct podwire_counts *counted = bpf_map_lookup_elem(&counts, &key);
+	struct podwire_payload_record *record;
+
+	if (!counted || !st)
+		return 0;
+	record = bpf_ringbuf_reserve(&payloads, sizeof(*record), 0);
+	if (!record) {
+		__sync_fetch_and_add(&counted->ring_full, 1);
+		return 0;
+	}
+	record->connection_id = st->connection_id;
+	record->start_ns = record->end_ns = bpf_ktime_get_ns();
+	record->position = position_after(sk, is_write);
+	record->size = record->captured = 0;
+	record->direction = is_write ? PODWIRE_WRITE : PODWIRE_READ;
+	record->pad = 0;
+	record->sequence = next_payload_sequence(&lane);
+	record->cpu = lane;
+	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+	__sync_fetch_and_add(&counted->submitted, 1);
+	return 0;
+}
+
+/* Called once for a connection, when this end closes it. */
+static __always_inline void end_payload(struct sock *sk, struct socket_state *st)
+{
+	struct podwire_verdict *verdict;
+
+	if (!podwire_payloads || st->payload != PAYLOAD_WANTED)
+		return;
+	verdict = bpf_map_lookup_elem(&verdicts, &st->connection_id);
+	if (!verdict)
+		return;
+	if (verdict->is_skipping[0])
+		tell_position(sk, st, false);
+	if (verdict->is_skipping[1])
+		tell_position(sk, st, true);
+}

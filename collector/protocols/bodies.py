@@ -100,7 +100,10 @@ class Body:
                 position += taken
                 self.skip(taken)
             elif state == _SIZE_LINE:
-                position = self._read_size_line(data, position)
+                if not self._line:
+                    position = self._pass_chunks(data, position)
+                if position < size:
+                    position = self._read_size_line(data, position)
             elif state == _CHUNK_END:
                 position = self._read_chunk_end(data, position)
             elif state == _TRAILER:
@@ -131,6 +134,18 @@ class Body:
         if size and state != _OVER:
             self._state = _BAD
         return size
+
+    def _pass_chunks(self, data: bytes, position: int) -> int:
+        # Chunks that are whole, up to the last, which is left.
+        size = len(data)
+        while match := _CHUNK_SIZE.match(data, position):
+            length = int(match[1], 16)
+            after = match.end() + length
+            if not length or after + 2 > size or data[after : after + 2] != b"\r\n":
+                break
+            self.size += length
+            position = after + 2
+        return position
 
     def _read_size_line(self, data: bytes, position: int) -> int:
         if self._line:
@@ -173,6 +188,10 @@ class Body:
 
     def _read_trailer(self, data: bytes, position: int) -> int:
         # _left counts the bytes of the line, without a carriage return that begins it.
+        if not (self._left or self._line) and data[position : position + 2] == b"\r\n":
+            self.trailer_size += 2 if self.trailer_size else 0
+            self._state = _OVER
+            return position + 2
         end = data.find(b"\n", position)
         until = len(data) if end < 0 else end
         length = until - position

@@ -6,12 +6,17 @@ import re
 from enum import IntEnum
 from typing import Final
 
-from collector.protocols.heads import looks_like_request, looks_like_response
+from collector.protocols.calls import Side
+from collector.protocols.first_lines import looks_like_request, looks_like_response
+from collector.protocols.frames import (
+    HEADER_SIZE,
+    PREFACE,
+    FrameType,
+    is_plausible,
+    unpack_header,
+)
 
-__all__ = ["PREFACE", "Protocol", "detect", "proxy_header_size"]
-
-PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-"""What an HTTP/2 client says first (RFC 9113 section 3.4)."""
+__all__ = ["Protocol", "detect", "proxy_header_size"]
 
 _PROXY_V1: Final = b"PROXY "
 _PROXY_V1_LINE: Final = re.compile(
@@ -21,16 +26,8 @@ _PROXY_V1_MAX: Final = 107
 _PROXY_V2: Final = b"\r\n\r\n\0\r\nQUIT\n"
 _PROXY_V2_FIXED: Final = 16
 
-_FRAME_HEADER: Final = 9
 _MAX_FRAME: Final = 1 << 20  # far more than the default of 2**14, far less than random bytes say
 _ENOUGH_FRAMES: Final = 3
-_MIN_BYTES: Final = 16
-_DATA, _HEADERS, _PRIORITY, _RST_STREAM, _SETTINGS = range(5)
-_PUSH_PROMISE, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = range(5, 10)
-# By type: flags that mean something; whether it belongs to a stream (None: either); its length
-_FLAGS: Final = (0x09, 0x2D, 0, 0, 0x01, 0x0C, 0x01, 0, 0, 0x04)
-_HAS_STREAM: Final = (True, True, True, True, False, True, False, False, None, True)
-_SIZES: Final = {_PRIORITY: 5, _RST_STREAM: 4, _PING: 8, _WINDOW_UPDATE: 4}
 
 
 class Protocol(IntEnum):
@@ -60,7 +57,7 @@ def detect(data: bytes, is_joined: bool = False) -> Protocol | None:
         prefix = proxy_header_size(data)
         if prefix is None:
             return None
-        data = data[prefix:]
+        data = data[prefix:].lstrip(b"\r\n")  # empty lines may come first (RFC 9112 section 2.2)
     if not data:
         return None
     if data.startswith(PREFACE[: len(data)]):
@@ -99,33 +96,18 @@ def _frames(data: bytes, is_joined: bool) -> bool | None:
     size = len(data)
     position = count = 0
     while position < size:
-        if size - position < _FRAME_HEADER:
-            return None if data[position : position + 1] in (b"", b"\0") else False
-        length = int.from_bytes(data[position : position + 3], "big")
-        kind, flags = data[position + 3], data[position + 4]
-        stream = int.from_bytes(data[position + 5 : position + 9], "big")
-        if not _is_frame(length, kind, flags, stream):
+        if size - position < HEADER_SIZE:
+            can_be_first = is_joined or count or data[3:4] in (b"", b"\x04")
+            return None if can_be_first and not data[position] else False
+        high, low, kind, flags, stream = unpack_header(data, position)
+        length = high << 16 | low
+        if length > _MAX_FRAME or not is_plausible(Side.RESPONSE, length, kind, flags, stream):
             return False
-        if not is_joined and not count and (kind != _SETTINGS or flags):
+        if not is_joined and not count and (kind != FrameType.SETTINGS or flags):
             return False
         count += 1
-        position += _FRAME_HEADER + length
+        position += HEADER_SIZE + length
         if count == _ENOUGH_FRAMES:
             return True
     # Data alone says little: that is how lengths before bytes look in other protocols, too.
-    return True if position == size and (count > 1 or kind != _DATA) else None
-
-
-def _is_frame(length: int, kind: int, flags: int, stream: int) -> bool:
-    if kind > _CONTINUATION or length > _MAX_FRAME or flags & ~_FLAGS[kind] or stream >> 31:
-        return False
-    has_stream = _HAS_STREAM[kind]
-    if has_stream is not None and has_stream != bool(stream):
-        return False
-    if kind == _SETTINGS:
-        return length % 6 == 0 and not (flags and length)
-    if kind == _GOAWAY:
-        return length >= 8
-    if kind == _HEADERS:
-        return length > 0
-    return length == _SIZES.get(kind, length)
+    return True if position == size and (count > 1 or kind != FrameType.DATA) else None

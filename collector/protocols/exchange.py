@@ -12,8 +12,10 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from collector.protocols.calls import Call, Settings, Side
-from collector.protocols.detect import PREFACE, Protocol, detect, proxy_header_size
-from collector.protocols.http1 import Http1, Piece
+from collector.protocols.detect import Protocol, detect, proxy_header_size
+from collector.protocols.frames import PREFACE
+from collector.protocols.http1 import Http1
+from collector.protocols.http1_state import Piece
 from collector.protocols.http2 import Http2
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ __all__ = ["Conversation"]
 _ENDLESS: Final = (1 << 31) - 1
 _MAX_TURNS: Final = 16
 _MAX_UNDECIDED_PIECES: Final = 65_536
+_PIECES_PER_CHECK: Final = 32
+"""A failed parser takes nothing, so that it is enough to look for one now and then."""
 _MAX_KEPT_BYTES: Final = 16_384
 _MAX_KEPT_PIECES: Final = 256
 
@@ -64,7 +68,8 @@ class Conversation:
                 self._run(self._review(http1, Piece(side, data, 0, start_ns, end_ns)))
         elif self._http2 is not None:
             self._http2.feed(side, data, start_ns, end_ns)
-            if self._http2.is_failed:
+            self._seen += 1
+            if self._seen % _PIECES_PER_CHECK == 0 and self._http2.is_failed:
                 self._become_other(end_ns)
         elif self.protocol is Protocol.UNDECIDED and data:
             self._run((Piece(side, data, 0, start_ns, end_ns),))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 from enum import IntEnum
@@ -97,10 +98,18 @@ _RULES: Final[dict[int, _Rule]] = {
 # Extensions that are in use: ALTSVC (RFC 7838), ORIGIN (RFC 8336), PRIORITY_UPDATE (RFC 9218).
 _EXTENSIONS: Final = frozenset({0x0A, 0x0C, 0x10})
 
-# Where a frame of less than 64 KB with the flags of its type might begin.
+# Frames in a row, on streams of usual numbers, that are hardly there by chance.
+_LONG_CHAIN: Final = 2
+_USUAL_STREAM: Final = 1 << 24
+_MAX_CANDIDATES: Final = 1_024
+
+# Where a frame of less than 64 KB might begin: flags of its type, a stream if it needs one. Done
+# here and not in Python because bodies of zeros would pass for lengths everywhere.
 _CANDIDATE: Final = re.compile(
-    rb"(?=\x00..(?:\x00[\x00\x01\x08\x09]|\x01[\x00\x01\x04\x05\x08\x09\x0c\x0d\x20-\x2d]"
-    rb"|[\x02\x03\x07\x08]\x00|[\x04\x06][\x00\x01]|\x05[\x00\x04\x08\x0c]|\x09[\x00\x04])[\x00-\x7f])",
+    rb"(?=\x00..(?:"
+    rb"(?:\x00[\x00\x01\x08\x09]|\x01[\x00\x01\x04\x05\x08\x09\x0c\x0d\x20-\x2d]|[\x02\x03]\x00"
+    rb"|\x05[\x00\x04\x08\x0c]|\x09[\x00\x04])(?!\x00{4})[\x00-\x7f].{3}"
+    rb"|(?:[\x04\x06][\x00\x01]|\x07\x00)\x00{4}|\x08\x00[\x00-\x7f].{3}))",
     re.DOTALL,
 )
 
@@ -142,32 +151,53 @@ def is_allowed(length: int, kind: int, stream_id: int) -> bool:
 
 def find_boundary(side: Side, data: bytes, longest: int) -> int:
     """Say where a frame begins in a piece met without knowing; -1 if nowhere for sure."""
-    if _follow(side, data, 0, longest, set()) >= 0:
-        return 0
-    # Inside a piece a chain must end where the piece does: chance does not hit that.
+    # At the beginning any chain will do, but for a lone header of a frame so large that taking it
+    # by mistake would cost megabytes.
+    end, _ = _follow(side, data, 0, longest, set())
+    if end >= 0:
+        is_lone = int.from_bytes(data[:3], "big") > len(data) - HEADER_SIZE
+        if not is_lone or end - len(data) <= DEFAULT_FRAME_SIZE:
+            return 0
+    # Inside a piece a chain must end where the piece does, or be long: chance hits neither.
+    # One begins within the length of a usual frame, if the side is in the middle of such.
     failed: set[int] = set()
-    for match in _CANDIDATE.finditer(data):
-        if _follow(side, data, match.start(), longest, failed) == len(data):
-            return match.start()
+    candidates = _CANDIDATE.finditer(data, 1, DEFAULT_FRAME_SIZE + 2 * HEADER_SIZE)
+    for match in itertools.islice(candidates, _MAX_CANDIDATES):
+        start = match.start()
+        end, frames = _follow(side, data, start, longest, failed)
+        if end == len(data) or (end >= 0 and frames >= _LONG_CHAIN):
+            return start
+        failed.add(start)
     return -1
 
 
-def _follow(side: Side, data: bytes, position: int, longest: int, failed: set[int]) -> int:
-    # The end of a chain of frames, -1 if it breaks. It may end in the middle of a frame.
-    visited = []
+def _is_usual(length: int, kind: int, flags: int, stream_id: int) -> bool:
+    # An empty frame that ends nothing has no use, but is what small numbers look like.
+    is_idle = kind == FrameType.DATA and not length and not flags
+    return stream_id < _USUAL_STREAM and not is_idle
+
+
+def _follow(
+    side: Side, data: bytes, position: int, longest: int, failed: set[int]
+) -> tuple[int, int]:
+    # The end of a chain of frames, -1 if it breaks, and how many frames it has; the last may go on
+    # beyond the data. Where a chain broke is remembered: what leads there breaks as well.
+    start = position
+    frames = 0
+    visited: list[int] = []
     size = len(data)
     while size - position >= HEADER_SIZE:
-        if position in failed:
-            break
-        visited.append(position)
         high, low, kind, flags, stream_id = unpack_header(data, position)
         length = high << 16 | low
-        if length > longest or not is_plausible(side, length, kind, flags, stream_id):
-            break
-        position += HEADER_SIZE + length
-    else:
-        if position != size:
+        if (
+            position in failed
+            or length > longest
+            or not is_plausible(side, length, kind, flags, stream_id)
+            or (start and not _is_usual(length, kind, flags, stream_id))
+        ):
             failed.update(visited)
-        return position
-    failed.update(visited)
-    return -1
+            return -1, frames
+        visited.append(position)
+        frames += 1
+        position += HEADER_SIZE + length
+    return position, frames

@@ -12,31 +12,18 @@ from typing import Final
 
 from collector.protocols.bodies import CHUNKED, UNKNOWN, UNTIL_CLOSE
 from collector.protocols.calls import Trace, Version
+from collector.protocols.first_lines import REQUEST_LINE, STATUS_LINE
 from collector.protocols.traces import find_trace
 
 __all__ = [
-    "HeadBuffer",
     "HeadCache",
     "RequestHead",
     "ResponseHead",
-    "begins_known_request",
-    "looks_like_request",
-    "looks_like_response",
     "parse_request_head",
     "parse_response_head",
     "shared_heads",
 ]
 
-_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"  # RFC 9110 section 5.6.2
-_REQUEST_LINE: Final = re.compile(
-    rb"(" + _TOKEN + rb"{1,64})[ \t]+([^\s]+)[ \t]+HTTP/1\.([0-9])[ \t]*\r?\n"
-)
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[0-9][ \t]+([1-9][0-9]{2})(?:[ \t][^\n]*)?\r?\n")
-_REQUEST_START: Final = re.compile(_TOKEN + rb"{1,64}[ \t]+[^\s]+[ \t]+HTTP/1\.[0-9](?=\s)")
-_RESPONSE_START: Final = re.compile(rb"HTTP/1\.[0-9][ \t]+[1-9][0-9]{2}(?=\s)")
-_KNOWN_METHOD: Final = re.compile(
-    rb"(?:GET|HEAD|POST|PUT|DELETE|CONNECT|OPTIONS|TRACE|PATCH)[ \t]"  # RFC 9110 section 9.3, 5789
-)
 # Fields that are asked for, with values that may be folded (RFC 9112 section 5.2)
 _VALUE: Final = rb":([^\n]*(?:\n[ \t][^\n]*)*)"
 _REQUEST_FIELDS: Final = re.compile(
@@ -53,42 +40,6 @@ _SLASH: Final = 0x2F
 _HTTP_1_0: Final = Version.HTTP_1_0
 _HTTP_1_1: Final = Version.HTTP_1_1
 _MAX_LENGTH_DIGITS: Final = 18  # a Content-Length that 64 bits hold
-
-
-def _beginning(text: bytes, rest: bytes) -> bytes:
-    # A pattern for every beginning of the text, and for the text with the rest after it.
-    pattern = rest
-    for byte in reversed(text):
-        pattern = rb"(?:" + re.escape(bytes((byte,))) + pattern + rb")?"
-    return pattern
-
-
-_VERSION_BEGINNING: Final = _beginning(b"HTTP/1.", rb"[0-9]?")
-_REQUEST_BEGINNING: Final = re.compile(
-    _TOKEN + rb"{1,64}(?:[ \t]+(?:[^\s]+(?:[ \t]+" + _VERSION_BEGINNING + rb")?)?)?"
-)
-_RESPONSE_BEGINNING: Final = re.compile(
-    _beginning(b"HTTP/1.", rb"(?:[0-9](?:[ \t]+(?:[1-9][0-9]{0,2})?)?)?")
-)
-
-
-def looks_like_request(data: bytes | bytearray) -> bool | None:
-    """Whether the bytes begin with a request line (RFC 9112 section 3); None: too few to tell."""
-    if _REQUEST_START.match(data):
-        return True
-    return None if _REQUEST_BEGINNING.fullmatch(data) else False
-
-
-def begins_known_request(data: bytes) -> bool:
-    """Whether the bytes begin with a request line of one of the usual methods."""
-    return _REQUEST_START.match(data) is not None and _KNOWN_METHOD.match(data) is not None
-
-
-def looks_like_response(data: bytes | bytearray) -> bool | None:
-    """Whether the bytes begin with a status line (RFC 9112 section 4); None: too few to tell."""
-    if _RESPONSE_START.match(data):
-        return True
-    return None if _RESPONSE_BEGINNING.fullmatch(data) else False
 
 
 @dataclass(slots=True)
@@ -138,15 +89,15 @@ def parse_request_head(raw: bytes, keep_query: bool = False) -> RequestHead | No
     Returns:
         None if the request line is none.
     """
-    match = _REQUEST_LINE.match(raw)
+    match = REQUEST_LINE.match(raw)
     if match is None:
         return None
     name, target, minor = match.groups()
     method = name.decode()
-    fields = _REQUEST_FIELDS.findall(raw)
     host = lengths = codings = None
-    switches = has_trace = False
-    for field, value in fields:
+    switches = False
+    traces: dict[str, str] = {}
+    for field, value in _REQUEST_FIELDS.findall(raw):
         field = field.lower()
         if field == b"host":
             host = value.strip()
@@ -157,7 +108,7 @@ def parse_request_head(raw: bytes, keep_query: bool = False) -> RequestHead | No
         elif field == b"upgrade":
             switches = True
         else:
-            has_trace = True
+            traces[field.decode()] = _text(value.strip())
     if target[0] != _SLASH and method != "CONNECT":
         absolute = _ABSOLUTE.fullmatch(target)
         if absolute is not None:
@@ -180,7 +131,7 @@ def parse_request_head(raw: bytes, keep_query: bool = False) -> RequestHead | No
         _text(target),
         _text(host) if host else "",
         framing,
-        _trace(fields) if has_trace else None,
+        find_trace(traces.get) if traces else None,
         switches,
         framing >= 0 and not switches,
     )
@@ -192,7 +143,7 @@ def parse_response_head(raw: bytes) -> ResponseHead | None:
     Returns:
         None if the status line is none.
     """
-    match = _STATUS_LINE.match(raw)
+    match = STATUS_LINE.match(raw)
     if match is None:
         return None
     status = int(match[1])
@@ -219,16 +170,6 @@ def _text(value: bytes) -> str:
 def _join(values: bytes | None, value: bytes) -> bytes:
     # Several fields of one name are one list (RFC 9110 section 5.3).
     return value if values is None else values + b"," + value
-
-
-def _trace(fields: list[tuple[bytes, bytes]]) -> Trace | None:
-    values = {name.lower(): value for name, value in fields}
-
-    def get(name: str) -> str | None:
-        value = values.get(name.encode())
-        return None if value is None else _text(value.strip())
-
-    return find_trace(get)
 
 
 def _upgrade(raw: bytes) -> str:
@@ -285,7 +226,8 @@ class HeadCache:
         if not _is_one_section(raw):
             return None
         head = parse_request_head(raw, self.keep_query)
-        if head is not None and self._has_room(raw):
+        # Trace ids are new in every request, so that with them nothing repeats.
+        if head is not None and head.trace is None and self._has_room(raw):
             self.requests[raw] = head
         return head
 
@@ -329,89 +271,3 @@ def _is_one_section(raw: bytes) -> bool:
     # The empty line is the last, and lines before it end as lines do.
     end = raw.find(b"\n\r\n")
     return end == len(raw) - 3 and b"\n\n" not in raw
-
-
-def _section_end(data: bytearray, start: int) -> int:
-    # The position after the first empty line at or after a position, -1 without one
-    crlf = data.find(b"\n\r\n", start)
-    lf = data.find(b"\n\n", start, crlf + 1 if crlf >= 0 else len(data))
-    if lf >= 0:
-        return lf + 2
-    return crlf + 3 if crlf >= 0 else -1
-
-
-class HeadBuffer:
-    """Collects a header section that comes in several pieces.
-
-    Attributes:
-        start_ns: When its first byte began to move.
-        first_ns: When the piece with its first byte had moved.
-        size: Its bytes so far.
-        raw: The section, once it is whole; of one that is too long the lines that were kept.
-    """
-
-    __slots__ = ("_buffer", "_check_at", "_kept", "_limit", "first_ns", "raw", "size", "start_ns")
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._buffer = bytearray()
-        self._kept = b""
-        self._check_at = 0
-        self.raw = b""
-        self.size = 0
-        self.start_ns = 0
-        self.first_ns = 0
-
-    def begin(self, start_ns: int, end_ns: int) -> None:
-        """Forget what was, and start with a piece of those times."""
-        self._buffer.clear()
-        self._kept = self.raw = b""
-        self._check_at = 1
-        self.size = 0
-        self.start_ns = start_ns
-        self.first_ns = end_ns
-
-    def take(self, data: bytes, position: int) -> int:
-        """Take bytes up to the end of the section, if it is there; return the position after."""
-        buffer = self._buffer
-        while position < len(data):
-            # Bytes after the section are of no use here, so never copy many of them.
-            room = max(self._limit - len(buffer), 1)
-            part = data[position : position + room]
-            before = len(buffer)
-            buffer += part
-            end = _section_end(buffer, max(before - 2, 0))
-            if end >= 0:
-                self.size += end - before
-                self.raw = self._kept or bytes(buffer[:end])
-                return position + end - before
-            self.size += len(part)
-            position += len(part)
-            if len(buffer) >= self._limit:
-                self._kept = self._kept or self._whole_lines()
-                del buffer[:-2]
-        return position
-
-    def _whole_lines(self) -> bytes:
-        return bytes(self._buffer[: self._buffer.rfind(b"\n") + 1]) + b"\r\n"
-
-    def begins(self) -> bytes | None:
-        """Return what is there, if it is time to see whether it can become a header section.
-
-        That is at every line end and every time that it has doubled.
-        """
-        buffer = self._buffer
-        if self._kept or not self._check_at:
-            return None
-        if len(buffer) < self._check_at and b"\n" not in buffer[-1024:]:
-            return None
-        self._check_at = len(buffer) * 2
-        return bytes(buffer)
-
-    def is_accepted(self) -> None:
-        """Note that what is there begins with a proper first line."""
-        self._check_at = 0
-
-    def partial(self) -> bytes:
-        """Return the whole lines so far and an empty line, as if the section had ended."""
-        return self._kept or self._whole_lines()

@@ -81,6 +81,20 @@ class Http2:
             may have gone by unread.
     """
 
+    __slots__ = (
+        "_has_grpc",
+        "_has_response_block",
+        "_heads",
+        "_is_closed",
+        "_is_exact",
+        "_last_opened",
+        "_readers",
+        "_settings",
+        "_streams",
+        "done",
+        "given_up",
+    )
+
     def __init__(self, done: list[Call], settings: Settings, is_joined: bool = False) -> None:
         self.done = done
         self.given_up = 0
@@ -104,6 +118,10 @@ class Http2:
         Never true of a connection that was joined: there the parser looks for the next frame.
         """
         return any(reader.is_failed for reader in self._readers)
+
+    def is_lost(self, side: Side) -> bool:
+        """Whether the parser is looking for the beginning of a frame (RFC 9113 section 4.1)."""
+        return self._readers[side].is_lost
 
     def adopt(self, call: Call, end_ns: int) -> None:
         """Take over an HTTP/1.1 request that was upgraded (RFC 7540 section 3.2).

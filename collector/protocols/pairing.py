@@ -6,11 +6,15 @@ seen. After a gap the order alone says nothing, and a response given to the wron
 worse than one that is not known: calls whose response cannot be told are answered without a
 status. Order is trusted again from the next request on that began when all before it had their
 answers, which without pipelining is every request.
+
+That a second request is open proves no pipelining: the answer to the first may have been lost,
+which shows only when the next piece of that side comes. So a connection pipelines once a response
+without a gap before it found several requests open. One that was seen to wait for every answer so
+far is taken to go on so: after a gap its last request is the one that is answered.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Final
 
 from collector.protocols.calls import UNMEASURED, Call, Outcome
@@ -18,6 +22,8 @@ from collector.protocols.calls import UNMEASURED, Call, Outcome
 __all__ = ["Pairing"]
 
 _NEVER: Final = -1
+_PATIENT: Final = 3
+"""Answers that were waited for, after which the next is expected to be, too."""
 
 
 class Pairing:
@@ -27,7 +33,8 @@ class Pairing:
         open: Requests without a final response, oldest first.
         unsure: Open requests of which it cannot be told which responses are theirs.
         is_settled: Whether the order of `open` can be trusted.
-        pipelines: Whether a request was ever seen that did not wait for the one before.
+        pipelines: Whether a request was seen that did not wait for the answer to the one before.
+        waited: Requests answered while no other was open.
     """
 
     __slots__ = (
@@ -41,13 +48,15 @@ class Pairing:
         "open",
         "pipelines",
         "unsure",
+        "waited",
     )
 
     def __init__(self, done: list[Call], max_open: int) -> None:
-        self.open: deque[Call] = deque()
+        self.open: list[Call] = []  # mostly one, so that a deque would only be larger
         self.unsure: list[Call] = []  # few connections ever have any
         self.is_settled = True
         self.pipelines = False
+        self.waited = 0
         self._done = done
         self._max_open = max_open
         self._request_gap_ns = _NEVER
@@ -62,13 +71,13 @@ class Pairing:
             call: The request.
             is_busy: Whether a response is under way.
         """
+        if self.open and self.open[-1].start_ns == call.start_ns:
+            self.pipelines = True  # both in one piece
         if self._request_gap_ns == _NEVER and self._response_gap_ns == _NEVER:
-            if self.open or is_busy:
-                self.pipelines = True
             self.open.append(call)
         elif self._response_gap_ns >= call.start_ns:
             self.open.append(call)  # its response, too, may be in the gap
-        elif self._begins_afresh(is_busy):
+        elif not self._may_pipeline(is_busy) or (self._has_answered and not is_busy):
             self._give_up_all(call.start_ns)
             self._request_gap_ns = self._response_gap_ns = _NEVER
             self.is_settled = not self._passed
@@ -78,16 +87,14 @@ class Pairing:
             self._has_answered = False
         self._bound(call.start_ns)
 
-    def _begins_afresh(self, is_busy: bool) -> bool:
-        if self._response_gap_ns == _NEVER and (self.open or is_busy):
-            self.pipelines = True
-        if self.pipelines:
-            return self._has_answered and not is_busy
-        return True
+    def _may_pipeline(self, is_busy: bool) -> bool:
+        # Only requests are missing, and the one before is not answered yet.
+        waits_not = self._response_gap_ns == _NEVER and (bool(self.open) or is_busy)
+        return self.pipelines or (waits_not and self.waited < _PATIENT)
 
     def _bound(self, now_ns: int) -> None:
         if len(self.open) > self._max_open:
-            call = self.open.popleft()
+            call = self.open.pop(0)
             call.end_ns = now_ns
             self._done.append(call)
             self._passed += 1
@@ -107,18 +114,32 @@ class Pairing:
             return None
         if self.open and self.open[0].start_ns <= first_ns:
             if self._response_gap_ns == _NEVER:
-                return self.open.popleft()
+                self.note_wait()
+                return self.open.pop(0)
+            if not self.pipelines and self.waited >= _PATIENT:
+                while len(self.open) > 1 and self.open[1].start_ns <= first_ns:
+                    self._give_up(self.open.pop(0), first_ns)
+                self._request_gap_ns = self._response_gap_ns = _NEVER
+                self._update()
+                return self.open.pop(0)
             if len(self.open) == 1 and not self.unsure and self._request_gap_ns == _NEVER:
                 # Only one request was open: what was lost cannot have been another's response.
                 self._response_gap_ns = _NEVER
                 self._update()
-                return self.open.popleft()
+                return self.open.pop(0)
         self._has_answered = True
         return None
 
+    def note_wait(self) -> None:
+        """The oldest open request is answered, and no bytes are known to be missing."""
+        if len(self.open) > 1 and self._request_gap_ns == _NEVER:
+            self.pipelines = True
+        else:
+            self.waited += 1
+
     def put_back(self, call: Call) -> None:
         """Undo `match`: it was an interim response (RFC 9110 section 15.2)."""
-        self.open.appendleft(call)
+        self.open.insert(0, call)
 
     def lose_requests(self, end_ns: int) -> None:
         """Take note that requests may have come unseen until then."""
@@ -137,7 +158,7 @@ class Pairing:
         if self._response_gap_ns != _NEVER or self.unsure:
             self._give_up_all(end_ns)
         while self.open:
-            call = self.open.popleft()
+            call = self.open.pop(0)
             call.end_ns = end_ns
             self._done.append(call)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import re
 from base64 import b64decode
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +17,10 @@ __all__ = ["TRACE_FIELDS", "find_trace"]
 TRACE_FIELDS: Final = ("sw8", "traceparent", "b3", "x-b3-traceid", "x-b3-spanid")
 """The header fields that `find_trace` asks for, in lower case."""
 
+_W3C: Final = re.compile(
+    r"([0-9a-f]{2})-((?!0{32})[0-9a-f]{32})-((?!0{16})[0-9a-f]{16})-[0-9a-f]{2}(-.*)?",
+    re.IGNORECASE | re.ASCII,
+)
 _HEX: Final = frozenset("0123456789abcdefABCDEF")
 _MAX_ID: Final = 256
 _B3_IDS: Final = (16, 32)
@@ -69,16 +74,12 @@ def _plain(encoded: str) -> str:
 
 
 def _w3c(value: str) -> Trace | None:
-    # version-traceid-parentid-flags; later versions may append fields, ff is no version
-    parts = value.strip().split("-")
-    if len(parts) < 4 or (parts[0] == "00" and len(parts) > 4):
+    match = _W3C.fullmatch(value.strip())
+    if match is None:
         return None
-    version, trace_id, span_id, flags = parts[:4]
-    if (len(version), len(trace_id), len(span_id), len(flags)) != (2, 32, 16, 2):
-        return None
-    if version == "ff" or not _HEX.issuperset(version + trace_id + span_id + flags):
-        return None
-    if not trace_id.strip("0") or not span_id.strip("0"):
+    version, trace_id, span_id, more = match.groups()
+    # Later versions may append fields; ff is none, and neither are ids of zeros.
+    if (version == "00" and more) or version.lower() == "ff":
         return None
     return Trace(TraceProvider.W3C, trace_id, span_id)
 

@@ -62,10 +62,12 @@ GROUP BY service
 ORDER BY received + sent DESC"""
 
 ENDPOINTS: Final = """\
-SELECT service, endpoint, calls, failed, half_ns, nearly_all_ns, bytes FROM (
+SELECT service, endpoint, calls, judged, succeeded, half_ns, nearly_all_ns, bytes FROM (
     SELECT service, endpoint, sum(http_call_count) AS calls,
-           calls - sum(http_success_count) AS failed,
-           sum(http_request_body_size) + sum(http_response_body_size) AS bytes
+           sum(http_success_count_measured_count) AS judged,
+           ifNull(sum(http_success_count), 0) AS succeeded,
+           ifNull(sum(http_request_body_size), 0)
+               + ifNull(sum(http_response_body_size), 0) AS bytes
     FROM endpoint_metrics
     WHERE role = 'server' AND service IN ({services})
     GROUP BY service, endpoint
@@ -142,7 +144,8 @@ class Endpoint:
     service: str
     name: str
     calls: int
-    failed: int
+    judged: int
+    succeeded: int
     half_ns: float | None
     nearly_all_ns: float | None
     bytes_: int
@@ -217,7 +220,8 @@ def load_endpoints(database: Database, services: Iterable[str]) -> list[Endpoint
             service=row["service"],
             name=row["endpoint"],
             calls=int(row["calls"]),
-            failed=int(row["failed"]),
+            judged=int(row["judged"]),
+            succeeded=int(row["succeeded"]),
             half_ns=_optional(row["half_ns"]),
             nearly_all_ns=_optional(row["nearly_all_ns"]),
             bytes_=int(row["bytes"]),
@@ -318,7 +322,7 @@ def endpoint_table(endpoints: Sequence[Endpoint]) -> Table:
             each.service,
             Text(each.name),
             count(each.calls),
-            _share(each.calls - each.failed, each.calls),
+            _share(each.succeeded, each.judged),
             _duration(each.half_ns),
             _duration(each.nearly_all_ns),
             size(each.bytes_),

@@ -7,10 +7,13 @@ own each, as browsers and load generators send them, answered with 1,000 bytes.
 
 from __future__ import annotations
 
+from functools import partial
+
 import h2.config
 import h2.connection
 import h2.events
 import hpack
+from hyperframe.frame import Frame, HeadersFrame
 
 from collector.protocols.calls import Call, Settings, Side
 from collector.protocols.frames import PREFACE
@@ -18,35 +21,63 @@ from collector.protocols.http2 import Http2
 from tests.bench.measure import Row, measure
 
 CALLS = 20_000
+FEW = 2_000
 SETTINGS = b"\0\0\0\4\0\0\0\0\0"
 
 
 def run() -> list[Row]:
     rows = []
-    for name, pieces in (("gRPC unary", _grpc(CALLS)), ("HTTP/2", _http2(CALLS))):
-
-        def parse(pieces: list[tuple[Side, bytes]] = pieces) -> None:
-            assert len(_parse(pieces)) == CALLS
-
-        def parse_by_h2(pieces: list[tuple[Side, bytes]] = pieces) -> None:
-            assert _parse_by_h2(pieces) == CALLS
-
+    for name, create in (("gRPC unary", _grpc), ("HTTP/2", _http2)):
+        pieces = create(CALLS)
+        few = create(FEW)
         size = sum(len(data) for _, data in pieces)
         note = f"{size / CALLS:,.0f} B, {len(pieces) / CALLS:.1f} pieces a call"
-        rows.append(measure(f"{name}: Http2", CALLS, parse, unit="call", note=note))
-        rows.append(measure(f"{name}: h2 and hpack", CALLS, parse_by_h2, unit="call"))
+        rows += [
+            measure(f"{name}: Http2", CALLS, partial(_parse, pieces), unit="call", note=note),
+            measure(
+                f"{name}: hyperframe and hpack",
+                FEW,
+                partial(_decode_by_hpack, few),
+                unit="call",
+                note="frames and fields only, no calls",
+            ),
+            measure(
+                f"{name}: h2",
+                FEW,
+                partial(_parse_by_h2, few),
+                unit="call",
+                note="both halves, which must answer to go on",
+            ),
+        ]
     return rows
 
 
-def _parse(pieces: list[tuple[Side, bytes]]) -> list[Call]:
+def _parse(pieces: list[tuple[Side, bytes]]) -> None:
     done: list[Call] = []
     parser = Http2(done, Settings())
     for number, (side, data) in enumerate(pieces):
         parser.feed(side, data, number, number + 1)
-    return done
+    assert len(done) == len(pieces) // 2 - 1
 
 
-def _parse_by_h2(pieces: list[tuple[Side, bytes]]) -> int:
+def _decode_by_hpack(pieces: list[tuple[Side, bytes]]) -> None:
+    decoders = [hpack.Decoder() for _ in Side]
+    done = 0
+    for side, data in pieces:
+        view = memoryview(data)
+        if data.startswith(PREFACE):
+            view = view[len(PREFACE) :]
+        while view:
+            frame, length = Frame.parse_frame_header(view[:9])
+            frame.parse_body(view[9 : 9 + length])
+            view = view[9 + length :]
+            if isinstance(frame, HeadersFrame):
+                decoders[side].decode(frame.data)
+            done += side is Side.RESPONSE and "END_STREAM" in frame.flags
+    assert done == len(pieces) // 2 - 1
+
+
+def _parse_by_h2(pieces: list[tuple[Side, bytes]]) -> None:
     # The server's half reads the requests. It must answer itself, or it refuses to go on; what it
     # says is that of the client's half, which is how h2 follows a conversation.
     client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
@@ -72,7 +103,7 @@ def _parse_by_h2(pieces: list[tuple[Side, bytes]]) -> int:
                     client.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
         client.data_to_send()
         server.data_to_send()
-    return done
+    assert done == len(pieces) // 2 - 1
 
 
 def _frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:

@@ -370,6 +370,42 @@ def test_the_end_of_what_is_not_needed_is_told(capturing: Watch) -> None:
     assert found == [(end, 0, b"")]
 
 
+@pytest.mark.parametrize("closing", ["server", "client"])
+def test_a_close_says_how_far_it_came(capturing: Watch, closing: str) -> None:
+    size = 300_000
+    with listening() as server:
+        client, accepted = pair(server)
+        client.sendall(HEAD)
+        receive(accepted, len(HEAD))
+        capturing.drain()
+        port = port_of(server)
+        told = capturing.connections(port)
+        ends = {role: told["connection_id"][told["role"] == role][0] for role in Role if role}
+        accepted.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        receive(client, 19)
+        capturing.drain()
+        ((begun, moved, _),) = capturing.pieces_of(port, Role.SERVER, Direction.WRITE)
+        begun = (begun + moved) & 0xFFFF_FFFF
+        for role, direction in ((Role.SERVER, Direction.WRITE), (Role.CLIENT, Direction.READ)):
+            place = direction - 1
+            skip = verdict(
+                position=[(begun + (1 << 20)) & 0xFFFF_FFFF] * 2,
+                is_skipping=[place == 0, place == 1],
+            )
+            capturing.object.update_map("verdicts", ends[role].tobytes(), skip)
+        reader = threading.Thread(target=receive, args=(client, size))
+        reader.start()
+        accepted.sendall(bytes(size))
+        reader.join()
+        for end in (accepted, client) if closing == "server" else (client, accepted):
+            end.close()
+        capturing.drain()
+        written = capturing.pieces_of(port, Role.SERVER, Direction.WRITE)[1:]
+        read = capturing.pieces_of(port, Role.CLIENT, Direction.READ)[1:]
+    assert [((at - begun) & 0xFFFF_FFFF, length) for at, length, _ in written] == [(size, 0)]
+    assert [((at - begun) & 0xFFFF_FFFF, length) for at, length, _ in read] == [(size, 0)]
+
+
 def test_a_full_ring_is_counted(variant: Path) -> None:
     watch = Watch(path=variant, constants={"podwire_payloads": 1}, rings={"payloads": 65_536})
     try:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from collector.abi import ConnectionEvent, ConnectionFlag, Direction, Role
@@ -105,6 +106,38 @@ def test_what_is_missing_elsewhere_is_counted_and_later_calls_are_whole(
     assert [(call.path, call.status) for call in whole] == [("/a", 200), ("/a", 200)]
 
 
+@pytest.mark.parametrize("connection_id", [SERVER, CLIENT])
+@pytest.mark.parametrize("captured", [1_000, 90])
+def test_a_lost_piece_costs_its_own_call_only(
+    conversations: Conversations, connection_id: int, captured: int
+) -> None:
+    """Also where every response lacks its end, as with a crowded ring."""
+    talk = Talk(connection_id)
+    ask, answer = (
+        (talk.read, talk.written) if connection_id == SERVER else (talk.written, talk.read)
+    )
+    lost = {(20, "answer"), (21, "answer"), (40, "ask"), (60, "ask"), (60, "answer")}
+    for number in range(100):
+        chunk = b"%x\r\n%s\r\n0\r\n\r\n" % (100, b"x" * 100)
+        told = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk
+        for kind, made in (
+            ("ask", ask(b"GET /%d HTTP/1.1\r\n\r\n" % number)),
+            ("answer", answer(told[:captured], missing=len(told[captured:]))),
+        ):
+            if (number, kind) not in lost:
+                conversations.apply(pieces(made))
+    conversations.end([connection_id], [10**9])
+    for _ in range(2):
+        conversations.apply(pieces())
+    statuses = {call.path: call.status for _, call in conversations.take_calls()}
+    unseen = {"/40", "/60"}  # their requests
+    assert statuses == {
+        f"/{number}": 0 if number in (20, 21) else 200
+        for number in range(100)
+        if f"/{number}" not in unseen
+    }
+
+
 def test_bytes_told_twice_are_taken_once(conversations: Conversations) -> None:
     talk = Talk(SERVER)
     again = talk.read(GET)
@@ -125,6 +158,34 @@ def test_the_kernel_is_told_what_need_not_be_captured(conversations: Conversatio
     conversations.apply(pieces(talk.written(b"")))
     assert conversations.take_verdicts() == [Verdict(SERVER, None, None)]
     assert only_call(conversations).response_body_size == LONG
+
+
+@pytest.mark.parametrize("fin", [0, 1])
+def test_an_aborted_body_is_as_long_as_it_came(conversations: Conversations, fin: int) -> None:
+    talk = Talk(SERVER)
+    conversations.apply(pieces(talk.read(GET), talk.written(LONG_HEAD + b"x" * 10_000)))
+    assert conversations.take_verdicts()
+    talk.passed(Direction.WRITE, 500_000)
+    last = talk.written(b"")
+    talk.passed(Direction.WRITE, fin)
+    conversations.end([SERVER], [9_000])
+    conversations.apply(pieces(last if not fin else talk.written(b"")))
+    conversations.apply(pieces())
+    call = only_call(conversations)
+    assert (call.outcome, call.status) == (Outcome.ABORTED, 200)
+    assert call.response_body_size == 510_000 + fin
+
+
+def test_a_fin_is_no_byte_of_a_whole_body(conversations: Conversations) -> None:
+    talk = Talk(SERVER)
+    conversations.apply(pieces(talk.read(GET), talk.written(LONG_HEAD + b"x" * 10_000)))
+    talk.passed(Direction.WRITE, LONG - 10_000 + 1)
+    conversations.end([SERVER], [9_000])
+    conversations.apply(pieces(talk.written(b"")))
+    conversations.apply(pieces())
+    call = only_call(conversations)
+    assert (call.outcome, call.response_body_size) == (Outcome.ANSWERED, LONG)
+    assert conversations.gaps == 0
 
 
 def test_what_is_no_http_is_not_wanted(conversations: Conversations) -> None:
@@ -149,11 +210,17 @@ def test_pieces_of_unknown_connections_are_counted(conversations: Conversations)
 
 
 def test_the_guess_of_an_old_connections_role_gives_way_to_what_it_says(
-    conversations: Conversations,
+    table: ConnectionTable,
 ) -> None:
-    talk = Talk(OLD)
-    conversations.apply(pieces(talk.written(OK), talk.read(GET), talk.written(OK)))
-    assert only_call(conversations, OLD).status == 200
+    for first in (GET, OK):  # either shows it
+        conversations = Conversations(table, Settings())
+        slot = table.find(np.array([OLD], np.uint64))
+        table.rows["role"][slot] = Role.CLIENT
+        talk = Talk(OLD)
+        begin = talk.read(GET) if first is GET else talk.written(OK)
+        conversations.apply(pieces(begin, talk.written(OK), talk.read(GET), talk.written(OK)))
+        assert {call.status for _, call in conversations.take_calls()} == {200}
+        assert table.rows["role"][slot] == Role.SERVER
 
 
 def test_a_close_waits_for_the_last_pieces(conversations: Conversations) -> None:

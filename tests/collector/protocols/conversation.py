@@ -6,6 +6,7 @@ reads them; nothing of it knows the parser.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     from tests.collector.protocols.wire import Piece
 
 LONG = "x" * 20_000  # needs CONTINUATION frames
+
+
+@functools.lru_cache(64)
+def conversation(seed: int, streams: int, concurrent: int = 100) -> Conversation:
+    """Return a conversation, made only once: making one takes longer than reading it."""
+    return Conversation(seed, streams, concurrent)
 
 
 @dataclass

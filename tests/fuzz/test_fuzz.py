@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("atheris", reason="built for x86-64 only")
+
+TARGETS = ["exchange", "http1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_minute_finds_nothing(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.fuzz", name, "--seconds", "60"]
+    command += ["--corpus", str(tmp_path / name)]
+    found = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=240
+    )
+    assert found.returncode == 0, found.stdout[-2000:] + found.stderr[-4000:]

@@ -1,0 +1,106 @@
+"""Every call is seen, once and as it was: rows equal the logs of real servers, line by line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.http import clients, mix
+from tests.http.clients import NOTHING
+from tests.http.scene import KINDS, Scene
+from tests.requirements import require
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.bpf
+
+
+@pytest.fixture(params=KINDS)
+def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
+    require("bpf")
+    with Scene(tmp_path, request.param) as made:
+        yield made
+
+
+def test_sockets(scene: Scene) -> None:
+    """Heads and bodies cut in every way, pipelines, and clients that leave in the middle."""
+    scene.watch()
+    sent = NOTHING
+    for place in ("h1", "node"):
+        for name in clients.RAW:
+            sent += clients.raw(name, scene.addresses[place], f"{name}-{place}-")
+    scene.finish()
+    scene.check(("h1", "node"), roles=("server", "client"))
+    whole = [
+        one for place in ("h1", "node") for one in scene.expected(place) if not one.is_optional
+    ]
+    own = [one for one in whole if "-" in str(one.fields["path"]) and _is_direct(one.line)]
+    assert len(own) >= sent.requests
+
+
+def _is_direct(line: dict[str, object]) -> bool:
+    return "server_port" in line or "-node-" in str(line["uri"])
+
+
+def test_http1_tools(scene: Scene) -> None:
+    scene.watch()
+    address = scene.addresses["h1"]
+    files = ["/static/1k", "/static/0", "/return/404"]
+    clients.wrk(address, files, 1000, 8, 1, 1)
+    clients.wrk(address, files, 1000, 4, 16, 1)
+    loaded = clients.h2load(address, files, 1000, 4, streams=8, http1=True)
+    kept = clients.keep_alive(address, "keep-", 60)
+    curled = clients.curl_each(address, mix._CURLS)
+    scene.finish()
+    assert loaded.requests == loaded.answered == 1000
+    counts = scene.check(("h1",), unread=True)
+    assert counts["h1"] >= loaded.requests + kept.requests + curled.requests
+
+
+def test_http2(scene: Scene) -> None:
+    """A hundred streams at once, flow control, resets, trailers, interim responses."""
+    scene.watch()
+    h2, node = scene.addresses["h2"], scene.addresses["node-h2"]
+    sent = clients.h2load(h2, ["/static/1k", "/static/0", "/static/100k"], 1000, 4)
+    sent += clients.h2load(h2, ["/size/5/uploaded"], 200, 2, body=30_000)
+    curls = [(path, ("--http2-prior-knowledge", *more)) for path, more in mix._CURLS_HTTP2]
+    sent += clients.curl_each(h2, curls)
+    sent += clients.node_http2(h2, 150, proxied=True)
+    own = clients.h2load(node, ["/size/5", "/chunked/3/100"], 500, 2)
+    own += clients.node_http2(node, 200)
+    scene.finish()
+    counts = scene.check(("h2", "node-h2"), roles=("server", "client"))
+    assert counts == {"h2": sent.requests, "node-h2": own.requests}
+
+
+def test_grpc(scene: Scene) -> None:
+    """Unary calls and streams of two runtimes, both as client and server."""
+    scene.watch()
+    places = ("grpc", "node-grpc")
+    count = 60
+    for place in places:
+        assert clients.grpc_calls(scene.addresses[place], count).requests == count
+        assert clients.node_grpc_calls(scene.addresses[place], count).requests == count
+    scene.finish()
+    counts = scene.check(places, roles=("server", "client"))
+    assert counts == dict.fromkeys(places, 2 * count)
+
+
+@pytest.mark.parametrize(
+    "count",
+    [
+        3_000,
+        pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
+    ],
+)
+def test_mix(scene: Scene, count: int) -> None:
+    scene.watch()
+    sent = mix.run(scene.addresses, count)
+    rows = scene.finish()
+    total = sum(one.requests for one in sent.values())
+    print(f"\n{total} requests, {len(rows)} rows: {sent}")
+    counts = scene.check(unread=True)
+    assert sum(counts.values()) >= total
