@@ -145,3 +145,22 @@ def slow(seconds):
         return b""
 
     return behaviour
+
+
+def main():
+    """Serve until stdin closes; for benchmarks, which measure the other process."""
+    import sys
+
+    def drain(receiver, messages, context):
+        for _ in messages:
+            pass
+        return b""
+
+    with Receiver() as receiver:
+        receiver.always = drain
+        print(receiver.port, flush=True)
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()
