@@ -6,21 +6,20 @@ came back before the half-close is no answer to the whole. Nothing here waits wi
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
-
-import grpc
+import ssl
+from typing import TYPE_CHECKING, Final, Literal
 
 from schemas.errors import ConfigError, PodwireError
 from schemas.pb import skywalking_accesslog_pb2 as wire
+from sink.oap.http2 import CallFailed, Connection
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from sink.oap.config import ForwarderConfig
 
-__all__ = ["PATH", "Rotation", "SendError", "classified", "credentials"]
+__all__ = ["PATH", "Rotation", "SendError", "classified", "tls_context"]
 
 _SERVICE: Final = wire.DESCRIPTOR.services_by_name["EBPFAccessLogService"]
 PATH: Final = f"/{_SERVICE.full_name}/{_SERVICE.methods_by_name['collect'].name}"
@@ -28,18 +27,17 @@ PATH: Final = f"/{_SERVICE.full_name}/{_SERVICE.methods_by_name['collect'].name}
 
 Again = Literal["always", "sometimes", "never"]
 
-_Code = grpc.StatusCode
 _ALWAYS: Final = frozenset(
     {
-        _Code.UNAVAILABLE,
-        _Code.RESOURCE_EXHAUSTED,
-        _Code.DEADLINE_EXCEEDED,
+        "unavailable",
+        "resource_exhausted",
+        "deadline_exceeded",
         # A token or a permission can be mended while the logs wait.
-        _Code.UNAUTHENTICATED,
-        _Code.PERMISSION_DENIED,
+        "unauthenticated",
+        "permission_denied",
     }
 )
-_NEVER: Final = frozenset({_Code.INVALID_ARGUMENT, _Code.UNIMPLEMENTED})
+_NEVER: Final = frozenset({"invalid_argument", "unimplemented"})
 
 
 class SendError(PodwireError):
@@ -50,61 +48,41 @@ class SendError(PodwireError):
         again: Whether trying again may help: as often as need be, a few times, or not at all.
     """
 
-    def __init__(self, reason: str, again: Again, detail: str) -> None:
+    def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
-        self.again = again
+        self.again = classified(reason)
 
 
-def classified(code: grpc.StatusCode) -> Again:
-    """Return whether a call that ended with this code may be tried again."""
-    if code in _ALWAYS:
+def classified(reason: str) -> Again:
+    """Return whether a call that ended so may be tried again."""
+    if reason in _ALWAYS:
         return "always"
-    return "never" if code in _NEVER else "sometimes"
+    return "never" if reason in _NEVER else "sometimes"
 
 
-def credentials(config: ForwarderConfig) -> grpc.ChannelCredentials | None:
+def tls_context(config: ForwarderConfig) -> ssl.SSLContext | None:
     """Return what TLS needs; None without TLS.
 
     Raises:
-        ConfigError: If a file cannot be read.
+        ConfigError: If a file cannot be read or is no certificate or key.
     """
     if not config.tls:
         return None
-
-    def content(name: str) -> bytes | None:
-        path = getattr(config, name)
-        if not path:
-            return None
-        try:
-            return Path(path).read_bytes()
-        except OSError as error:
-            raise ConfigError(f"forwarder.{name}", f"{path}: {error.strerror}") from error
-
-    return grpc.ssl_channel_credentials(
-        content("tls_ca_file"), content("tls_key_file"), content("tls_certificate_file")
-    )
-
-
-class _Messages:
-    # What gRPC's own thread takes from; it never blocks, so that thread ends with its call.
-    def __init__(self, messages: Sequence[bytes]) -> None:
-        self._messages = iter(messages)
-        self.finished = False
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        try:
-            return next(self._messages)
-        except StopIteration:
-            self.finished = True
-            raise
+    key = "forwarder.tls_ca_file"
+    try:
+        context = ssl.create_default_context(cafile=config.tls_ca_file or None)
+        if config.tls_certificate_file:
+            key = "forwarder.tls_certificate_file"
+            context.load_cert_chain(config.tls_certificate_file, config.tls_key_file)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(key, error.strerror or str(error)) from error
+    context.set_alpn_protocols(["h2"])
+    return context
 
 
 class Rotation:
-    """One sender's way to the OAPs. For one thread, but for `close`.
+    """One sender's way to the OAPs. For one thread, but for `abort`.
 
     Args:
         config: Addresses, deadlines and pauses.
@@ -118,7 +96,7 @@ class Rotation:
         self._config = config
         self._clock = clock
         self._chance = chance
-        self._credentials = credentials(config)
+        self._context = tls_context(config)
         self._metadata = (
             (("authentication", config.authentication),) if config.authentication else ()
         )
@@ -126,16 +104,10 @@ class Rotation:
         chance.shuffle(self._order)
         self._failures = dict.fromkeys(self._order, 0)
         self._not_before = dict.fromkeys(self._order, 0.0)
-        self._channel: grpc.Channel | None = None
-        self._collect: Any = None
+        self._connection: Connection | None = None
         self._address = ""
         self._redial_at = 0.0
         self._closed = False
-
-    @property
-    def address(self) -> str:
-        """The OAP that was or will be talked to."""
-        return self._address or self._order[0]
 
     def pause_s(self) -> float:
         """Return how long to wait until some OAP may be tried again."""
@@ -148,78 +120,58 @@ class Rotation:
             SendError: If no answer to the whole came in time.
         """
         address = self._choose()
-        pending = _Messages(messages)
         try:
-            self._collect(pending, timeout=self._config.deadline_s, metadata=self._metadata)
-        except grpc.RpcError as error:
+            connection = self._connection or self._dial(address)
+            if self._closed:
+                raise CallFailed("cancelled", "stopped")
+            connection.call(PATH, messages, self._config.deadline_s, self._metadata)
+        except CallFailed as error:
+            self._hang_up()
             self._failed(address)
-            code = error.code()
-            detail = f"{address}: {error.details() or ''}".strip()[:300]
-            raise SendError(code.name.lower(), classified(code), detail) from error
-        except ValueError as error:  # the channel was closed to end this call
-            self._failed(address)
-            raise SendError("cancelled", "sometimes", str(error)) from error
-        if not pending.finished:
-            self._failed(address)
-            raise SendError("early_answer", "sometimes", f"{address}: not all had been sent")
+            raise SendError(error.code, f"{address}: {error}"[:300]) from error
         self._failures[address] = 0
         self._not_before[address] = 0.0
 
-    def close(self) -> None:
-        """End the connection, and with it a call that is under way."""
+    def abort(self) -> None:
+        """End a call that is under way, and let none begin; from another thread."""
         self._closed = True
-        channel = self._channel
-        if channel is not None:
-            channel.close()
+        connection = self._connection
+        if connection is not None:
+            connection.abort()
+
+    def close(self) -> None:
+        """End the connection."""
+        self._hang_up()
 
     def _choose(self) -> str:
         now = self._clock()
-        if self._channel is not None and now >= self._redial_at and self._config.rebalance_s:
-            self._hang_up()
-            self._chance.shuffle(self._order)
-            self._address = ""
+        if self._connection is not None:
+            if self._config.rebalance_s and now >= self._redial_at:
+                self._hang_up()
+                self._chance.shuffle(self._order)
+                self._address = ""
+            elif not self._connection.is_usable():
+                self._hang_up()
         ready = [address for address in self._order if self._not_before[address] <= now]
         if self._address in ready:
-            address = self._address
-        else:
-            address = ready[0] if ready else min(self._order, key=self._not_before.__getitem__)
-        if address != self._address or self._channel is None:
-            self._hang_up()
-            self._dial(address, now)
+            return self._address
+        address = ready[0] if ready else min(self._order, key=self._not_before.__getitem__)
+        self._hang_up()
+        self._address = address
         return address
 
-    def _dial(self, address: str, now: float) -> None:
+    def _dial(self, address: str) -> Connection:
         config = self._config
-        options: list[tuple[str, Any]] = [
-            ("grpc.keepalive_time_ms", round(config.keepalive_s * 1000)),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            # One name may stand for several OAPs: connections of our own, to all of them.
-            ("grpc.lb_policy_name", "round_robin"),
-            ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.max_send_message_length", -1),
-            # The pauses are ours: a channel that waits longer than its sender fails at once.
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 1000),
-            ("grpc.enable_retries", 0),
-        ]
-        if config.tls_server_name:
-            options.append(("grpc.ssl_target_name_override", config.tls_server_name))
-        if self._credentials is None:
-            self._channel = grpc.insecure_channel(address, options)
-        else:
-            self._channel = grpc.secure_channel(address, self._credentials, options)
-        if self._closed:
-            self._channel.close()
-        # Bytes in, bytes out: the messages are serialised, the answer is empty.
-        self._collect = self._channel.stream_unary(PATH)
-        self._address = address
-        self._redial_at = now + config.rebalance_s * self._chance.uniform(0.8, 1.2)
+        self._connection = Connection(
+            address, self._context, config.tls_server_name, config.keepalive_s
+        )
+        self._redial_at = self._clock() + config.rebalance_s * self._chance.uniform(0.8, 1.2)
+        return self._connection
 
     def _hang_up(self) -> None:
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def _failed(self, address: str) -> None:
         config = self._config

@@ -56,7 +56,7 @@ class Senders:
         self._stop.set()
         self._buffer.close()
         for rotation in self._rotations:
-            rotation.close()
+            rotation.abort()
         for thread in self._threads:
             thread.join()
 
@@ -70,6 +70,7 @@ class Senders:
             parcel = self._buffer.take(_IDLE_S)
             if parcel is not None:
                 self._deliver(rotation, parcel)
+        rotation.close()
 
     def _deliver(self, rotation: Rotation, parcel: Parcel) -> None:
         parcel.since = time.monotonic()

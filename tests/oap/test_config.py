@@ -6,7 +6,7 @@ import pytest
 
 from schemas.errors import ConfigError
 from sink.oap.choices import Choices
-from sink.oap.client import credentials
+from sink.oap.client import tls_context
 from sink.oap.config import ForwarderConfig
 from sink.oap.convert import Limits
 
@@ -41,7 +41,7 @@ def test_a_file_that_is_not_there_names_its_key(tmp_path):
     config = ForwarderConfig(tls=True, tls_ca_file=str(tmp_path / "none.pem"))
     config.check()
     with pytest.raises(ConfigError) as caught:
-        credentials(config)
+        tls_context(config)
     assert caught.value.key == "forwarder.tls_ca_file"
 
 

@@ -100,7 +100,10 @@ def logs(receiver):
 
 
 def done(total):
-    return lambda counts: counts.get("in") == total and counts["waiting_logs"] == 0
+    # The gauge of what waits follows the counters a moment later, so the balance is asked as well.
+    return lambda counts: (
+        counts.get("in") == total and counts["waiting_logs"] == 0 and balance(counts) == 0
+    )
 
 
 def test_everything_arrives_and_is_committed(broker, receiver, start):

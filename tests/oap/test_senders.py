@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 import time
 import tracemalloc
@@ -14,6 +16,7 @@ from sink.oap.buffer import Buffer
 from sink.oap.client import PATH, classified
 from sink.oap.config import ForwarderConfig
 from sink.oap.convert import Stream
+from sink.oap.http2 import CODES
 from sink.oap.sender import Senders
 from tests.oap.server import PATH as SERVED
 from tests.oap.server import (
@@ -335,6 +338,48 @@ def test_without_a_token_there_is_no_header(receiver):
     assert "authentication" not in receiver.metadata[0]
 
 
-@pytest.mark.parametrize("code", list(Code))
-def test_every_code_has_a_class(code):
-    assert classified(code) in ("always", "sometimes", "never")
+def test_every_code_has_its_name_and_class():
+    assert list(CODES) == [code.name.lower() for code in sorted(Code, key=lambda c: c.value[0])]
+    classes = {name: classified(name) for name in CODES}
+    assert classes["unavailable"] == classes["resource_exhausted"] == "always"
+    assert classes["internal"] == classes["cancelled"] == classified("early_answer") == "sometimes"
+    assert classes["unimplemented"] == classes["invalid_argument"] == "never"
+
+
+def test_a_connection_that_the_oap_closed_while_idle_is_no_failure(counters):
+    port = free_port()
+    first = Receiver(port=port).start()
+    with Sending(first.address) as sending:
+        sending.put(1)
+        assert sending.buffer.wait_empty(10)
+        first.stop()
+        with Receiver(port=port) as second:
+            sending.put(2)
+            assert sending.buffer.wait_empty(10)
+            assert len(second.streams) == 1
+    assert counters() == {"sent": 6, "streams_sent": 2}
+
+
+def test_an_address_that_speaks_no_http2(counters):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            with contextlib.suppress(OSError):
+                while True:
+                    made, _ = server.accept()
+                    with made:
+                        made.recv(1000)
+                        made.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        with Sending(f"127.0.0.1:{server.getsockname()[1]}", tries=2) as sending:
+            sending.put()
+            eventually(lambda: counters().get("streams_unavailable", 0) > 2)
+            server.shutdown(socket.SHUT_RDWR)
+    assert "sent" not in counters()
+
+
+def test_a_host_that_does_not_exist_is_unavailable(counters):
+    with Sending("localhost:1", "[::1]:1") as sending:
+        sending.put()
+        eventually(lambda: counters().get("streams_unavailable", 0) > 2)
