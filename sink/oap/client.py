@@ -125,10 +125,12 @@ class Rotation:
             if self._closed:
                 raise CallFailed("cancelled", "stopped")
             connection.call(PATH, messages, self._config.deadline_s, self._metadata)
-        except CallFailed as error:
+        except Exception as error:
+            # Whatever it is, the sender goes on; SendError is counted by its reason.
             self._hang_up()
             self._failed(address)
-            raise SendError(error.code, f"{address}: {error}"[:300]) from error
+            code = error.code if isinstance(error, CallFailed) else "unknown"
+            raise SendError(code, f"{address}: {error}"[:300]) from error
         self._failures[address] = 0
         self._not_before[address] = 0.0
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Forwarder"]
 
-_READ: Final = 256
+_READ: Final = 32
 _READ_S: Final = 0.2
 _RUNS: Final = 10_000
 _HEALTHY_S: Final = 60.0
@@ -105,9 +105,9 @@ class Forwarder:
         for record in records:
             if self._source.owns(record.topic, record.partition):
                 self._take(record)
-        if self._collected_bytes >= self._config.period_mb << 20 or self._seconds() >= (
-            self._config.period_s
-        ):
+            if self._collected_bytes >= self._config.period_mb << 20:
+                self._flush()
+        if time.monotonic() - self._begun >= self._config.period_s:
             self._flush()
         self._commit()
         failing_s = self._senders.failing_s()
@@ -117,9 +117,6 @@ class Forwarder:
         if failing_s < _HEALTHY_S:
             self._health.progress()
         return len(records)
-
-    def _seconds(self) -> float:
-        return time.monotonic() - self._begun
 
     def _has_room(self) -> bool:
         while not self._buffer.room():
@@ -180,7 +177,7 @@ class Forwarder:
         self._collected_bytes += size
 
     def _flush(self) -> None:
-        seconds, self._begun = self._seconds(), time.monotonic()
+        self._begun = time.monotonic()
         collected, self._collected = self._collected, {}
         self._collected_bytes = self._collected_logs = 0
         offsets, self._offsets = self._offsets, {}
@@ -189,9 +186,8 @@ class Forwarder:
         for batches in collected.values():
             if not batches:
                 continue
-            converted = convert(
-                [batch for _, batch in batches], self._choices, self._limits, seconds
-            )
+            events = [batch for _, batch in batches]
+            converted = convert(events, self._choices, self._limits, _span_s(events))
             for reason, count in converted.dropped.items():
                 logs.labels(reason).inc(count)
             mine = [rounds[at] for at in dict.fromkeys(at for at, _ in batches)]
@@ -217,6 +213,14 @@ class Forwarder:
         self._retry(lambda: self._dead_letters.send(record, error.reason, now_ms))
 
 
+def _span_s(batches: Sequence[EventBatch]) -> float:
+    # By the clock of the events: after an outage many seconds of them come in one.
+    headers = [batch.header for batch in batches if batch.header.last_event_ns]
+    first = min((header.first_event_ns for header in headers), default=0)
+    last = max((header.last_event_ns for header in headers), default=0)
+    return max((last - first) / 1e9, 1.0)
+
+
 def _decoded(record: Record) -> EventBatch:
     if record.value is None:
         raise DecodeError("empty message")
@@ -225,9 +229,7 @@ def _decoded(record: Record) -> EventBatch:
         raise DecodeError("a batch of no run")
     if batch.events and not batch.parties.rows:
         raise DecodeError("events without the names of their ends")
-    times: Sequence[object] = (batch.opens, batch.closes, batch.transfers, batch.requests)
-    for table in times:
-        ends = table.end_ns  # type: ignore[attr-defined]
-        if len(ends) and int(ends.max()) >= 1 << 63:
-            raise DecodeError(f"an event that ended at {int(ends.max())} ns")
+    for table in (batch.opens, batch.closes, batch.transfers, batch.requests):
+        if table.rows and int(table.end_ns.max()) >= 1 << 63:
+            raise DecodeError(f"an event that ended at {int(table.end_ns.max())} ns")
     return batch

@@ -155,6 +155,7 @@ def test_an_oap_that_stays_away_costs_the_oldest_and_no_memory(broker, start):
     forwarder = start(
         f"127.0.0.1:{free_port()}",
         *("--buffer-mb", "8", "--stream-mb", "1", "--patience-s", "0", "--stop-grace-s", "0"),
+        *("--period-mb", "4"),
     )
     total = 0
     for first in range(0, 40, 8):
