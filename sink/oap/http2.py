@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 from h2.config import H2Configuration
-from h2.connection import H2Connection
+from h2.connection import ConnectionState, H2Connection
 from h2.errors import ErrorCodes
 from h2.events import (
     ConnectionTerminated,
@@ -64,6 +64,7 @@ _RECEIVE: Final = 64 * 1024
 _CONNECT_S: Final = 5.0
 _ANSWER_S: Final = 10.0
 _LAST_STREAM: Final = 1 << 30
+_FRAME_HEAD: Final = 9
 _HTTP_STATUS: Final = {
     "400": "internal",
     "401": "unauthenticated",
@@ -115,6 +116,7 @@ class Connection:
         self._scheme = "http" if context is None else "https"
         self._aborted = False
         self._going_away = False
+        self._unread = bytearray()
         self._h2 = H2Connection(
             H2Configuration(
                 client_side=True,
@@ -198,7 +200,8 @@ class Connection:
             while not call.ended:
                 self._receive(call)
         except ProtocolError as error:
-            raise CallFailed("internal", str(error)) from error
+            code = "unavailable" if self._going_away else "internal"
+            raise CallFailed(code, str(error)) from error
         except TimeoutError as error:
             raise CallFailed("deadline_exceeded", "no answer in time") from error
         except OSError as error:
@@ -249,7 +252,8 @@ class Connection:
 
     def _receive(self, call: _Call) -> None:
         left = call.left()
-        patience = _ANSWER_S if call.asked else self._keepalive_s
+        # One question per call: servers hang up on those who ask more often than they like.
+        patience = _ANSWER_S if call.asked else left if call.answered else self._keepalive_s
         self._socket.settimeout(min(left, patience))
         try:
             data = self._socket.recv(_RECEIVE)
@@ -264,9 +268,17 @@ class Connection:
             return
         if not data:
             raise ConnectionError("the server closed the connection")
-        call.asked = False
-        for event in self._h2.receive_data(data):
-            self._note(call, event)
+        call.answered, call.asked = call.answered or call.asked, False
+        self._unread += data
+        # Frame by frame, because of what `_note` does about the end of a connection.
+        while len(self._unread) >= _FRAME_HEAD:
+            size = _FRAME_HEAD + int.from_bytes(self._unread[:3], "big")
+            if len(self._unread) < size <= _FRAME_HEAD + self._h2.max_inbound_frame_size:
+                break
+            frame = bytes(self._unread[:size])
+            del self._unread[:size]
+            for event in self._h2.receive_data(frame):
+                self._note(call, event)
         self._flush(call)
 
     def _note(self, call: _Call, event: Event) -> None:
@@ -274,6 +286,9 @@ class Connection:
             self._going_away = True
             if call.stream and (event.last_stream_id or 0) < call.stream:
                 call.fail("unavailable", "the server goes away")
+            # For h2 the connection is over now, but the server still serves what it has begun:
+            # RFC 9113, 6.8.
+            self._h2.state_machine.state = ConnectionState.CLIENT_OPEN
             return
         if isinstance(event, DataReceived):
             self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
@@ -296,6 +311,7 @@ class _Call:
         self.ended = False
         self.complete = False
         self.asked = False
+        self.answered = False
         self._deadline = deadline
         self._failure: CallFailed | None = None
 

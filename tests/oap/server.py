@@ -44,9 +44,13 @@ class Receiver:
         self._server.start()
         return self
 
-    def stop(self):
+    def stop(self, grace_s=None):
+        """Stop; what was begun may go on for the grace."""
+        stopped = self._server.stop(grace_s)
+        if grace_s is None:
+            self._closing.set()
+        stopped.wait(10)
         self._closing.set()
-        self._server.stop(None).wait(10)
 
     def __enter__(self):
         return self.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ import grpc
 import pytest
 
 from schemas.telemetry import counter
+from sink.oap import http2
 from sink.oap.buffer import Buffer
 from sink.oap.client import PATH, classified
 from sink.oap.config import ForwarderConfig
@@ -383,3 +385,61 @@ def test_a_host_that_does_not_exist_is_unavailable(counters):
     with Sending("localhost:1", "[::1]:1") as sending:
         sending.put()
         eventually(lambda: counters().get("streams_unavailable", 0) > 2)
+
+
+def test_an_oap_without_a_sign_of_life_is_left_before_the_deadline(counters, monkeypatch):
+    monkeypatch.setattr(http2, "_ANSWER_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with Sending(address, deadline_s=60.0, keepalive_s=0.2) as sending:
+            sending.put()
+            # The kernel takes the connection and its bytes; nobody ever answers.
+            eventually(lambda: counters().get("streams_unavailable", 0) > 1, 10)
+
+
+def test_an_oap_that_is_just_slow_gives_signs_of_life(receiver, counters, monkeypatch):
+    monkeypatch.setattr(http2, "_ANSWER_S", 1.0)
+    receiver.behaviours = [late_answer(2)]
+    with Sending(receiver.address, deadline_s=20.0, keepalive_s=0.2) as sending:
+        sending.put()
+        assert sending.buffer.wait_empty(15)
+    assert counters() == {"sent": 3, "streams_sent": 1}
+
+
+def test_an_oap_that_goes_away_in_order_ends_what_it_has_begun(counters):
+    port = free_port()
+    first = Receiver(port=port).start()
+    first.always = late_answer(1.5)
+    with Sending(first.address, deadline_s=10.0) as sending:
+        sending.put(1)
+        eventually(lambda: len(first.streams) == 1)
+        first.stop(grace_s=8)
+        assert sending.buffer.wait_empty(10)
+        assert counters() == {"sent": 3, "streams_sent": 1}
+        with Receiver(port=port) as second:
+            sending.put(2)
+            assert sending.buffer.wait_empty(10)
+            assert len(second.streams) == 1
+    assert counters() == {"sent": 6, "streams_sent": 2}
+
+
+def test_one_connection_serves_many_streams(receiver):
+    dialled = []
+    with Sending(receiver.address) as sending:
+        rotation = sending.senders._rotations[0]
+        dial = rotation._dial
+        rotation._dial = lambda address: dialled.append(address) or dial(address)
+        for number in range(50):
+            sending.put(number)
+        assert sending.buffer.wait_empty(15)
+    assert len(receiver.streams) == 50
+    assert len(dialled) == 1
+
+
+def test_more_than_a_window_arrives_byte_by_byte_as_it_was(receiver):
+    chance = random.Random(5)
+    messages = [chance.randbytes(chance.choice((0, 1, 100, 70_000))) for _ in range(200)]
+    with Sending(receiver.address, deadline_s=20.0) as sending:
+        sending.buffer.put(Stream("n", messages, 200, sum(map(len, messages))), [])
+        assert sending.buffer.wait_empty(20)
+    assert receiver.streams == [messages]
