@@ -118,6 +118,8 @@ def test_figures_are_replayed_and_those_not_recorded_stay_out(tmp_path: Path) ->
         recorded.header = batch.header
         for table in ("opens", "closes", "transfers"):
             getattr(recorded, table).end_ns = getattr(batch, table).end_ns
+        for name in ("start_ns", "first_byte_ns", "end_ns"):
+            setattr(recorded.requests, name, getattr(batch.requests, name))
         assert encode_batch(batch) == encode_batch(recorded)
     assert sender.batches[1].transfers.figures.tolist() == [list(range(FIGURE_WIDTH))]
 

@@ -83,7 +83,7 @@ def test_grpc_counts_are_exact_from_the_next_call_on(scene: Scene, place: str) -
         for _ in range(5):
             client.unary(10)
         client.bidi([5])
-    before = len(server.lines())
+    before = len(server.await_lines(3 * 6))
     scene.watch()
     for client in clients:
         for number in range(60):

@@ -34,7 +34,7 @@ function plan(url) {
 
 async function answerHttp(request, response, continued = false) {
   const { url, method } = request;
-  const line = { protocol: `HTTP/${request.httpVersion}`, port: request.socket.remotePort, method, uri: url, received: 0, sent: 0 };
+  const line = { protocol: `HTTP/${request.httpVersion}`, port: request.socket.firstPort, method, uri: url, received: 0, sent: 0 };
   const todo = plan(url);
   let finished = false;
   const over = (completed) => {
@@ -91,7 +91,7 @@ function serveHttp() {
   server.on("checkContinue", (request, response) => {
     if (request.url.startsWith("/refuse")) {
       response.writeHead(417, { "content-length": 0, connection: "close" });
-      note({ protocol: "HTTP/1.1", port: request.socket.remotePort, method: request.method, uri: request.url, received: 0, sent: 0, status: 417, completed: true, header: response._header.length });
+      note({ protocol: "HTTP/1.1", port: request.socket.firstPort, method: request.method, uri: request.url, received: 0, sent: 0, status: 417, completed: true, header: response._header.length });
       response.end();
       return;
     }
@@ -100,7 +100,7 @@ function serveHttp() {
   });
   server.on("upgrade", (request, socket, head) => {
     const answer = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
-    const line = { protocol: "HTTP/1.1", port: socket.remotePort, method: request.method, uri: request.url, status: 101, completed: true, header: answer.length, received: 0, sent: 0 };
+    const line = { protocol: "HTTP/1.1", port: socket.firstPort, method: request.method, uri: request.url, status: 101, completed: true, header: answer.length, received: 0, sent: 0 };
     note(line);
     socket.write(answer);
     socket.write(head);
@@ -109,22 +109,25 @@ function serveHttp() {
   });
   server.on("connect", (request, socket, head) => {
     const answer = "HTTP/1.1 200 Connected\r\n\r\n";
-    note({ protocol: "HTTP/1.1", port: socket.remotePort, method: "CONNECT", uri: request.url, status: 200, completed: true, header: answer.length, received: 0, sent: 0 });
+    note({ protocol: "HTTP/1.1", port: socket.firstPort, method: "CONNECT", uri: request.url, status: 200, completed: true, header: answer.length, received: 0, sent: 0 });
     socket.write(answer);
     socket.pipe(socket);
     socket.on("error", () => {});
   });
+  // A socket that is closed does not know its peer any more.
+  server.on("connection", (socket) => { socket.firstPort = socket.remotePort; });
   server.on("clientError", (error, socket) => socket.destroy());
   server.listen(Number(port), address, ready);
 }
 
 function serveHttp2() {
   const server = http2.createServer({ settings: { maxConcurrentStreams: 200 } });
+  server.on("session", (session) => { session.firstPort = session.socket.remotePort; });
   server.on("sessionError", () => {});
   server.on("stream", async (stream, headers) => {
     const uri = headers[":path"];
     const method = headers[":method"];
-    const line = { protocol: "HTTP/2.0", port: stream.session.socket.remotePort, stream: stream.id, method, uri, status: 0, received: 0, sent: 0 };
+    const line = { protocol: "HTTP/2.0", port: stream.session.firstPort, stream: stream.id, method, uri, status: 0, received: 0, sent: 0 };
     stream.on("error", () => {});
     stream.on("close", () => note({ ...line, completed: stream.writableEnded && stream.rstCode === 0 && !stream.aborted, reset: stream.rstCode }));
     const write = (data) => { line.sent += data.length; return stream.write(data); };
