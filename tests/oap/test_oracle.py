@@ -26,8 +26,8 @@ from sink.oap.metrics import FORMER, LATER, metrics_of
 from sink.store import Store
 from sink.writer import BlockWriter, Retry
 from streams.directory import Directory
-from tests.oap import oal_rows
-from tests.oap.analysis import Analysis, evaluate, names_of
+from tests.oap.analysis import Analysis, evaluate
+from tests.oap.test_metrics import oal
 from tests.requirements import require
 from tests.streams.build import (
     MINUTE_NS,
@@ -58,31 +58,6 @@ ENTITY = {
         "server_instance",
     ),
 }
-
-
-def oal(generation):
-    """Rows of the metrics language of a generation."""
-    later = oal_rows.LATER.strip().splitlines()
-    if generation == LATER:
-        return "\n".join(later)
-    common = []
-    for line in later:
-        suffix, scopes, _, _, function = line.split(" | ")
-        is_late_sum = suffix.startswith("client_http_avg") and scopes == "IR"
-        if function in ("cpm()", "sum()") and not is_late_sum:
-            common.append(line)
-    return "\n".join((*common, *oal_rows.FORMER.strip().splitlines()))
-
-
-def test_the_oracle_knows_as_many_metrics_as_an_oap():
-    assert len(names_of(oal(FORMER))) == len(set(names_of(oal(FORMER)))) == 283
-    assert len(names_of(oal(LATER))) == len(set(names_of(oal(LATER)))) == 296
-    assert len(set(names_of(oal(FORMER))) & set(names_of(oal(LATER)))) == 154
-
-
-@pytest.mark.parametrize("generation", [FORMER, LATER])
-def test_every_metric_is_in_the_table_of_metrics(generation):
-    assert sorted(metrics_of(generation)) == sorted(names_of(oal(generation)))
 
 
 def cluster():
