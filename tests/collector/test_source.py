@@ -78,7 +78,7 @@ def test_both_readers_see_what_the_sockets_did(source: KernelSource) -> None:
     assert counts[Kind.TRANSFER, 0] == len(drained.transfers)
     assert counts[:, 1:].sum() == 0
     assert {name: item.missing for name, item in source.sequences.items()} == dict.fromkeys(
-        ("connections", "transfers", "processes", "payloads"), 0
+        ("connections", "transfers", "processes", "payloads", "drops"), 0
     )
     assert source.counts().sum() == 0
     labels = {"ring": "transfers"}
