@@ -33,12 +33,12 @@ IPV6: Final[Mapping[str, str]] = {
 }
 """What IPv6 has in place of a function of IPv4."""
 
-ALSO: Final[Mapping[str, tuple[str, bool]]] = {
-    "ip_rcv": ("ip_list_rcv", True),  # packets that a driver delivers by lists
-    "ipv6_rcv": ("ipv6_list_rcv", True),
-    "tcp_sendmsg": ("tcp_sendpage", False),  # sendfile before v6.5
+ALSO: Final[Mapping[str, str]] = {
+    "ip_rcv": "ip_list_rcv",  # packets that a driver delivers by lists
+    "ipv6_rcv": "ipv6_list_rcv",
+    "tcp_sendmsg": "tcp_sendpage",  # sendfile before v6.5
 }
-"""What is hooked beside a function, and whether it can stand in for it."""
+"""What is hooked beside a function: some packets or calls pass there instead, never all."""
 
 
 def _split(point: str) -> tuple[str, str]:
@@ -61,10 +61,11 @@ _LIFE: Final = ("inet_sock_set_state", "tcp_destroy_sock")
 _CALLS: Final = ("sys_enter", "sys_exit")
 _READ: Final = ("sock_recv_length",)
 _WRITE: Final = ("sock_send_length",)
+_ARRIVED: Final = "netif_receive_skb"
 _QUEUED: Final = "tcp_probe"
 _XMIT: Final = _function("__ip_queue_xmit")
 _NETFILTER: Final = _function("nf_hook_slow")
-_READ_NETFILTER: Final = ("netif_receive_skb", *_NETFILTER, _QUEUED)
+_READ_NETFILTER: Final = (_ARRIVED, *_NETFILTER, _QUEUED)
 _NEIGHBOUR: Final = (_XMIT[0], "neigh_resolve_output_enter", "net_dev_queue")
 _DEVICE: Final = ("net_dev_queue", "net_dev_start_xmit", "net_dev_xmit")
 
@@ -82,16 +83,17 @@ NEEDED: Final[Mapping[str, tuple[str, ...]]] = {
     # The sock itself counts these; the records of calls carry them.
     "read_packet_count": _READ,
     "read_packet_size": _READ,
-    "read_l4_duration": (*_function("tcp_v4_rcv"), _QUEUED),
-    "read_l3_duration": ("ip_rcv_enter", "tcp_v4_rcv_enter", _QUEUED),
-    "read_l3_recv_duration": ("ip_rcv_enter", "ip_local_deliver_enter", _QUEUED),
-    "read_l3_local_duration": ("ip_local_deliver_enter", "tcp_v4_rcv_enter", _QUEUED),
-    "read_packet_to_queue_duration": ("netif_receive_skb", _QUEUED),
+    # What is known of a packet is kept from the device on, or from its entry into IP.
+    "read_l4_duration": (_ARRIVED, *_function("tcp_v4_rcv"), _QUEUED),
+    "read_l3_duration": (_ARRIVED, "ip_rcv_enter", "tcp_v4_rcv_enter", _QUEUED),
+    "read_l3_recv_duration": (_ARRIVED, "ip_rcv_enter", "ip_local_deliver_enter", _QUEUED),
+    "read_l3_local_duration": (_ARRIVED, "ip_local_deliver_enter", "tcp_v4_rcv_enter", _QUEUED),
+    "read_packet_to_queue_duration": (_ARRIVED, _QUEUED),
     "read_packet_from_queue_duration": (_QUEUED, "skb_copy_datagram_iovec"),
     "read_netfilter_count": _READ_NETFILTER,
     "read_netfilter_duration": _READ_NETFILTER,
-    "read_device_to_ip_duration": ("netif_receive_skb", "ip_rcv_enter", _QUEUED),
-    "read_ip_to_queue_duration": ("tcp_v4_rcv_enter", _QUEUED),
+    "read_device_to_ip_duration": (_ARRIVED, "ip_rcv_enter", _QUEUED),
+    "read_ip_to_queue_duration": (_ARRIVED, "tcp_v4_rcv_enter", _QUEUED),
     "read_call_duration": ("skb_copy_datagram_iovec", *_CALLS),
     "read_unattributed_duration": ("skb_copy_datagram_iovec", *_CALLS),
     "write_count": _WRITE,
@@ -104,7 +106,7 @@ NEEDED: Final[Mapping[str, tuple[str, ...]]] = {
     "write_l4_duration": (*_function("tcp_sendmsg"), *_XMIT),
     "write_l3_duration": _XMIT,
     "write_l3_local_duration": (_XMIT[0], "ip_output_enter"),
-    "write_l3_output_duration": ("ip_output_enter", "net_dev_queue"),
+    "write_l3_output_duration": (_XMIT[0], "ip_output_enter", "net_dev_queue"),
     "write_netfilter_count": (_XMIT[0], *_NETFILTER),
     "write_netfilter_duration": (_XMIT[0], *_NETFILTER),
     "resolve_mac_count": _NEIGHBOUR,
@@ -192,7 +194,7 @@ def availability(
         remark = ""
         if by_descriptor and not _BY_SOCKET.isdisjoint(needed):
             needed, remark = _CALLS, _BY_DESCRIPTOR
-        missing = [each for each in needed if not _is_hooked(each, attached)]
+        missing = [each for each in needed if each not in attached]
         if missing:
             lacking = _grouped(
                 (
@@ -203,7 +205,7 @@ def availability(
             )
             rows.append(Availability(figure.name, False, lacking=lacking))
             continue
-        over_ipv6 = all(_is_hooked(each, attached) for each in map(_in_ipv6, needed) if each)
+        over_ipv6 = all(each in attached for each in map(_in_ipv6, needed) if each)
         if not over_ipv6:
             remark = _IPV4_ONLY
         rows.append(Availability(figure.name, True, _through(needed, attached) + remark, over_ipv6))
@@ -219,15 +221,10 @@ def measured(hooks: Sequence[Hook], family: int = 4) -> frozenset[str]:
     )
 
 
-def _beside(point: str) -> tuple[str, bool]:
+def _beside(point: str) -> str:
     function, end = _split(point)
-    other, replaces = ALSO.get(function, ("", False))
-    return (other + end if other else ""), replaces
-
-
-def _is_hooked(point: str, attached: Mapping[str, Hook]) -> bool:
-    other, replaces = _beside(point)
-    return point in attached or (replaces and other in attached)
+    other = ALSO.get(function, "")
+    return other + end if other else ""
 
 
 def _through(needed: Iterable[str], attached: Mapping[str, Hook]) -> str:
@@ -236,7 +233,7 @@ def _through(needed: Iterable[str], attached: Mapping[str, Hook]) -> str:
     functions: dict[str, dict[str, None]] = {}
     for point in needed:
         sixth = _in_ipv6(point)
-        for each in (point, _beside(point)[0], sixth, _beside(sixth)[0]):
+        for each in (point, _beside(point), sixth, _beside(sixth)):
             hook = attached.get(each)
             if hook is None:
                 continue

@@ -44,7 +44,7 @@ try it on this machine:
 run it in a cluster, one part per container:
   podwire schema apply                      create topics and tables
   podwire collector --config podwire.yaml   on every node
-  podwire kube | streams | sink --config podwire.yaml
+  podwire kube | streams | sink | forwarder --config podwire.yaml
 
 Every setting is a key in the YAML file, a variable PODWIRE_<SECTION>_<KEY>, and an option;
 `podwire COMMAND --help` lists them."""
@@ -63,6 +63,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "kube": Command("collector.kube.command", "Publish pods, services, endpoints and nodes"),
     "streams": Command("streams.command", "Turn events into minutes of metrics"),
     "sink": Command("sink.command", "Write metrics and entities to ClickHouse"),
+    "forwarder": Command("sink.oap.command", "Feed a SkyWalking OAP"),
     "doctor": Command("collector.doctor", "Say what this machine can measure, and through what"),
     "local": Command("deploy.local.command", "Run every part on this machine"),
     "demo": Command("deploy.demo.command", "Build a small cluster here and show its traffic"),

@@ -18,6 +18,7 @@ from schemas.errors import ConfigError, TransportError
 from schemas.topics import TOPICS, Topic
 from sink.access_table import ACCESS_LOG
 from sink.config import SinkConfig
+from sink.oap.metrics import FORMER, GENERATIONS, LATER, metrics_of
 from sink.views import VIEWS
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ examples:
   podwire schema apply --bootstrap-servers kafka:9092 --partitions 12 --replication-factor 3
   podwire schema apply --url http://clickhouse:8123
   podwire schema show figures
+  podwire schema show oap
   podwire schema show access_log"""
 
 TIMEOUT_S: Final = 20.0
@@ -44,13 +46,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     apply.set_defaults(action="apply")
     KafkaConfig.add_arguments(apply)
     SinkConfig.add_arguments(apply)
-    show = actions.add_parser("show", help="Print topics, tables, figures or one table's columns")
+    show = actions.add_parser(
+        "show", help="Print topics, tables, figures, SkyWalking's metrics or one table's columns"
+    )
     show.set_defaults(action="show")
     show.add_argument(
         "what",
         metavar="WHAT",
         type=_shown,
-        help="topics, tables, figures, or the name of a table for its columns",
+        help="topics, tables, figures, oap (where SkyWalking's metrics are), or the name of a "
+        "table for its columns",
     )
 
 
@@ -231,9 +236,29 @@ def _figures() -> Listing:
     return ("figure", "unit", "measured", "what"), rows
 
 
+def _oap() -> Listing:
+    former, later = metrics_of(FORMER), metrics_of(LATER)
+    rows: list[tuple[str, ...]] = []
+    for name in sorted(former | later):
+        known = {g: found[name] for g, found in ((FORMER, former), (LATER, later)) if name in found}
+        if len(known) == 2 and known[FORMER].sql == known[LATER].sql:
+            known = {"all": known[LATER]}
+        for generation, metric in known.items():
+            note = f"; {metric.note}" if metric.note else ""
+            rows.append(
+                (
+                    name,
+                    GENERATIONS.get(generation, generation),
+                    f"{metric.table}, {metric.role or 'both roles'}",
+                    f"{metric.sql or 'not kept'}{note}",
+                )
+            )
+    return ("metric of an OAP", "version", "table", "expression over its rows"), rows
+
+
 _ENTITIES: Final = {scope.entity_table: scope for scope in SCOPES}
 _VIEW_BY_NAME: Final = {view.name: view for view in VIEWS}
-_LISTINGS: Final = {"topics": _topics, "tables": _tables, "figures": _figures}
+_LISTINGS: Final = {"topics": _topics, "tables": _tables, "figures": _figures, "oap": _oap}
 
 
 def _shown(text: str) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SECTIONS", "Config", "KafkaConfig", "load_file", "setting"]
 
-SECTIONS: Final = ("collector", "kafka", "kube", "sink", "streams")
+SECTIONS: Final = ("collector", "forwarder", "kafka", "kube", "sink", "streams")
 """Sections of a configuration file; one file serves all parts."""
 
 

@@ -75,6 +75,13 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("podwire_sink_insert_seconds_total", "counter", (), "Time spent in inserts"),
     Metric("podwire_sink_retries_total", "counter", ("reason",), "Inserts tried again"),
     Metric("podwire_sink_queries_total", "counter", ("outcome",), "Queries answered by the SQL endpoint"),
+    # forwarder
+    Metric("podwire_forwarder_logs_total", "counter", ("outcome",), "Logs: in (read), sent, or why they were not: see README. repeated: sent once more, besides"),
+    Metric("podwire_forwarder_waiting_logs", "gauge", (), "Logs that were read and have not left: in less sent and dropped"),
+    Metric("podwire_forwarder_waiting_bytes", "gauge", (), "Bytes of streams that wait for an OAP"),
+    Metric("podwire_forwarder_streams_total", "counter", ("outcome",), "Streams: sent, or the gRPC code that they ended with"),
+    Metric("podwire_forwarder_bytes_total", "counter", (), "Bytes of streams that an OAP answered"),
+    Metric("podwire_forwarder_failing_seconds", "gauge", (), "For how long no stream got through; 0 if the last one did"),
     Metric("podwire_dead_letters_total", "counter", ("component", "topic"), "Messages sent to the dead letter topic"),
 )  # fmt: skip
 

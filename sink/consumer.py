@@ -73,6 +73,7 @@ class Source:
         alone: Take every partition without asking the group, which still keeps the offsets. For
             the embedded engine, which one process can have: no waiting for members that died.
         topics: What to read.
+        component: Who reads, for the broker and for the counters.
     """
 
     def __init__(
@@ -83,7 +84,9 @@ class Source:
         *,
         alone: bool,
         topics: Sequence[str] = TOPICS,
+        component: str = "sink",
     ) -> None:
+        self._component = component
         self._alone = alone
         self._topics = topics
         self._kafka = kafka
@@ -99,7 +102,7 @@ class Source:
             {
                 **kafka.client_settings(),
                 "group.id": group,
-                "client.id": "podwire-sink",
+                "client.id": f"podwire-{component}",
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "earliest",
@@ -112,7 +115,7 @@ class Source:
                 "queued.max.messages.kbytes": 64 * 1024,
                 "log_level": 2,
             },
-            error_cb=_on_error,
+            error_cb=self._on_error,
         )
 
     def start(self) -> None:
@@ -164,7 +167,7 @@ class Source:
                     return
                 _limited.warning("kafka: no topic %s", ", ".join(missing))
             except KafkaException as error:
-                counter("podwire_errors_total").labels("sink", error.args[0].name()).inc()
+                counter("podwire_errors_total").labels(self._component, error.args[0].name()).inc()
                 _limited.warning("kafka: %s", error.args[0].str())
             self._stop.wait(_IDLE_S)
 
@@ -218,7 +221,7 @@ class Source:
         try:
             self._consumer.commit(offsets=mine, asynchronous=False)
         except KafkaException as error:
-            counter("podwire_errors_total").labels("sink", error.args[0].name()).inc()
+            counter("podwire_errors_total").labels(self._component, error.args[0].name()).inc()
             _limited.warning("kafka: commit: %s", error.args[0].str())
 
     def close(self) -> None:
@@ -234,9 +237,13 @@ class Source:
             elif error.fatal():
                 raise TransportError(f"kafka: {error.str()}")
             else:
-                counter("podwire_errors_total").labels("sink", error.name()).inc()
+                counter("podwire_errors_total").labels(self._component, error.name()).inc()
                 _limited.warning("kafka: %s", error.str())
         return records
+
+    def _on_error(self, error: KafkaError) -> None:
+        counter("podwire_errors_total").labels(self._component, error.name()).inc()
+        _limited.warning("kafka: %s", error.str())
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         consumer.assign(partitions)
@@ -253,11 +260,12 @@ class Source:
 class DeadLetters:
     """Sends what cannot be decoded to its own topic."""
 
-    def __init__(self, kafka: KafkaConfig) -> None:
+    def __init__(self, kafka: KafkaConfig, component: str = "sink") -> None:
+        self._component = component
         self._producer = Producer(
             {
                 **kafka.client_settings(),
-                "client.id": "podwire-sink",
+                "client.id": f"podwire-{component}",
                 "enable.idempotence": True,
                 "compression.type": "zstd",
                 "partitioner": "murmur2_random",
@@ -274,7 +282,7 @@ class DeadLetters:
             TransportError: If it does not take it; the same call may succeed later.
         """
         letter = DeadLetter(
-            stage="sink",
+            stage=self._component,
             topic=record.topic,
             partition=record.partition,
             offset=record.offset,
@@ -298,7 +306,7 @@ class DeadLetters:
         if self._producer.flush(25.0) or failures:
             self._producer.purge()
             raise TransportError(f"dead letter: {failures[0] if failures else 'not delivered'}")
-        counter("podwire_dead_letters_total").labels("sink", record.topic).inc()
+        counter("podwire_dead_letters_total").labels(self._component, record.topic).inc()
 
 
 def topic_epoch(kafka: KafkaConfig, wait: Callable[[float], bool]) -> str:
@@ -324,11 +332,6 @@ def topic_epoch(kafka: KafkaConfig, wait: Callable[[float], bool]) -> str:
             _limited.warning("kafka: topic %s: %s", METRICS.name, error.args[0].str())
         if wait(1.0):
             raise Stopped("asked to stop")
-
-
-def _on_error(error: KafkaError) -> None:
-    counter("podwire_errors_total").labels("sink", error.name()).inc()
-    _limited.warning("kafka: %s", error.str())
 
 
 def _record(message: Message) -> Record:

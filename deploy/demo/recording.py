@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from collector.recording import Recorder, read_recording
+from collector.requests import STRINGS
 from schemas.events import EventBatch, decode_batch, encode_batch
 from schemas.ledger import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
+
+    from schemas.columns import Table
 
 __all__ = ["only_containers", "reduce_recording"]
 
@@ -49,15 +52,18 @@ def only_containers(batch: EventBatch, containers: Collection[str]) -> EventBatc
     opens = batch.opens.take(is_kept[batch.opens.connection])
     closes = batch.closes.take(is_kept[batch.closes.connection])
     transfers = batch.transfers.take(is_kept[batch.transfers.connection])
-    tables = (opens, closes, transfers)
+    requests = batch.requests.take(is_kept[batch.requests.connection])
+    tables = (opens, closes, transfers, requests)
     for table in tables:
         table.connection = place[table.connection].astype("<u4")
-    used = np.unique(np.concatenate((connections.container, connections.process)))
+    named: list[tuple[Table, str]] = [(connections, "container"), (connections, "process")]
+    named.extend((requests, column) for column in STRINGS)
+    used = np.unique(np.concatenate([getattr(table, column) for table, column in named]))
     order = [0, *(int(index) for index in used if index)]
     renamed = np.zeros(len(batch.names), "<u4")
     renamed[order] = np.arange(len(order), dtype="<u4")
-    connections.container = renamed[connections.container]
-    connections.process = renamed[connections.process]
+    for named_table, column in named:
+        setattr(named_table, column, renamed[getattr(named_table, column)])
     header = batch.header
     header.ledger = [
         Entry(stage, kind, "", in_count=rows, out_count=rows)
@@ -66,6 +72,7 @@ def only_containers(batch: EventBatch, containers: Collection[str]) -> EventBatc
             ("open", opens.rows),
             ("close", closes.rows),
             ("transfer", transfers.rows),
+            *((("request", requests.rows),) if stage == "collector" else ()),
         )
         if rows
     ]
@@ -73,5 +80,11 @@ def only_containers(batch: EventBatch, containers: Collection[str]) -> EventBatc
     header.first_event_ns = int(ends.min()) if len(ends) else 0
     header.last_event_ns = int(ends.max()) if len(ends) else 0
     return EventBatch(
-        header, connections, [batch.names[index] for index in order], opens, closes, transfers
+        header,
+        connections,
+        [batch.names[index] for index in order],
+        opens,
+        closes,
+        transfers,
+        requests,
     )

@@ -321,7 +321,7 @@ def test_dropped_by_the_other_host(staged: Watch, network: Network, family: int)
 @pytest.mark.parametrize(
     "queue",
     [
-        ("tbf", "rate", "8mbit", "burst", "5k", "limit", "15k"),
+        ("tbf", "rate", "8mbit", "burst", "5k", "limit", "6k"),
         ("netem", "loss", "2%"),
         ("netem", "delay", "2ms", "loss", "2%"),
     ],

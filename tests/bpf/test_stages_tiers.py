@@ -69,6 +69,7 @@ FUNCTIONS: Final[dict[str, tuple[Figure, ...]]] = {
         W.WRITE_L4_DURATION,
         W.WRITE_L3_DURATION,
         W.WRITE_L3_LOCAL_DURATION,
+        W.WRITE_L3_OUTPUT_DURATION,
         *_NETFILTER,
         *_NEIGHBOUR,
     ),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from collector.abi import Call, ConnectionEvent, Direction, Kind
-from collector.config import CollectorConfig, object_path, object_paths
+from collector.config import RINGS, CollectorConfig, object_path, object_paths
 from collector.figures import measured
 from collector.libbpf import BpfObject
 from collector.source import KernelSource, require_layout, ring_sizes
@@ -78,7 +78,7 @@ def test_both_readers_see_what_the_sockets_did(source: KernelSource) -> None:
     assert counts[Kind.TRANSFER, 0] == len(drained.transfers)
     assert counts[:, 1:].sum() == 0
     assert {name: item.missing for name, item in source.sequences.items()} == dict.fromkeys(
-        ("connections", "transfers", "processes", "payloads", "drops"), 0
+        RINGS, 0
     )
     assert source.counts().sum() == 0
     labels = {"ring": "transfers"}

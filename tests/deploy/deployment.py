@@ -14,6 +14,7 @@ from collector.config import CollectorConfig
 from collector.kube.config import KubeConfig
 from schemas.config import Config, KafkaConfig
 from sink.config import SinkConfig
+from sink.oap.config import ForwarderConfig
 from streams.config import StreamsConfig
 
 __all__ = [
@@ -39,6 +40,7 @@ USES: Final[dict[str, tuple[type[Config], ...]]] = {
     "kube": (KubeConfig, KafkaConfig),
     "streams": (StreamsConfig, KafkaConfig),
     "sink": (SinkConfig, KafkaConfig),
+    "forwarder": (ForwarderConfig, KafkaConfig),
     "schema": (SinkConfig, KafkaConfig),
 }
 """Subcommand to the configurations it loads; the first is its own."""
@@ -122,9 +124,13 @@ def compose_parts() -> list[Part]:
 
 
 def kubernetes_objects() -> list[dict[str, Any]]:
-    """Every object of the manifests that the kustomization names, in its order."""
-    names = yaml.safe_load((MANIFESTS / "kustomization.yaml").read_text())["resources"]
-    return [item for name in names for item in yaml.safe_load_all((MANIFESTS / name).read_text())]
+    """Every object of the manifests that the kustomization and its components name, in order."""
+    return [
+        item
+        for file in (MANIFESTS / "kustomization.yaml", *MANIFESTS.glob("*/kustomization.yaml"))
+        for name in yaml.safe_load(file.read_text())["resources"]
+        for item in yaml.safe_load_all((file.parent / name).read_text())
+    ]
 
 
 def kubernetes_parts() -> list[Part]:

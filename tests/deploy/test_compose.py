@@ -25,7 +25,8 @@ SERVICES = compose()["services"]
 
 def test_the_shape_is_that_of_a_cluster() -> None:
     commands = sorted(part.arguments[0] for part in compose_parts())
-    assert commands == ["collector", "kube", "schema", "sink", "streams", "streams"]
+    assert commands == ["collector", "forwarder", "kube", "schema", "sink", "streams", "streams"]
+    assert [name for name, each in SERVICES.items() if "profiles" in each] == ["forwarder"]
     assert {"kafka", "clickhouse"} < set(SERVICES)
 
 

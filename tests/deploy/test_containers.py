@@ -187,6 +187,16 @@ def test_collector_starts_answers_probes_and_stops(
 
 @pytest.mark.slow
 @pytest.mark.kafka
+@parts_running("forwarder")
+def test_forwarder_starts_answers_probes_and_stops(
+    part: Part, kafka: dict[str, str], tmp_path: Path
+) -> None:
+    """Without an OAP too: what it has to send waits."""
+    start_and_stop(part, tmp_path, kafka | {"PODWIRE_FORWARDER_ADDRESSES": "127.0.0.1:9"})
+
+
+@pytest.mark.slow
+@pytest.mark.kafka
 @parts_running("streams")
 def test_streams_starts_answers_probes_and_stops(
     part: Part, kafka: dict[str, str], tmp_path: Path

@@ -110,12 +110,12 @@ def test_names_are_never_cut(width: int) -> None:
 
 def test_the_comparison_shows_what_differs() -> None:
     truth = AccessLog(connections=3, requests=9, bytes_received=100, bytes_sent=1000)
-    equal, is_equal = truth_table(truth, Served("frontend.shop", 3, 3, 100, 1000, None, None))
-    other, is_other = truth_table(truth, Served("frontend.shop", 2, 3, 100, 1500, None, None))
+    equal, is_equal = truth_table(truth, Served("frontend.shop", 3, 3, 100, 1000, None, None, 9))
+    other, is_other = truth_table(truth, Served("frontend.shop", 2, 3, 100, 1500, None, None, 8))
     assert is_equal
     assert not is_other
-    assert shown(equal).count("equal") == 3
-    assert "-1" in shown(other)
+    assert shown(equal).count("equal") == 4
+    assert shown(other).count("-1 ") == 2
     assert "+500" in shown(other)
     assert not truth_table(truth, None)[1]
 
@@ -155,6 +155,7 @@ def test_the_ledger_of_the_recording_closes_and_names_its_rows() -> None:
         counts = {(e.stage, e.kind): e for e in batch.header.ledger}
         for kind, table in (
             ("open", batch.opens), ("close", batch.closes), ("transfer", batch.transfers),
+            ("request", batch.requests),
         ):  # fmt: skip
             entry = counts.get(("collector", kind), Entry("collector", kind, ""))
             assert entry.in_count == entry.out_count == table.rows
@@ -172,6 +173,11 @@ def test_reducing_keeps_exactly_the_events_of_the_container() -> None:
     assert int(reduced.transfers.size.sum()) == expected
     assert set(reduced.connections.local_port.tolist()) == ports
     assert {reduced.names[index] for index in reduced.connections.container} == {chosen}
+    calls, rows = batch.requests.take(is_chosen[batch.requests.connection]), reduced.requests.rows
+    assert rows == calls.rows
+    for column in ("path", "method", "host"):
+        told = [reduced.names[number] for number in getattr(reduced.requests, column)]
+        assert told == [batch.names[number] for number in getattr(calls, column)]
     assert only_containers(reduced, set()).events == 0
 
 
@@ -215,7 +221,8 @@ def test_the_recording_is_shown_where_ebpf_is_not(tmp_path: Path) -> None:
     output, errors = process.communicate(timeout=90)
     assert process.returncode == 0, errors
     assert errors == ""
-    assert output.count("equal") == 3
+    assert output.count("equal") == 4
+    assert "/api/items" in output
     assert "monitor.ops" in output
     assert "sent again" in output
     assert "read_in_queue" in output
@@ -228,7 +235,8 @@ def test_the_live_demo_is_exact_and_leaves_nothing(tmp_path: Path) -> None:
     process = demo("--seconds", "8", "--data", str(tmp_path / "data"))
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, output + errors
-    assert output.count("equal") == 3
+    assert output.count("equal") == 4
+    assert "/api/items" in output
     for name in ("shoppers.shop", "frontend.shop", "api.shop", "stock.shop", "payments.bank"):
         assert name in output
     assert "50.0 %" in output, "every second call of the monitor to the api is refused"

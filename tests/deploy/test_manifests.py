@@ -10,6 +10,7 @@ import yaml
 
 from collector.kube.source_api import collections
 from schemas.config import KafkaConfig
+from streams.config import StreamsConfig
 from tests.deploy.deployment import (
     MANIFESTS,
     USES,
@@ -18,6 +19,7 @@ from tests.deploy.deployment import (
     kubernetes_objects,
     kubernetes_parts,
     load_configs,
+    variables_of,
 )
 
 OBJECTS = kubernetes_objects()
@@ -43,12 +45,29 @@ def test_every_part_runs_in_the_kind_that_fits_it() -> None:
         "kube": "Deployment",
         "streams": "StatefulSet",
         "sink": "Deployment",
+        "forwarder": "Deployment",
     }
 
 
 def test_kustomization_names_every_file() -> None:
     named = set(yaml.safe_load((MANIFESTS / "kustomization.yaml").read_text())["resources"])
     assert named == {path.name for path in MANIFESTS.glob("*.yaml")} - {"kustomization.yaml"}
+
+
+def test_the_forwarder_is_a_component_that_is_off_and_turns_its_topic_on() -> None:
+    base = (MANIFESTS / "kustomization.yaml").read_text()
+    assert "# components: [forwarder]\n" in base
+    assert "components" not in yaml.safe_load(base)
+    component = yaml.safe_load((MANIFESTS / "forwarder" / "kustomization.yaml").read_text())
+    assert component["kind"] == "Component"
+    (patch,) = component["patches"]
+    assert find(patch["target"]["kind"], patch["target"]["name"])
+    (change,) = yaml.safe_load(patch["patch"])
+    assert change["path"] == "/spec/template/spec/containers/0/env/-"
+    assert container_of(PARTS["streams"])["env"]
+    name, value = change["value"]["name"], change["value"]["value"]
+    assert name in variables_of(*USES["streams"])
+    assert StreamsConfig.load({}, {name: value}).access_log
 
 
 def test_everything_lives_in_the_one_namespace() -> None:
