@@ -64,7 +64,7 @@ def shifted(batch: EventBatch, delta_ns: int) -> EventBatch:
     """Move every time of a batch, in place; returns it."""
     header = batch.header
     delta = np.int64(delta_ns).astype(np.uint64)  # wraps, as adding a negative number should
-    for table in (batch.opens, batch.closes, batch.transfers, batch.requests):
+    for table in (batch.opens, batch.closes, batch.transfers, batch.requests, batch.drops):
         table.end_ns = table.end_ns + delta
     calls = batch.requests
     calls.start_ns = calls.start_ns + delta

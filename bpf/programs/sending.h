@@ -326,10 +326,7 @@ static __always_inline int on_lost(__u64 skb, __u64 sk, __u32 reason, __u16 segm
 			__sync_fetch_and_add(&flow->write[PODWIRE_RESOLVE_MAC_DURATION],
 					     bpf_ktime_get_ns() - packet->neighbour_ns);
 		}
-		if (packet->ip_ns && !packet->left_ns)
-			packet->has_left = 1; /* what is known of it is told on the way back */
-		else
-			packet->skb = 0;
+		packet->skb = 0;
 	}
 	return 0;
 }

@@ -181,9 +181,25 @@ def test_more_than_a_call_may_give_is_told_by_size(capturing: Watch) -> None:
         capturing.drain()
         found = capturing.pieces_of(port_of(server), Role.CLIENT, Direction.WRITE)
     assert sum(moved for _, moved, _ in found) == size
-    assert sum(len(data) for _, _, data in found) < size
     assert found[0][2].startswith(HEAD)
-    assert found[-1][1] > len(found[-1][2])
+    if capturing.path == BY_DESCRIPTOR:
+        assert sum(len(data) for _, _, data in found) < size
+        assert found[-1][1] > len(found[-1][2])
+
+
+def test_a_call_of_very_many_buffers(capturing: Watch) -> None:
+    if capturing.path == BY_DESCRIPTOR:
+        pytest.skip("the verifier of old kernels follows a copy step by step")
+    parts = [HEAD, *(BODY[i : i + 2] for i in range(1000))]
+    with listening() as server:
+        client, accepted = pair(server)
+        assert client.sendmsg(parts) == sum(map(len, parts))
+        receive(accepted, sum(map(len, parts)))
+        client.close()
+        accepted.close()
+        capturing.drain()
+        found = capturing.pieces_of(port_of(server), Role.CLIENT, Direction.WRITE)
+    assert stream(found) == b"".join(parts)
 
 
 def test_sendfile_is_told_by_size(capturing: Watch, tmp_path: Path) -> None:

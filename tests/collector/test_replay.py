@@ -16,6 +16,7 @@ from schemas.events import (
     BatchHeader,
     Closes,
     Connections,
+    Drops,
     EventBatch,
     Opens,
     Requests,
@@ -58,6 +59,7 @@ def _batch(number: int, run_id: str = "old", final: bool = False) -> EventBatch:
         closes=Closes(nothing, end, end),
         transfers=Transfers(nothing, one.astype(np.uint8), one.astype(np.uint8), end, end, one),
         requests=_requests(end),
+        drops=Drops(nothing, end, nothing, one),
     )
 
 
@@ -91,7 +93,7 @@ def test_shifted_times_end_now(tmp_path: Path) -> None:
     now = clock.unix_ns()
     for number, batch in enumerate(sender.batches):
         end = now - (2 - number) * SECOND - 5
-        for table in (batch.opens, batch.closes, batch.transfers):
+        for table in (batch.opens, batch.closes, batch.transfers, batch.drops):
             assert table.end_ns.tolist() == [end]
         assert batch.requests.end_ns.tolist() == [end, end]
         assert batch.requests.start_ns.tolist() == [end - 3, end - 3]
@@ -116,7 +118,7 @@ def test_figures_are_replayed_and_those_not_recorded_stay_out(tmp_path: Path) ->
     _replay(path, sender, ManualClock())
     for batch, recorded in zip(sender.batches, (_batch(0), given), strict=True):
         recorded.header = batch.header
-        for table in ("opens", "closes", "transfers"):
+        for table in ("opens", "closes", "transfers", "drops"):
             getattr(recorded, table).end_ns = getattr(batch, table).end_ns
         for name in ("start_ns", "first_byte_ns", "end_ns"):
             setattr(recorded.requests, name, getattr(batch.requests, name))

@@ -180,11 +180,12 @@ def test_damaged_bytes_raise_decode_error_or_still_make_sense(data: bytes) -> No
     except DecodeError:
         return
     assert batch.header.node
-    for table in (batch.opens, batch.closes, batch.transfers, batch.requests):
+    for table in (batch.opens, batch.closes, batch.transfers, batch.requests, batch.drops):
         assert not table.rows or int(table.connection.max()) < batch.connections.rows
     assert batch.parties.rows in (0, batch.connections.rows)
     indices = [getattr(batch.parties, name) for name in PARTY_NAMES]
     indices += [getattr(batch.requests, name) for name in REQUEST_NAMES]
+    indices.append(batch.drops.reason)
     indices.append(batch.requests.endpoint[batch.requests.endpoint != UNMEASURED_U32])
     for index in indices:
         assert not len(index) or int(index.max()) < len(batch.names)
@@ -323,5 +324,5 @@ def test_decoded_columns_cannot_be_changed_by_accident() -> None:
 
 
 def test_events_counts_all_kinds() -> None:
-    assert small_batch().events == 4
+    assert small_batch().events == 5
     assert EventBatch().events == 0
