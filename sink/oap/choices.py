@@ -26,7 +26,7 @@ __all__ = ["Choices", "Selection", "is_address", "namespace_of", "select", "serv
 
 _ERROR: Final = 500
 _SECOND_NS: Final = np.uint64(1_000_000_000)
-_KINDS: Final = ("opens", "closes", "transfers", "requests")
+_KINDS: Final = ("opens", "closes", "transfers", "requests", "drops")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +172,10 @@ def _sample(
     errors = {
         "opens": batch.opens.error != 0,
         "closes": np.zeros(batch.closes.rows, np.bool_),
-        # What came after the last call has no log of its own to leave out.
+        # What came after the last call has no log of its own to leave out, nor have lost packets.
         "transfers": batch.transfers.call == CALL_NONE,
         "requests": _failed(batch.requests),
+        "drops": np.ones(batch.drops.rows, np.bool_),
     }
     certain = sum(int((kept[name] & errors[name]).sum()) for name in _KINDS)
     share = max(limit - certain, 0.0) / max(total - certain, 1)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from schemas.events import ConnectionFlag, RequestFlag
+from schemas.events import ConnectionFlag, Drops, RequestFlag
 from schemas.pb import skywalking_accesslog_pb2 as wire
 from schemas.pb.skywalking_common_pb2 import Instant
 from sink.oap.calls import protocol_logs
 from sink.oap.choices import Choices, is_address, select, server_side
-from sink.oap.kernel import KernelLogs, Times, folded, kernel_logs
+from sink.oap.kernel import KernelLogs, Times, folded, kernel_logs, with_drops
 from sink.oap.period import merged
 from sink.oap.wire import varint
 
@@ -88,13 +88,14 @@ def convert(
     batch = merged([batch for batch in batches if batch.events] or batches[:1])
     selection = select(batch, choices, seconds)
     batch, dropped = selection.batch, selection.dropped
-    transfers, lost = folded(batch.transfers)
-    merged_rows = batch.transfers.rows - transfers.rows - lost
+    rows = with_drops(batch.transfers, batch.drops)
+    transfers, lost = folded(rows)
+    merged_rows = rows.rows - transfers.rows - lost
     if lost:
         dropped["no_call"] = lost
     if merged_rows:
         dropped["added_to_call"] = merged_rows
-    batch = replace(batch, transfers=transfers)
+    batch = replace(batch, transfers=transfers, drops=Drops())
     if not batch.events:
         return Converted([], events, dropped)
     base_ns = _base_ns(batch)

@@ -229,7 +229,7 @@ def _decoded(record: Record) -> EventBatch:
         raise DecodeError("a batch of no run")
     if batch.events and not batch.parties.rows:
         raise DecodeError("events without the names of their ends")
-    for table in (batch.opens, batch.closes, batch.transfers, batch.requests):
+    for table in (batch.opens, batch.closes, batch.transfers, batch.requests, batch.drops):
         if table.rows and int(table.end_ns.max()) >= 1 << 63:
             raise DecodeError(f"an event that ended at {int(table.end_ns.max())} ns")
     return batch

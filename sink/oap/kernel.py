@@ -11,17 +11,25 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from schemas.columns import UNMEASURED_U32, UNMEASURED_U64
-from schemas.events import CALL_NONE, READ_FIGURES, WRITE_FIGURES, Direction, OpenKind
+from schemas.events import (
+    CALL_NONE,
+    FIGURE_WIDTH,
+    READ_FIGURES,
+    WRITE_FIGURES,
+    Direction,
+    OpenKind,
+    Transfers,
+)
 from sink.oap.wire import Packed, interleave, message, number, offset_timestamp
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from schemas.columns import U64
-    from schemas.events import EventBatch, Requests, Transfers
+    from schemas.events import Drops, EventBatch, Requests
     from sink.oap.wire import Cells
 
-__all__ = ["KernelLogs", "Times", "duration_of", "folded", "kernel_logs"]
+__all__ = ["KernelLogs", "Times", "duration_of", "folded", "kernel_logs", "with_drops"]
 
 _MINUTE_NS: Final = np.uint64(60_000_000_000)
 _LOGS: Final = 3  # EBPFAccessLogMessage.kernelLogs
@@ -155,6 +163,23 @@ def folded(transfers: Transfers) -> tuple[Transfers, int]:
     calls = ~none
     kept = replace(transfers, figures=wide).take(calls)  # type: ignore[arg-type]
     return kept, int((~is_call & ~taken).sum())
+
+
+def with_drops(transfers: Transfers, drops: Drops) -> Transfers:
+    """Add lost packets as what came after a write: see `folded`. Their reasons are not told."""
+    if not drops.rows:
+        return transfers
+    figures = np.full((drops.rows, FIGURE_WIDTH), UNMEASURED_U32)
+    figures[:, WRITE_FIGURES.index("write_lost_packet_count")] = drops.packets
+    lost = Transfers(
+        connection=drops.connection,
+        direction=np.full(drops.rows, Direction.WRITE, np.uint8),
+        call=np.full(drops.rows, CALL_NONE, np.uint8),
+        end_ns=drops.end_ns,
+        size=np.zeros(drops.rows, np.uint32),
+        figures=figures,
+    )
+    return Transfers.concatenate([transfers, lost])
 
 
 def kernel_logs(batch: EventBatch, times: Times) -> KernelLogs:

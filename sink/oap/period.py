@@ -15,6 +15,7 @@ from schemas.columns import UNMEASURED_U32
 from schemas.events import (
     Closes,
     Connections,
+    Drops,
     EventBatch,
     Opens,
     Parties,
@@ -66,6 +67,7 @@ def merged(batches: Sequence[EventBatch]) -> EventBatch:
         closes=joined(Closes, "closes"),
         transfers=joined(Transfers, "transfers"),
         requests=joined(Requests, "requests"),
+        drops=joined(Drops, "drops"),
         parties=parties.take(last),
     )
 
@@ -90,6 +92,7 @@ def _with_names(batch: EventBatch, index: dict[str, int]) -> EventBatch:
         connections=replace(batch.connections, **columns(batch.connections, _OF_CONNECTIONS)),
         parties=replace(batch.parties, **columns(batch.parties, _OF_PARTIES)),
         requests=replace(batch.requests, **columns(batch.requests, _OF_REQUESTS)),
+        drops=replace(batch.drops, **columns(batch.drops, ("reason",))),
     )
 
 

@@ -11,6 +11,7 @@ from schemas.events import (
     BatchHeader,
     Closes,
     Connections,
+    Drops,
     EventBatch,
     Opens,
     Parties,
@@ -54,6 +55,7 @@ def random_batch(
     first_id: int = 0,
     sequence: int = 0,
     staged: bool = True,
+    drops: int = 0,
 ) -> EventBatch:
     """One decoded message of ``podwire.access-log.v1``, about a second long."""
     chance = np.random.default_rng(seed)
@@ -178,6 +180,12 @@ def random_batch(
         ),
         transfers=moved,
         requests=calls,
+        drops=Drops(
+            connection=chance.integers(0, connections, drops).astype("<u4"),
+            end_ns=times(drops),
+            reason=np.full(drops, AT["seg-1"], "<u4"),
+            packets=chance.integers(1, 9, drops).astype("<u4"),
+        ),
         parties=parties,
     )
     return decode_batch(encode_batch(batch))

@@ -344,6 +344,29 @@ def test_what_came_after_the_last_call_is_added_to_it():
     assert converted.events == 5
 
 
+@pytest.mark.parametrize("staged", [True, False])
+def test_lost_packets_go_with_a_write_of_their_connection(staged):
+    shape = {"connections": 3, "transfers": 60, "drops": 25, "staged": staged}
+    batch = without_internal(random_batch(seed=4, **shape))
+    fourth = WRITE_FIGURES.index("write_lost_packet_count")
+    write = batch.transfers.direction == 2
+    own = np.where(write, batch.transfers.figures[:, fourth], 0)
+    total = int(own[own != UNMEASURED_U32].sum()) + int(batch.drops.packets.sum())
+    later = random_batch(seed=5, sequence=1, first_id=50, connections=2, drops=3, transfers=0)
+    for batches, left in (([batch], 0), ([batch, without_internal(later)], 3)):
+        converted = convert(batches, EVERYTHING, Limits(), 1.0)
+        logs = told(converted.streams)
+        assert converted.events == len(logs) + sum(converted.dropped.values())
+        assert converted.dropped.get("no_call", 0) == left
+        lost = [
+            loss.count
+            for _, log in logs
+            if isinstance(log, pb.AccessLogKernelLog)
+            for loss in log.write.l4Metrics.lossPackageMetrics
+        ]
+        assert sum(lost) == total
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_batches_of_a_period_make_one_stream_with_each_connection_once(seed):
     batches = [without_internal(random_batch(seed=seed + n, sequence=n)) for n in range(3)]
@@ -394,7 +417,7 @@ CHOICES = [
 
 @pytest.mark.parametrize("choices", CHOICES)
 def test_what_is_left_out_is_counted_by_reason(choices):
-    batch = random_batch(seed=5)
+    batch = random_batch(seed=5, drops=9)
     converted = convert([batch], choices, Limits(), 1.0)
     logs = told(converted.streams)
     assert converted.events == batch.events == len(logs) + sum(converted.dropped.values())
