@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
-from collector.abi import COUNTS, DROP_RECORD, Call, ConnectionEvent, Kind, MeasuredFlag
+from collector.abi import DROP_RECORD, Call, ConnectionEvent
+from collector.accounts import drop
 from collector.connections import ROW
+from collector.masks import COUNTERS, FLAGS, unmeasured
+from collector.parts import Events
 from collector.requests import Strings, request_columns
 from schemas.columns import UNMEASURED_U32, UNMEASURED_U64, Table
 from schemas.events import (
     FIGURE_WIDTH,
-    READ_FIGURES,
-    WRITE_FIGURES,
     BatchHeader,
     Closes,
     Connections,
@@ -32,11 +33,11 @@ from schemas.events import (
     Requests,
     Transfers,
 )
-from schemas.ledger import Entry, Ledger
+from schemas.ledger import Ledger
 from schemas.topics import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -47,36 +48,13 @@ if TYPE_CHECKING:
     from schemas.columns import U8, U32
 
 __all__ = [
-    "COUNTERS",
     "BatchBuilder",
     "Limits",
     "Run",
-    "as_undelivered",
     "finished",
-    "kernel_entries",
 ]
 
-COUNTERS: Final = frozenset(
-    {
-        "read_packet_count",
-        "read_packet_size",
-        "write_packet_count",
-        "write_packet_size",
-        "write_retransmit_packet_count",
-    }
-)
-"""Figures that the sock itself counts; a record has them with ``MEASURED_COUNTERS``, the others
-with ``MEASURED_STAGES``."""
-
-_KERNEL_KINDS: Final = tuple(kind.name.lower() for kind in sorted(Kind))
-_KERNEL_REASONS: Final = (COUNTS.names or ())[1:]
-"""Ledger kinds and reasons are the kernel's own names: a test compares them."""
-
-_FLAGS: Final = 4
-"""How many values `MeasuredFlag` has."""
-
 _LAST_NS: Final = 2**63 - 1
-_HEADER_BYTES: Final = 64 * 1024
 
 T = TypeVar("T", bound=Table)
 
@@ -97,50 +75,6 @@ class Limits:
 
     events: int = 65_536
     message_bytes: int = MAX_MESSAGE_BYTES - 256 * 1024
-
-
-@dataclass(slots=True)
-class _Events:
-    """Events of one part: slots in the connection table beside the event tables."""
-
-    open_slots: NDArray[np.int64]
-    opens: Opens
-    close_slots: NDArray[np.int64]
-    closes: Closes
-    transfer_slots: NDArray[np.int64]
-    transfers: Transfers
-    request_slots: NDArray[np.int64]
-    requests: Requests
-    drop_slots: NDArray[np.int64]
-    drops: Drops
-    """Until they are assembled, their reasons are numbers of the builder's names."""
-
-    @property
-    def parts(
-        self,
-    ) -> tuple[tuple[NDArray[np.int64], Opens | Closes | Transfers | Requests | Drops], ...]:
-        return (
-            (self.open_slots, self.opens),
-            (self.close_slots, self.closes),
-            (self.transfer_slots, self.transfers),
-            (self.request_slots, self.requests),
-            (self.drop_slots, self.drops),
-        )
-
-    @property
-    def count(self) -> int:
-        return sum(table.rows for _, table in self.parts)
-
-    def halves(self) -> tuple[_Events, _Events]:
-        pieces: list[list[Any]] = [[], []]
-        first = second = 0
-        for slots, table in self.parts:
-            # An odd row goes to the smaller piece, so that two events always part.
-            middle = (len(slots) + (first <= second)) // 2
-            first, second = first + middle, second + len(slots) - middle
-            for piece, rows in zip(pieces, (slice(middle), slice(middle, None)), strict=True):
-                piece.extend((slots[rows], table.take(rows)))
-        return _Events(*pieces[0]), _Events(*pieces[1])
 
 
 @dataclass(slots=True)
@@ -170,7 +104,7 @@ class BatchBuilder:
         """Prepare what every record is masked with."""
         sixth = self.measured if self.measured_ipv6 is None else self.measured_ipv6
         self._by_family = sixth != self.measured
-        self._unmeasured = np.concatenate([_unmeasured(self.measured), _unmeasured(sixth)])
+        self._unmeasured = np.concatenate([unmeasured(self.measured), unmeasured(sixth)])
 
     def build(
         self,
@@ -232,7 +166,7 @@ class BatchBuilder:
         anchor: ClockAnchor,
         ledger: Ledger,
         final: bool,
-    ) -> tuple[_Events, int]:
+    ) -> tuple[Events, int]:
         event = connections["event"]
         slots = self.table.find(connections["connection_id"])
         known = slots >= 0
@@ -240,17 +174,17 @@ class BatchBuilder:
         opened = (event == ConnectionEvent.CONNECTED) | (event == ConnectionEvent.ACCEPTED)
         closed = event == ConnectionEvent.CLOSED
         for kind, chosen in (("connection", announced), ("open", opened), ("close", closed)):
-            _drop(ledger, kind, "unknown_connection", int(np.count_nonzero(chosen & ~known)))
+            drop(ledger, kind, "unknown_connection", int(np.count_nonzero(chosen & ~known)))
         applied = int(np.count_nonzero(announced & known))
         ledger.passed("collector", "connection", entered=applied, left=applied)
         malformed = int(np.count_nonzero(~(announced | opened | closed)))
-        _drop(ledger, "connection", "malformed", malformed)
+        drop(ledger, "connection", "malformed", malformed)
 
         opened &= known
         closed &= known
         excluded = self.table.rows["excluded"][slots] != 0  # slot -1 is not looked at
         for kind, chosen in (("open", opened), ("close", closed)):
-            _drop(ledger, kind, "excluded", int(np.count_nonzero(chosen & excluded)))
+            drop(ledger, kind, "excluded", int(np.count_nonzero(chosen & excluded)))
             chosen &= ~excluded
         opening, closing = connections[opened], connections[closed]
         transfers, transfer_slots, held_since = self._known_transfers(
@@ -259,7 +193,7 @@ class BatchBuilder:
         drops, drop_slots, drops_held_since = self._known_drops(drops, anchor, ledger, final)
         if drops_held_since:
             held_since = min(held_since or drops_held_since, drops_held_since)
-        return _Events(
+        return Events(
             open_slots=slots[opened],
             opens=Opens(
                 connection=np.zeros(len(opening), np.uint32),
@@ -305,7 +239,7 @@ class BatchBuilder:
         known = slots >= 0
         if known.all():
             return slots, requests
-        _drop(ledger, "request", "unknown_connection", int(np.count_nonzero(~known)))
+        drop(ledger, "request", "unknown_connection", int(np.count_nonzero(~known)))
         return slots[known], requests.take(known)
 
     def _reasons(self, numbers: NDArray[np.uint32]) -> U32:
@@ -316,10 +250,10 @@ class BatchBuilder:
 
     def _figures(self, transfers: NDArray[Any], slots: NDArray[np.int64]) -> U32:
         # All ones over a value make it the one that means unmeasured.
-        flags = transfers["measured"].astype(np.uint8) & np.uint8(_FLAGS - 1)
-        masks = flags + (transfers["direction"] == Direction.WRITE) * np.uint8(_FLAGS)
+        flags = transfers["measured"].astype(np.uint8) & np.uint8(FLAGS - 1)
+        masks = flags + (transfers["direction"] == Direction.WRITE) * np.uint8(FLAGS)
         if self._by_family:
-            masks += (self.table.rows["family"][slots] == 6) * np.uint8(2 * _FLAGS)
+            masks += (self.table.rows["family"][slots] == 6) * np.uint8(2 * FLAGS)
         nothing = (self._unmeasured == UNMEASURED_U32).all(axis=1)
         if nothing[masks].all():
             return np.empty((0, FIGURE_WIDTH), np.uint32)
@@ -372,18 +306,18 @@ class BatchBuilder:
         known = slots >= 0
         excluded = known & valid & (self.table.rows["excluded"][slots] != 0)
         if excluded.any():
-            _drop(ledger, kind, "excluded", int(np.count_nonzero(excluded)))
+            drop(ledger, kind, "excluded", int(np.count_nonzero(excluded)))
         elif known.all() and valid.all():
             return records, slots, records[:0]
-        _drop(ledger, kind, "malformed", int(np.count_nonzero(~valid)))
+        drop(ledger, kind, "malformed", int(np.count_nonzero(~valid)))
         unknown = ~known & valid
         if final:
             before = len(records)
-        _drop(ledger, kind, "unknown_connection", int(np.count_nonzero(unknown[:before])))
+        drop(ledger, kind, "unknown_connection", int(np.count_nonzero(unknown[:before])))
         kept = known & valid & ~excluded
         return records[kept], slots[kept], records[before:][unknown[before:]]
 
-    def _assemble(self, events: _Events) -> list[EventBatch]:
+    def _assemble(self, events: Events) -> list[EventBatch]:
         if events.count > self.limits.events:
             return self._split(events)
         used, index = self._used(events)
@@ -405,9 +339,7 @@ class BatchBuilder:
         )
         texts, batch.requests = self._strings.local(events.requests, len(names))
         batch.names = [*names, *texts]
-        if events.count > 1 and self._size(events, len(used), batch.names) > (
-            self.limits.message_bytes
-        ):
+        if events.count > 1 and events.size(len(used), batch.names) > self.limits.message_bytes:
             return self._split(events)
         batch.connections = _connection_table(rows, container, process)
         events.opens.connection = index[events.open_slots]
@@ -424,11 +356,11 @@ class BatchBuilder:
             batch.header.last_event_ns = min(_LAST_NS, max(int(item.max()) for item in times))
         return [batch]
 
-    def _split(self, events: _Events) -> list[EventBatch]:
+    def _split(self, events: Events) -> list[EventBatch]:
         first, second = events.halves()
         return self._assemble(first) + self._assemble(second)
 
-    def _used(self, events: _Events) -> tuple[NDArray[np.int64], U32]:
+    def _used(self, events: Events) -> tuple[NDArray[np.int64], U32]:
         # Marks instead of np.unique: linear in events and slots, where sorting is not.
         marked = np.zeros(self.table.capacity, bool)
         for slots, _ in events.parts:
@@ -439,14 +371,6 @@ class BatchBuilder:
         index[used] = np.arange(len(used), dtype=np.uint32)
         return used, index
 
-    def _size(self, events: _Events, connections: int, names: Iterable[str]) -> int:
-        return (
-            _HEADER_BYTES
-            + _row_bytes(Connections) * connections
-            + sum(_table_bytes(table) for _, table in events.parts)
-            + sum(len(name.encode()) + 4 for name in names)
-        )
-
 
 def finished(records: NDArray[Any]) -> NDArray[np.bool_]:
     """Return which connection records are the last of their connection, shape (n,)."""
@@ -456,81 +380,11 @@ def finished(records: NDArray[Any]) -> NDArray[np.bool_]:
     return result
 
 
-def kernel_entries(increments: NDArray[np.uint64]) -> list[Entry]:
-    """Return the ledger rows of the kernel stage.
-
-    Args:
-        increments: Shape (kinds, 4): submitted, ring_full, map_full, unannounced of each kind of
-            ``enum podwire_kind`` since the last call.
-    """
-    ledger = Ledger()
-    for kind, counts in zip(_KERNEL_KINDS, increments.tolist(), strict=True):
-        ledger.passed("kernel", kind, entered=sum(counts), left=counts[0])  # type: ignore[arg-type]
-        for reason, count in zip(_KERNEL_REASONS, counts[1:], strict=True):
-            ledger.dropped("kernel", kind, reason, count)  # type: ignore[arg-type]
-    return ledger.drain()
-
-
-def as_undelivered(entries: Iterable[Entry]) -> list[Entry]:
-    """Return what a later header must say of a batch that Kafka did not take.
-
-    What had left the collector in it has not: the same rows entered and were dropped. All other
-    counts were told to nobody yet and are repeated.
-    """
-    ledger = Ledger()
-    for entry in entries:
-        gone = entry.out_count if _is_published(entry) else 0
-        ledger.add([Entry(entry.stage, entry.kind, entry.reason, entry.in_count,
-                          entry.out_count - gone, entry.dropped_count)])  # fmt: skip
-        if gone:
-            ledger.add([Entry(entry.stage, entry.kind, "undelivered", dropped_count=gone)])
-    return ledger.drain()
-
-
-def _is_published(entry: Entry) -> bool:
-    return entry.stage == "collector" and entry.kind in (
-        "open",
-        "close",
-        "transfer",
-        "request",
-        "drop",
-    )
-
-
-def _drop(ledger: Ledger, kind: str, reason: str, count: int) -> None:
-    ledger.passed("collector", kind, entered=count, left=0)  # type: ignore[arg-type]
-    ledger.dropped("collector", kind, reason, count)  # type: ignore[arg-type]
-
-
 def _first_ns(waiting: NDArray[Any], anchor: ClockAnchor) -> int:
     # Unix time of the earliest; 0 if there is none.
     if not len(waiting):
         return 0
     return int(anchor.to_unix_ns(waiting["end_ns"].min(keepdims=True))[0])
-
-
-def _row_bytes(kind: type[Table]) -> int:
-    return sum(dtype.itemsize * width for _, dtype, width in kind.specs())
-
-
-def _table_bytes(table: Table) -> int:
-    return sum(
-        dtype.itemsize * width * len(getattr(table, name)) for name, dtype, width in table.specs()
-    )
-
-
-def _unmeasured(measured: frozenset[str]) -> U32:
-    """Return all ones where a figure is not measured, by direction and flags, then by figure."""
-    masks = np.full((2 * _FLAGS, FIGURE_WIDTH), UNMEASURED_U32)
-    for direction, names in enumerate((READ_FIGURES, WRITE_FIGURES)):
-        for place, name in enumerate(names):
-            flag = (
-                MeasuredFlag.MEASURED_COUNTERS if name in COUNTERS else MeasuredFlag.MEASURED_STAGES
-            )
-            for flags in range(_FLAGS):
-                if name in measured and flags & flag:
-                    masks[direction * _FLAGS + flags, place] = 0
-    return masks
 
 
 def _connection_table(rows: NDArray[Any], container: U32, process: U32) -> Connections:

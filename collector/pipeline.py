@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
-from collector.batches import BatchBuilder, Limits, as_undelivered, finished, kernel_entries
+from collector.accounts import as_undelivered, kernel_entries
+from collector.batches import BatchBuilder, Limits, finished
 from collector.connections import ConnectionTable
 from collector.conversations import Conversations
 from collector.names import NameTable

@@ -18,16 +18,10 @@ from collector.abi import (
     ReadFigure,
     WriteFigure,
 )
-from collector.batches import (
-    COUNTERS,
-    BatchBuilder,
-    Limits,
-    Run,
-    as_undelivered,
-    finished,
-    kernel_entries,
-)
+from collector.accounts import as_undelivered, kernel_entries
+from collector.batches import BatchBuilder, Limits, Run, finished
 from collector.connections import GRACE_SWEEPS, ConnectionTable
+from collector.masks import COUNTERS
 from collector.names import NameTable
 from schemas.clock import ClockAnchor
 from schemas.columns import UNMEASURED_U32, UNMEASURED_U64
