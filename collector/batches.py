@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from collector.names import NameTable
     from schemas.clock import ClockAnchor
     from schemas.columns import U8, U32
+    from schemas.events import NetInterface
 
 __all__ = [
     "BatchBuilder",
@@ -67,6 +68,7 @@ class Run:
     boot_id: str
     run_id: str
     cluster: str = ""
+    interfaces: tuple[NetInterface, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from collector.batches import Run
 from collector.config import CollectorConfig
 from collector.containers import ContainerResolver, cgroup2_below, find_cgroup2_mount
 from collector.heap import bound_heap
+from collector.interfaces import net_interfaces
 from collector.pipeline import Pipeline
 from collector.publisher import Publisher
 from collector.recording import Recorder
@@ -101,7 +102,11 @@ def _collect(
     if mount is None:
         _LOG.warning("no cgroup v2 here: a container is found only while its process lives")
     identity = Run(
-        node=node_name(config), boot_id=boot_id, run_id=uuid4().hex, cluster=config.cluster
+        node=node_name(config),
+        boot_id=boot_id,
+        run_id=uuid4().hex,
+        cluster=config.cluster,
+        interfaces=net_interfaces(),
     )
     recorder = Recorder(record) if record else None
     publisher = Publisher(config, kafka, identity.node)

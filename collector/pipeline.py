@@ -47,6 +47,8 @@ _LOG: Final = logging.getLogger("podwire.collector")
 _MAX_NAMES: Final = 65_536
 _OWNER_HASH: Final = np.uint64(0x9E37_79B9_7F4A_7C15)
 _FLUSH_SHARE: Final = 0.7
+_INTERFACES_EVERY: Final = 60
+"""Batches from one that tells of the node's interfaces to the next."""
 _STEP_WORTH_SAYING_NS: Final = 50_000_000
 
 
@@ -332,6 +334,8 @@ class Pipeline:
             header = batch.header
             header.final = final and batch is batches[-1]
             header.sequence = self.sequence
+            if self.sequence % _INTERFACES_EVERY == 0:
+                header.interfaces = list(self._run.interfaces)
             message = encode_batch(batch)
             if not self._sender.offer(self._run.node, message, header.ledger):
                 self.ledger.add(as_undelivered(header.ledger))

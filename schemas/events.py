@@ -41,6 +41,7 @@ __all__ = [
     "Direction",
     "Drops",
     "EventBatch",
+    "NetInterface",
     "OpenKind",
     "Opens",
     "Parties",
@@ -267,6 +268,15 @@ class Drops(Table):
     packets: U32 = column("<u4")
 
 
+@dataclass(frozen=True, slots=True)
+class NetInterface:
+    """A network interface of a node, as the kernel numbers it."""
+
+    index: int
+    name: str
+    mtu: int
+
+
 @dataclass(slots=True)
 class BatchHeader:
     """Who sent the batch, what it covers, and what was lost on the way."""
@@ -284,6 +294,7 @@ class BatchHeader:
     final: bool = False
     part: int = 0
     ledger: list[Entry] = field(default_factory=list)
+    interfaces: list[NetInterface] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -343,6 +354,8 @@ def encode_batch(batch: EventBatch) -> bytes:
         setattr(header, name, getattr(batch.header, name))
     for entry in batch.header.ledger:
         header.ledger.add(**{name: getattr(entry, name) for name in _ENTRY_FIELDS})
+    for each in batch.header.interfaces:
+        header.interfaces.add(index=each.index, name=each.name, mtu=each.mtu)
     message.connections.names.extend(batch.names)
     # What occurs twice on the wire is one message to its reader: the names, then the columns.
     parts: list[bytes | memoryview] = [message.SerializeToString()]
@@ -399,6 +412,7 @@ def decode_batch(data: bytes) -> EventBatch:
                 Entry(**{name: getattr(entry, name) for name in _ENTRY_FIELDS})
                 for entry in header.ledger
             ],
+            interfaces=[NetInterface(it.index, it.name, it.mtu) for it in header.interfaces],
         ),
         connections=connections,
         names=names,

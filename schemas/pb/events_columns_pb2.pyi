@@ -27,7 +27,7 @@ class EventBatch(_message.Message):
     def __init__(self, header: _Optional[_Union[BatchHeader, _Mapping]] = ..., connections: _Optional[_Union[Connections, _Mapping]] = ..., opens: _Optional[_Union[Opens, _Mapping]] = ..., closes: _Optional[_Union[Closes, _Mapping]] = ..., transfers: _Optional[_Union[Transfers, _Mapping]] = ..., requests: _Optional[_Union[Requests, _Mapping]] = ..., drops: _Optional[_Union[Drops, _Mapping]] = ..., parties: _Optional[_Union[Parties, _Mapping]] = ...) -> None: ...
 
 class BatchHeader(_message.Message):
-    __slots__ = ("layout_version", "cluster", "node", "boot_id", "run_id", "sequence", "first_event_ns", "last_event_ns", "watermark_ns", "anchor_monotonic_ns", "anchor_unix_ns", "final", "part", "ledger")
+    __slots__ = ("layout_version", "cluster", "node", "boot_id", "run_id", "sequence", "first_event_ns", "last_event_ns", "watermark_ns", "anchor_monotonic_ns", "anchor_unix_ns", "final", "part", "ledger", "interfaces")
     LAYOUT_VERSION_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +42,7 @@ class BatchHeader(_message.Message):
     FINAL_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
     LEDGER_FIELD_NUMBER: _ClassVar[int]
+    INTERFACES_FIELD_NUMBER: _ClassVar[int]
     layout_version: int
     cluster: str
     node: str
@@ -56,7 +57,18 @@ class BatchHeader(_message.Message):
     final: bool
     part: int
     ledger: _containers.RepeatedCompositeFieldContainer[LedgerEntry]
-    def __init__(self, layout_version: _Optional[int] = ..., cluster: _Optional[str] = ..., node: _Optional[str] = ..., boot_id: _Optional[str] = ..., run_id: _Optional[str] = ..., sequence: _Optional[int] = ..., first_event_ns: _Optional[int] = ..., last_event_ns: _Optional[int] = ..., watermark_ns: _Optional[int] = ..., anchor_monotonic_ns: _Optional[int] = ..., anchor_unix_ns: _Optional[int] = ..., final: _Optional[bool] = ..., part: _Optional[int] = ..., ledger: _Optional[_Iterable[_Union[LedgerEntry, _Mapping]]] = ...) -> None: ...
+    interfaces: _containers.RepeatedCompositeFieldContainer[NetInterface]
+    def __init__(self, layout_version: _Optional[int] = ..., cluster: _Optional[str] = ..., node: _Optional[str] = ..., boot_id: _Optional[str] = ..., run_id: _Optional[str] = ..., sequence: _Optional[int] = ..., first_event_ns: _Optional[int] = ..., last_event_ns: _Optional[int] = ..., watermark_ns: _Optional[int] = ..., anchor_monotonic_ns: _Optional[int] = ..., anchor_unix_ns: _Optional[int] = ..., final: _Optional[bool] = ..., part: _Optional[int] = ..., ledger: _Optional[_Iterable[_Union[LedgerEntry, _Mapping]]] = ..., interfaces: _Optional[_Iterable[_Union[NetInterface, _Mapping]]] = ...) -> None: ...
+
+class NetInterface(_message.Message):
+    __slots__ = ("index", "name", "mtu")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MTU_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    name: str
+    mtu: int
+    def __init__(self, index: _Optional[int] = ..., name: _Optional[str] = ..., mtu: _Optional[int] = ...) -> None: ...
 
 class LedgerEntry(_message.Message):
     __slots__ = ("stage", "kind", "reason", "in_count", "out_count", "dropped_count")

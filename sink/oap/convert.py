@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from schemas.columns import U8
-    from schemas.events import BatchHeader, EventBatch
+    from schemas.events import BatchHeader, EventBatch, NetInterface
 
 __all__ = ["UNKNOWN", "Converted", "Limits", "Stream", "convert"]
 
@@ -74,7 +74,11 @@ class Converted:
 
 
 def convert(
-    batches: Sequence[EventBatch], choices: Choices, limits: Limits, seconds: float
+    batches: Sequence[EventBatch],
+    choices: Choices,
+    limits: Limits,
+    seconds: float,
+    interfaces: Sequence[NetInterface] = (),
 ) -> Converted:
     """Return the streams of a period.
 
@@ -83,6 +87,7 @@ def convert(
         choices: What is told.
         limits: How large messages and streams may be.
         seconds: Length of the period, for the limit of logs per second.
+        interfaces: Of the node, as far as they were told.
     """
     events = sum(batch.events for batch in batches)
     batch = merged([batch for batch in batches if batch.events] or batches[:1])
@@ -100,7 +105,9 @@ def convert(
         return Converted([], events, dropped)
     base_ns = _base_ns(batch)
     times = Times(base_ns, choices.end_minute)
-    writer = _Writer(_node_field(batch.header, base_ns, choices), batch.header.node, limits)
+    writer = _Writer(
+        _node_field(batch.header, base_ns, choices, interfaces), batch.header.node, limits
+    )
     logs = kernel_logs(batch, times)
     calls = protocol_logs(batch, times, by_endpoint=choices.paths == "endpoint")
     _write(writer, batch, choices, logs, calls, limits.message_bytes)
@@ -125,9 +132,15 @@ def _base_ns(batch: EventBatch) -> int:
     return max(earliest, 0) // _SECOND_NS * _SECOND_NS
 
 
-def _node_field(header: BatchHeader, base_ns: int, choices: Choices) -> bytes:
+def _node_field(
+    header: BatchHeader, base_ns: int, choices: Choices, interfaces: Sequence[NetInterface]
+) -> bytes:
     node = wire.EBPFAccessLogNodeInfo(
         name=header.node,
+        netInterfaces=[
+            wire.EBPFAccessLogNodeNetInterface(index=each.index, mtu=each.mtu, name=each.name)
+            for each in interfaces
+        ],
         bootTime=Instant(seconds=base_ns // _SECOND_NS),
         clusterName=header.cluster,
         policy=wire.EBPFAccessLogPolicy(excludeNamespaces=choices.exclude_namespaces),

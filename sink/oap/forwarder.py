@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from schemas.clock import Clock
-    from schemas.events import EventBatch
+    from schemas.events import EventBatch, NetInterface
     from schemas.telemetry import Health
     from sink.consumer import DeadLetters, Record, Source
     from sink.oap.buffer import Buffer, Partition
@@ -72,6 +72,7 @@ class Forwarder:
         self._stop = stop
         self._bad = 0
         self._newest: dict[tuple[int, str], tuple[int, int]] = {}
+        self._interfaces: dict[NodeKey, Sequence[NetInterface]] = {}
         self._collected: dict[NodeKey, list[tuple[Partition, EventBatch]]] = {}
         self._collected_logs = 0
         self._collected_bytes = 0
@@ -172,6 +173,11 @@ class Forwarder:
         if len(self._newest) > _RUNS:
             del self._newest[next(iter(self._newest))]
         node = (header.cluster, header.node, header.boot_id)
+        if header.interfaces:
+            self._interfaces.pop(node, None)
+            self._interfaces[node] = header.interfaces
+            if len(self._interfaces) > _RUNS:
+                del self._interfaces[next(iter(self._interfaces))]
         self._collected.setdefault(node, []).append((partition, batch))
         self._collected_logs += batch.events
         self._collected_bytes += size
@@ -183,11 +189,17 @@ class Forwarder:
         offsets, self._offsets = self._offsets, {}
         rounds = {at: self._buffer.begin(at, offset) for at, offset in offsets.items()}
         logs = counter("podwire_forwarder_logs_total")
-        for batches in collected.values():
+        for node, batches in collected.items():
             if not batches:
                 continue
             events = [batch for _, batch in batches]
-            converted = convert(events, self._choices, self._limits, _span_s(events))
+            converted = convert(
+                events,
+                self._choices,
+                self._limits,
+                _span_s(events),
+                self._interfaces.get(node, ()),
+            )
             for reason, count in converted.dropped.items():
                 logs.labels(reason).inc(count)
             mine = [rounds[at] for at in dict.fromkeys(at for at, _ in batches)]

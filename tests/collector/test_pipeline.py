@@ -17,6 +17,7 @@ from collector.recording import Recorder, read_recording
 from schemas.clock import ManualClock
 from schemas.columns import UNMEASURED_U32
 from schemas.errors import ConfigError
+from schemas.events import NetInterface
 from schemas.ledger import Ledger
 from schemas.telemetry import REGISTRY, Health
 from tests.collector.fakes import FakeSender, FakeSource
@@ -24,6 +25,7 @@ from tests.collector.records import Talk, comm, connection, drained, transfer
 
 E = ConnectionEvent
 ID = "ab" * 32
+INTERFACES = (NetInterface(1, "lo", 65_536), NetInterface(2, "eth0", 1_500))
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def _pipeline(
 ) -> Pipeline:
     config = CollectorConfig(drain_interval_s=0.001, **settings)
     resolver = ContainerResolver(tmp_path, None, clock)
-    run = Run("node-1", "boot", "run-1")
+    run = Run("node-1", "boot", "run-1", interfaces=INTERFACES)
     return Pipeline(config, run, source, sender, resolver, clock, Health(), recorder)
 
 
@@ -509,3 +511,15 @@ def test_what_the_kernel_should_leave_out_is_told_at_once(
         if entry.reason
     }
     assert dropped == {("payload", "unknown_connection"): 1}
+
+
+def test_interfaces_are_told_now_and_then(
+    tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
+) -> None:
+    pipeline = _pipeline(tmp_path, source, sender, clock)
+    for _ in range(121):
+        pipeline.drain()
+        pipeline.publish()
+    told = [number for number, batch in enumerate(sender.batches) if batch.header.interfaces]
+    assert told == [0, 60, 120]
+    assert sender.batches[60].header.interfaces == list(INTERFACES)

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from schemas.columns import UNMEASURED_U32, UNMEASURED_U64
-from schemas.events import READ_FIGURES, WRITE_FIGURES, decode_batch, encode_batch
+from schemas.events import (
+    READ_FIGURES,
+    WRITE_FIGURES,
+    NetInterface,
+    decode_batch,
+    encode_batch,
+)
 from schemas.pb import skywalking_accesslog_pb2 as pb
 from sink.oap.choices import Choices, namespace_of
 from sink.oap.convert import Limits, convert
@@ -282,10 +288,16 @@ def test_every_row_is_told_as_a_plain_loop_tells_it(seed, staged, end_minute):
 def test_node_is_told_once_with_a_boot_time_of_whole_seconds():
     batch = random_batch()
     (stream,) = convert(
-        [batch], Choices(exclude_namespaces=("kube-system",)), Limits(), 1.0
+        [batch],
+        Choices(exclude_namespaces=("kube-system",)),
+        Limits(),
+        1.0,
+        [NetInterface(1, "lo", 65_536), NetInterface(2, "eth0", 1_500)],
     ).streams
     first, *others = parsed(stream)
     assert first.node.name == "node-a"
+    told = [(each.index, each.name, each.mtu) for each in first.node.netInterfaces]
+    assert told == [(1, "lo", 65_536), (2, "eth0", 1_500)]
     assert first.node.policy.excludeNamespaces == ["kube-system"]
     assert first.node.bootTime.seconds == (MINUTE_NS - 86_400 * 10**9) // 10**9
     assert not any(message.HasField("node") for message in others)

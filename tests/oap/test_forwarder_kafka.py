@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from schemas.entities import decode_dead_letter
-from schemas.events import encode_batch
+from schemas.events import NetInterface, encode_batch
 from schemas.pb import skywalking_accesslog_pb2 as pb
 from schemas.topics import ACCESS_LOG, DEAD_LETTER, TOPICS
 from sink.oap.choices import Choices
@@ -25,6 +25,7 @@ _NUMBERS = itertools.count()
 LARGE = {"transfers": 20_000, "requests": 500, "connections": 300}
 
 GROUP = "podwire-forwarder"
+INTERFACES = [NetInterface(1, "lo", 65_536), NetInterface(7, "eth0", 1_500)]
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,7 @@ def batches(numbers, node="node-a", **shape):
 
 
 def send(broker, some, partition=0):
+    some[0].header.interfaces = INTERFACES  # once is enough
     messages = [encode_batch(batch) for batch in some]
     broker.produce(
         ACCESS_LOG.name,
@@ -93,6 +95,9 @@ def logs(receiver):
     for stream in receiver.streams:
         messages = [pb.EBPFAccessLogMessage.FromString(data) for data in stream]
         node = messages[0].node.name
+        interfaces = messages[0].node.netInterfaces
+        # A forwarder that begins in the middle does not know them yet.
+        assert [NetInterface(it.index, it.name, it.mtu) for it in interfaces] in ([], INTERFACES)
         found[node] = found.get(node, 0) + sum(
             len(message.kernelLogs) + message.HasField("protocolLog") for message in messages
         )
@@ -112,6 +117,8 @@ def test_everything_arrives_and_is_committed(broker, receiver, start):
     counts = forwarder.wait_for(done(total))
     assert counts["sent"] == sum(logs(receiver).values()) > 1000
     assert set(logs(receiver)) == {"node-a", "node-b"}
+    firsts = [pb.EBPFAccessLogMessage.FromString(stream[0]) for stream in receiver.streams]
+    assert all(len(first.node.netInterfaces) == len(INTERFACES) for first in firsts)
     assert balance(counts) == 0
     assert forwarder.page("/readyz")[0] == 200
     assert all(each["authentication"] == "s3cret" for each in receiver.metadata)

@@ -26,6 +26,7 @@ from schemas.events import (
     Connections,
     Drops,
     EventBatch,
+    NetInterface,
     Opens,
     Parties,
     Requests,
@@ -70,6 +71,15 @@ headers = st.builds(
     final=st.booleans(),
     part=st.integers(0, 2**32 - 1),
     ledger=st.lists(entries, max_size=3),
+    interfaces=st.lists(
+        st.builds(
+            NetInterface,
+            index=st.integers(0, 2**32 - 1),
+            name=names,
+            mtu=st.integers(0, 2**32 - 1),
+        ),
+        max_size=3,
+    ),
 )
 
 

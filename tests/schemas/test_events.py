@@ -22,6 +22,7 @@ from schemas.events import (
     Connections,
     Drops,
     EventBatch,
+    NetInterface,
     Opens,
     Parties,
     Requests,
@@ -42,7 +43,8 @@ TABLES: dict[str, type[Table]] = {
     "parties": Parties,
     "drops": Drops,
 }
-HEADER = [item.name for item in dataclasses.fields(BatchHeader) if item.name != "ledger"]
+LISTS = ("ledger", "interfaces")
+HEADER = [item.name for item in dataclasses.fields(BatchHeader) if item.name not in LISTS]
 
 
 def small_batch() -> EventBatch:
@@ -92,6 +94,8 @@ def to_public(batch: EventBatch) -> public.EventBatch:
         setattr(message.header, name, getattr(batch.header, name))
     for entry in batch.header.ledger:
         message.header.ledger.add(**dataclasses.asdict(entry))
+    for each in batch.header.interfaces:
+        message.header.interfaces.add(**dataclasses.asdict(each))
     for table, kind in TABLES.items():
         out = getattr(message, table)
         for name, dtype, _ in kind.specs():
@@ -120,6 +124,8 @@ def test_public_classes_read_what_the_codec_writes(batch: EventBatch) -> None:
     ledger = [Entry(**{f.name: getattr(e, f.name) for f in dataclasses.fields(Entry)})
               for e in message.header.ledger]  # fmt: skip
     assert ledger == batch.header.ledger
+    interfaces = [(each.index, each.name, each.mtu) for each in message.header.interfaces]
+    assert interfaces == [dataclasses.astuple(each) for each in batch.header.interfaces]
     assert list(message.connections.names) == list(batch.names)
     for table, kind in TABLES.items():
         for name, dtype, _ in kind.specs():
@@ -167,7 +173,9 @@ def test_columns_are_those_of_the_public_message(table: str) -> None:
 
 def test_header_fields_are_those_of_the_public_message() -> None:
     fields = [field.name for field in public.BatchHeader.DESCRIPTOR.fields]
-    assert fields == ["layout_version", *HEADER, "ledger"]
+    assert fields == ["layout_version", *HEADER, *LISTS]
+    interface = [field.name for field in public.NetInterface.DESCRIPTOR.fields]
+    assert interface == [item.name for item in dataclasses.fields(NetInterface)]
     entry = [field.name for field in public.LedgerEntry.DESCRIPTOR.fields]
     assert entry == [item.name for item in dataclasses.fields(Entry)]
 
