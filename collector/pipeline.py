@@ -19,6 +19,7 @@ from collector.accounts import as_undelivered, kernel_entries
 from collector.batches import BatchBuilder, Limits, finished
 from collector.connections import ConnectionTable
 from collector.conversations import Conversations
+from collector.heap import trim_heap
 from collector.names import NameTable
 from collector.payload_ring import NO_PIECES, Pieces
 from collector.protocols.calls import Settings
@@ -47,6 +48,7 @@ _LOG: Final = logging.getLogger("podwire.collector")
 _MAX_NAMES: Final = 65_536
 _OWNER_HASH: Final = np.uint64(0x9E37_79B9_7F4A_7C15)
 _FLUSH_SHARE: Final = 0.7
+_MANY: Final = 20_000
 _INTERFACES_EVERY: Final = 60
 """Batches from one that tells of the node's interfaces to the next."""
 _STEP_WORTH_SAYING_NS: Final = 50_000_000
@@ -319,6 +321,7 @@ class Pipeline:
         self._decide()
         self.ledger.add(kernel_entries(self._source.counts()))
         self._tell_again(self._sender.take_failed())
+        events = len(connections) + len(transfers)
         calls, self._calls = self._calls, []
         batches = self._builder.build(
             connections,
@@ -349,6 +352,8 @@ class Pipeline:
         gauge("podwire_collector_connections").set(len(self.table))
         gauge("podwire_collector_conversations").set(len(self._conversations))
         self._count_gaps()
+        if events > _MANY:
+            trim_heap()  # what so many needed, the next second need not
         self._health.progress()
 
     def _watermark(self) -> int:

@@ -9,7 +9,7 @@ import pytest
 _BODY = """
 import numpy as np
 from pathlib import Path
-from collector.heap import bound_heap
+from collector.heap import bound_heap, trim_heap
 assert bound_heap()
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
@@ -29,3 +29,11 @@ def test_large_arrays_that_are_gone_take_no_memory() -> None:
         [sys.executable, "-c", _BODY], capture_output=True, text=True, check=True
     )
     assert int(answer.stdout) < 4_000_000
+
+
+def test_free_pages_are_given_back() -> None:
+    kept = [bytes(2_000) for _ in range(100_000)]
+    last = bytes(2_000)  # keeps the top of the heap from shrinking by itself
+    del kept
+    assert trim_heap()
+    assert len(last) == 2_000

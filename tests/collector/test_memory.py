@@ -70,6 +70,7 @@ def test_fifty_thousand_open_connections_fit(kafka_broker: KafkaBroker) -> None:
         collector.send_signal(signal.SIGTERM)
         collector.communicate(timeout=60)
         assert collector.returncode == 0
+        print(f"resident: {resident} MB")
         assert resident < LIMIT_MB
 
 
