@@ -6,10 +6,12 @@ import sys
 
 import pytest
 
+from collector.heap import trim_heap
+
 _BODY = """
 import numpy as np
 from pathlib import Path
-from collector.heap import bound_heap, trim_heap
+from collector.heap import bound_heap
 assert bound_heap()
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
