@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TcpInfo",
+    "alone_on_a_cpu",
     "bulk",
     "in_background",
     "ping_pong",
@@ -117,6 +121,27 @@ def in_background(work: Callable[[], object]) -> Iterator[None]:
         thread.join()
     if failed:
         raise failed[0]
+
+
+@contextlib.contextmanager
+def alone_on_a_cpu() -> Iterator[None]:
+    """Run the body, and the timers that it starts, on a CPU where no other task runs meanwhile.
+
+    A sandbox may hide its supervisor from BPF programs, and with it every interrupt that comes
+    while the supervisor runs: packets that a timer sends are then seen by no tracepoint.
+    """
+    allowed = os.sched_getaffinity(0)
+    with contextlib.ExitStack() as undo:
+        undo.callback(os.sched_setaffinity, 0, allowed)
+        os.sched_setaffinity(0, {max(allowed)})
+        spin = f"import os\nwhile os.getppid() == {os.getpid()}: pass"
+        spinner = subprocess.Popen([sys.executable, "-c", spin])
+        undo.callback(spinner.wait)
+        undo.callback(spinner.kill)
+        os.sched_setscheduler(spinner.pid, os.SCHED_FIFO, os.sched_param(1))
+        undo.callback(os.sched_setscheduler, 0, os.SCHED_OTHER, os.sched_param(0))
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(2))
+        yield
 
 
 def bulk(sender: socket.socket, receiver: socket.socket, size: int, each: int = 1 << 16) -> None:
