@@ -209,6 +209,9 @@ struct socket;
 
 struct sock {
 	struct sock_common __sk_common;
+	struct {
+		struct sk_buff *tail;
+	} sk_backlog;
 	socket_lock_t sk_lock;
 	__u16 sk_type;
 	__u16 sk_protocol;
@@ -263,6 +266,7 @@ struct sk_buff {
 	struct sock *sk;
 	char cb[48];
 	unsigned int len;
+	int skb_iif;
 	__u16 transport_header;
 	__u16 mac_header;
 	unsigned int end;

@@ -210,6 +210,25 @@ static __always_inline int on_queued(__u64 sk, __u64 skb, __u32 rcv_nxt, __u32 c
 	return 0;
 }
 
+/*
+ * A packet has come while the application holds the sock. One that did not get into the backlog was
+ * added to the packet before it there, or found no room: TCP sees it no more.
+ */
+static __always_inline int on_backlog(__u64 sk, __u64 skb)
+{
+	struct received_packet *packet = find_received(skb);
+	struct flow *flow;
+
+	if (!packet || packet->sk || !packet->tcp_ns ||
+	    (__u64)BPF_CORE_READ((struct sock *)sk, sk_backlog.tail) == skb)
+		return 0;
+	packet->sk = sk;
+	flow = find_flow(sk);
+	if (flow)
+		tell_received(flow, packet, bpf_ktime_get_ns());
+	return 0;
+}
+
 /* When the oldest packet in a socket's queue came there; 0 if that is not known. */
 static __always_inline __u64 oldest_queued(struct flow *flow)
 {

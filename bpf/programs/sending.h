@@ -160,12 +160,12 @@ static __always_inline int on_device_queue(__u64 skb, __u64 sk, bool is_gso)
 	if (!packet)
 		return 0;
 	now = bpf_ktime_get_ns();
-	/* Without the hooks of IP, an address may be that of an earlier packet: one that has left, or
-	 * was segmented and so never reached a driver itself, or that another CPU has given to a
-	 * driver which has freed it, and not come back from there yet. */
+	/* An address may be that of an earlier packet: one that has left, or was segmented and so
+	 * never reached a driver itself, or that another CPU has given to a driver which has freed
+	 * it, and not come back from there yet. */
 	if (packet->skb != skb || packet->sk != sk ||
-	    (!packet->ip_ns && (packet->has_left || !packet->driver_ns ||
-				packet->driver_cpu != (__u16)bpf_get_smp_processor_id()))) {
+	    (packet->queue_ns && (packet->has_left || !packet->driver_ns ||
+				  packet->driver_cpu != (__u16)bpf_get_smp_processor_id()))) {
 		flow = find_flow(sk);
 		if (!flow)
 			return 0;
@@ -173,7 +173,7 @@ static __always_inline int on_device_queue(__u64 skb, __u64 sk, bool is_gso)
 		packet->skb = skb;
 		packet->sk = sk;
 	} else if (packet->queue_ns) {
-		return 0; /* a device upon a device, or another host's device by now */
+		return 0; /* a device upon a device */
 	}
 	packet->queue_ns = now;
 	if (!flow && (is_gso || (packet->neighbour_ns && packet->left_ns)))
@@ -326,7 +326,10 @@ static __always_inline int on_lost(__u64 skb, __u64 sk, __u32 reason, __u16 segm
 			__sync_fetch_and_add(&flow->write[PODWIRE_RESOLVE_MAC_DURATION],
 					     bpf_ktime_get_ns() - packet->neighbour_ns);
 		}
-		packet->skb = 0;
+		if (packet->ip_ns && !packet->left_ns)
+			packet->has_left = 1; /* what is known of it is told on the way back */
+		else
+			packet->skb = 0;
 	}
 	return 0;
 }

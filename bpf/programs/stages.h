@@ -34,10 +34,19 @@ static __always_inline struct skb_shared_info *shared_info(struct sk_buff *skb)
 	return (struct skb_shared_info *)(skb->head + skb->end);
 }
 
+/*
+ * The sock whose packet goes out, if one of this host's sent it. What is passed on, as a bridge
+ * does, may still have its sender's, but came in over a device.
+ */
+static __always_inline struct sock *sender_of(struct sk_buff *skb)
+{
+	return skb->skb_iif ? 0 : skb->sk;
+}
+
 SEC("tp_btf/net_dev_queue")
 int BPF_PROG(net_dev_queue, struct sk_buff *skb)
 {
-	struct sock *sk = skb->sk;
+	struct sock *sk = sender_of(skb);
 
 	if (!sk)
 		return 0;
@@ -48,7 +57,7 @@ int BPF_PROG(net_dev_queue, struct sk_buff *skb)
 SEC("tp_btf/net_dev_start_xmit")
 int BPF_PROG(net_dev_start_xmit, struct sk_buff *skb)
 {
-	return on_driver((__u64)skb, (__u64)skb->sk);
+	return on_driver((__u64)skb, (__u64)sender_of(skb));
 }
 
 SEC("tp_btf/net_dev_xmit")

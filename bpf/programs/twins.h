@@ -148,6 +148,15 @@ ENTER_1(ip6_input, on_local)
 AROUND(tcp_v4_rcv, tcp_of, tcp_left_of)
 AROUND(tcp_v6_rcv, tcp_of, tcp_left_of)
 
+/* tcp_add_backlog(sk, skb) and, since v5.18, a place for the reason */
+SEC("fexit/tcp_add_backlog")
+int BPF_PROG(tcp_add_backlog_exit, __u64 sk, __u64 skb)
+{
+	return on_backlog(sk, skb);
+}
+EXIT_PROBE(tcp_add_backlog, on_backlog(a, b))
+ENTER_PROBE(tcp_add_backlog, 0)
+
 /* tcp_rcv_state_process(sk, skb): what tcp_rcv_established(), and so tcp_probe, does not see */
 #define queued_of(sk, skb)                                                                         \
 	on_queued(sk, skb, BPF_CORE_READ((struct tcp_sock *)(sk), rcv_nxt),                        \

@@ -85,6 +85,7 @@ FUNCTIONS: Final[dict[str, tuple[Figure, ...]]] = {
         R.READ_IP_TO_QUEUE_DURATION,
     ),
     "tcp_rcv_state_process": (),
+    "tcp_add_backlog": (),
     "tcp_sendpage": (),
     "ip_list_rcv": (),
     "inet6_csk_xmit": (),

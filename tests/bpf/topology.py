@@ -17,6 +17,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -35,7 +36,12 @@ headers with time stamps are 52 (IPv4) or 72 (IPv6) bytes, with selective acknow
 _NEW_NETWORK: Final = 0x40000000  # CLONE_NEWNET
 _PATH: Final = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 _HOOKS: Final = ("prerouting", "input", "output", "postrouting")
+_NAME: Final = DEVICE.encode()
+_RUNNING_S: Final = 30.0
+_SIOCGIFFLAGS: Final = 0x8913
+_IFF_RUNNING: Final = 0x40
 _SIOCETHTOOL: Final = 0x8946
+_ETHTOOL_GLINK: Final = 0x0A
 _SWITCHES: Final = {"checksum": 0x17, "scatter": 0x19, "tso": 0x1F, "gso": 0x24, "gro": 0x2C}
 """``ETHTOOL_S*`` by the name of the offload, in the order of switching on."""
 
@@ -187,8 +193,29 @@ class Host:
         with self.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
             for command in order if wanted else reversed(order):
                 value = ctypes.create_string_buffer(struct.pack("II", command, wanted), 8)
-                request = struct.pack("16sQ16x", DEVICE.encode(), ctypes.addressof(value))
+                request = struct.pack("16sQ16x", _NAME, ctypes.addressof(value))
                 fcntl.ioctl(any_socket, _SIOCETHTOOL, request)
+
+    def wait_running(self) -> None:
+        """Wait until the cable carries packets: a device that is up drops them until it is told.
+
+        Raises:
+            TimeoutError: If it does not.
+        """
+        deadline = time.monotonic() + _RUNNING_S
+        with self.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            while True:
+                flags = fcntl.ioctl(any_socket, _SIOCGIFFLAGS, struct.pack("16s24x", _NAME))
+                if struct.unpack_from("<H", flags, 16)[0] & _IFF_RUNNING:
+                    break
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{DEVICE} is not running after {_RUNNING_S} s")
+                time.sleep(0.002)
+            # Who sets the flag then replaces the queue discipline that drops, in one hold of the
+            # lock that ethtool takes.
+            value = ctypes.create_string_buffer(struct.pack("II", _ETHTOOL_GLINK, 0), 8)
+            request = struct.pack("16sQ16x", _NAME, ctypes.addressof(value))
+            fcntl.ioctl(any_socket, _SIOCETHTOOL, request)
 
     def netfilter(self, commands: str) -> str:
         """Run nft commands; skips the test where its library is not there.
@@ -312,6 +339,8 @@ def cable(mtu: int = 1500, bridge: bool = False) -> Iterator[Network]:
             # A write is a packet, and a packet is sent once, however busy the machine.
             host.set("ipv4/tcp_autocorking", 0)
             host.set("ipv4/tcp_early_retrans", 0)
+        for host in hosts[:2]:
+            host.wait_running()
         yield network
     finally:
         for host in hosts:
