@@ -245,13 +245,17 @@ class Requests(Table):
 
 @dataclass(slots=True)
 class Parties(Table):
-    """Who is behind each row of ``connections``; strings are indices into the batch's names."""
+    """Who is behind each row of ``connections``; strings are indices into the batch's names.
+
+    ``local_container`` may be `UNMEASURED_U32`: workers of before it do not write it.
+    """
 
     local_service: U32 = column("<u4")
     local_instance: U32 = column("<u4")
     remote_service: U32 = column("<u4")
     remote_instance: U32 = column("<u4")
     internal: U8 = column("u1")
+    local_container: U32 = column("<u4", measured=True)
 
 
 @dataclass(slots=True)
@@ -405,6 +409,8 @@ def decode_batch(data: bytes) -> EventBatch:
         raise DecodeError(f"{parties.rows} parties of {connections.rows} connections")
     for name in ("local_service", "local_instance", "remote_service", "remote_instance"):
         _check_index("names", getattr(parties, name), len(names))
+    container = parties.local_container[parties.local_container != UNMEASURED_U32]
+    _check_index("names", container, len(names))
     return EventBatch(
         header=BatchHeader(
             **{name: getattr(header, name) for name in _HEADER_FIELDS},

@@ -78,6 +78,7 @@ ACCESS_LOG = StoredTable(
         Column("segment_id", "String", "Id of the segment, SkyWalking's only", _TEXT),
         Column("span_id", "String", "Id of the span that made the call", _TEXT),
         Column("container", NAME, "Container id of the end that saw it"),
+        Column("container_name", NAME, "What its pod calls that container; empty if not known"),
         Column("process", NAME, "Process name of the end that saw it"),
         Column(
             "sample_weight",

@@ -14,9 +14,10 @@ import numpy as np
 from schemas.columns import UNMEASURED_U32
 from schemas.events import Parties, encode_batch
 from schemas.topics import MAX_MESSAGE_BYTES
+from streams.hashing import compact
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -30,22 +31,29 @@ _KINDS: Final = ("opens", "closes", "transfers", "requests", "drops")
 _OF_CONNECTIONS: Final = ("container", "process")
 _OF_REQUESTS: Final = ("method", "path", "host", "trace_id", "segment_id", "span_id", "endpoint")
 _OF_DROPS: Final = ("reason",)
-_OF_PARTIES: Final = ("local_service", "local_instance", "remote_service", "remote_instance")
+_OF_PARTIES: Final = (
+    *("local_service", "local_instance", "remote_service", "remote_instance"),
+    "local_container",
+)
 
 
 def access_log_messages(
-    batch: EventBatch, resolution: Resolution, max_bytes: int = MAX_MESSAGE_BYTES
+    batch: EventBatch,
+    resolution: Resolution,
+    container_name: Callable[[str], str],
+    max_bytes: int = MAX_MESSAGE_BYTES,
 ) -> list[bytes]:
     """Return the messages of a batch; none if it holds no event.
 
     Args:
         batch: With the names of its endpoints: see `streams.endpoints`.
         resolution: Who its connections are.
+        container_name: Of a container id, its name; see `streams.directory`.
         max_bytes: Size of one message at most, as far as one event allows.
     """
     if not batch.events:
         return []
-    pending = [with_parties(batch, resolution)]
+    pending = [with_parties(batch, resolution, container_name)]
     messages: list[bytes] = []
     while pending:
         part = pending.pop()
@@ -59,22 +67,28 @@ def access_log_messages(
     return messages
 
 
-def with_parties(batch: EventBatch, resolution: Resolution) -> EventBatch:
+def with_parties(
+    batch: EventBatch, resolution: Resolution, container_name: Callable[[str], str]
+) -> EventBatch:
     """Return the batch with who is behind its connections, and without its ledger."""
     index: dict[str, int] = {}
     offset = len(batch.names)
 
-    def column(texts: Sequence[str]) -> U32:
+    def column(texts: Sequence[str], rows: NDArray[np.intp] = resolution.index) -> U32:
         places = [index.setdefault(text, offset + len(index)) if text else 0 for text in texts]
-        return np.array(places, np.uint32)[resolution.index]
+        return np.array(places, np.uint32)[rows]
 
     relations = resolution.relations
+    containers, of_row = compact(batch.connections.container, offset)
     parties = Parties(
         local_service=column([each.local.service for each in relations]),
         local_instance=column([each.local.instance for each in relations]),
         remote_service=column([each.remote.service for each in relations]),
         remote_instance=column([each.remote.instance for each in relations]),
         internal=np.array([each.internal for each in relations], np.uint8)[resolution.index],
+        local_container=column(
+            [container_name(batch.names[place]) for place in containers.tolist()], of_row
+        ),
     )
     # What the ledger counts was counted with the batch itself.
     return replace(

@@ -193,6 +193,13 @@ class Directory:
         """The pod that runs, or ran, the container."""
         return self._pod(self._pods_by_container.get(container_id, ""))
 
+    def container_name(self, container_id: str) -> str:
+        """What the container's pod calls it; empty while no pod is known that runs, or ran, it."""
+        pod = self.pod_of_container(container_id)
+        if pod is None:
+            return ""
+        return next(each.name for each in pod.containers if each.id == container_id)
+
     def pod_at(self, address: bytes, time_ms: int) -> tuple[Pod | None, Span]:
         """The pod that held the address at the time; never a host-network pod."""
         return self._holder(Pod, self._pods_by_address.get(address), time_ms)

@@ -211,18 +211,20 @@ class Requests(_message.Message):
     def __init__(self, connection: _Optional[bytes] = ..., version: _Optional[bytes] = ..., outcome: _Optional[bytes] = ..., flags: _Optional[bytes] = ..., method: _Optional[bytes] = ..., path: _Optional[bytes] = ..., host: _Optional[bytes] = ..., status: _Optional[bytes] = ..., grpc_status: _Optional[bytes] = ..., start_ns: _Optional[bytes] = ..., first_byte_ns: _Optional[bytes] = ..., end_ns: _Optional[bytes] = ..., request_header_size: _Optional[bytes] = ..., request_body_size: _Optional[bytes] = ..., response_header_size: _Optional[bytes] = ..., response_body_size: _Optional[bytes] = ..., trace_provider: _Optional[bytes] = ..., trace_id: _Optional[bytes] = ..., segment_id: _Optional[bytes] = ..., span_id: _Optional[bytes] = ..., endpoint: _Optional[bytes] = ...) -> None: ...
 
 class Parties(_message.Message):
-    __slots__ = ("local_service", "local_instance", "remote_service", "remote_instance", "internal")
+    __slots__ = ("local_service", "local_instance", "remote_service", "remote_instance", "internal", "local_container")
     LOCAL_SERVICE_FIELD_NUMBER: _ClassVar[int]
     LOCAL_INSTANCE_FIELD_NUMBER: _ClassVar[int]
     REMOTE_SERVICE_FIELD_NUMBER: _ClassVar[int]
     REMOTE_INSTANCE_FIELD_NUMBER: _ClassVar[int]
     INTERNAL_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_CONTAINER_FIELD_NUMBER: _ClassVar[int]
     local_service: bytes
     local_instance: bytes
     remote_service: bytes
     remote_instance: bytes
     internal: bytes
-    def __init__(self, local_service: _Optional[bytes] = ..., local_instance: _Optional[bytes] = ..., remote_service: _Optional[bytes] = ..., remote_instance: _Optional[bytes] = ..., internal: _Optional[bytes] = ...) -> None: ...
+    local_container: bytes
+    def __init__(self, local_service: _Optional[bytes] = ..., local_instance: _Optional[bytes] = ..., remote_service: _Optional[bytes] = ..., remote_instance: _Optional[bytes] = ..., internal: _Optional[bytes] = ..., local_container: _Optional[bytes] = ...) -> None: ...
 
 class Drops(_message.Message):
     __slots__ = ("connection", "end_ns", "reason", "packets")

@@ -211,18 +211,20 @@ class Requests(_message.Message):
     def __init__(self, connection: _Optional[_Iterable[int]] = ..., version: _Optional[bytes] = ..., outcome: _Optional[bytes] = ..., flags: _Optional[bytes] = ..., method: _Optional[_Iterable[int]] = ..., path: _Optional[_Iterable[int]] = ..., host: _Optional[_Iterable[int]] = ..., status: _Optional[_Iterable[int]] = ..., grpc_status: _Optional[_Iterable[int]] = ..., start_ns: _Optional[_Iterable[int]] = ..., first_byte_ns: _Optional[_Iterable[int]] = ..., end_ns: _Optional[_Iterable[int]] = ..., request_header_size: _Optional[_Iterable[int]] = ..., request_body_size: _Optional[_Iterable[int]] = ..., response_header_size: _Optional[_Iterable[int]] = ..., response_body_size: _Optional[_Iterable[int]] = ..., trace_provider: _Optional[bytes] = ..., trace_id: _Optional[_Iterable[int]] = ..., segment_id: _Optional[_Iterable[int]] = ..., span_id: _Optional[_Iterable[int]] = ..., endpoint: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Parties(_message.Message):
-    __slots__ = ("local_service", "local_instance", "remote_service", "remote_instance", "internal")
+    __slots__ = ("local_service", "local_instance", "remote_service", "remote_instance", "internal", "local_container")
     LOCAL_SERVICE_FIELD_NUMBER: _ClassVar[int]
     LOCAL_INSTANCE_FIELD_NUMBER: _ClassVar[int]
     REMOTE_SERVICE_FIELD_NUMBER: _ClassVar[int]
     REMOTE_INSTANCE_FIELD_NUMBER: _ClassVar[int]
     INTERNAL_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_CONTAINER_FIELD_NUMBER: _ClassVar[int]
     local_service: _containers.RepeatedScalarFieldContainer[int]
     local_instance: _containers.RepeatedScalarFieldContainer[int]
     remote_service: _containers.RepeatedScalarFieldContainer[int]
     remote_instance: _containers.RepeatedScalarFieldContainer[int]
     internal: bytes
-    def __init__(self, local_service: _Optional[_Iterable[int]] = ..., local_instance: _Optional[_Iterable[int]] = ..., remote_service: _Optional[_Iterable[int]] = ..., remote_instance: _Optional[_Iterable[int]] = ..., internal: _Optional[bytes] = ...) -> None: ...
+    local_container: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, local_service: _Optional[_Iterable[int]] = ..., local_instance: _Optional[_Iterable[int]] = ..., remote_service: _Optional[_Iterable[int]] = ..., remote_instance: _Optional[_Iterable[int]] = ..., internal: _Optional[bytes] = ..., local_container: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Drops(_message.Message):
     __slots__ = ("connection", "end_ns", "reason", "packets")

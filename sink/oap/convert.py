@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from schemas.columns import UNMEASURED_U32
 from schemas.events import ConnectionFlag, Drops, RequestFlag
 from schemas.pb import skywalking_accesslog_pb2 as wire
 from schemas.pb.skywalking_common_pb2 import Instant
 from sink.oap.calls import protocol_logs
 from sink.oap.choices import Choices, is_address, select, server_side
-from sink.oap.kernel import KernelLogs, Times, folded, kernel_logs, with_drops
+from sink.oap.folding import folded
+from sink.oap.kernel import KernelLogs, Times, kernel_logs
 from sink.oap.period import merged
-from sink.oap.wire import varint
+from sink.oap.wire import nested, varint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,8 +36,10 @@ UNKNOWN: Final = "Unknown"
 """Service and pod of an end that nobody knows, in an OAP."""
 
 _SECOND_NS: Final = 1_000_000_000
-_CONNECTION: Final = b"\x12"  # EBPFAccessLogMessage.connection
-_NODE: Final = b"\x0a"  # EBPFAccessLogMessage.node
+_NODE, _CONNECTION = 1, 2  # of EBPFAccessLogMessage
+_LOCAL, _REMOTE = 1, 2  # of AccessLogConnection
+_KUBERNETES, _IP = 1, 2  # of ConnectionAddress
+_PORT, _IP_PORT = 5, 2  # of KubernetesProcessAddress and IPAddress
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +97,12 @@ def convert(
     batch = merged([batch for batch in batches if batch.events] or batches[:1])
     selection = select(batch, choices, seconds)
     batch, dropped = selection.batch, selection.dropped
-    rows = with_drops(batch.transfers, batch.drops)
-    transfers, lost = folded(rows)
-    merged_rows = rows.rows - transfers.rows - lost
-    if lost:
-        dropped["no_call"] = lost
-    if merged_rows:
-        dropped["added_to_call"] = merged_rows
-    batch = replace(batch, transfers=transfers, drops=Drops())
+    calls_only = folded(batch.transfers, batch.drops)
+    if calls_only.left_out:
+        dropped["no_call"] = calls_only.left_out
+    if calls_only.added:
+        dropped["added_to_call"] = calls_only.added
+    batch = replace(batch, transfers=calls_only.transfers, drops=Drops())
     if not batch.events:
         return Converted([], events, dropped)
     base_ns = _base_ns(batch)
@@ -108,7 +110,7 @@ def convert(
     writer = _Writer(
         _node_field(batch.header, base_ns, choices, interfaces), batch.header.node, limits
     )
-    logs = kernel_logs(batch, times)
+    logs = kernel_logs(batch, calls_only.losses, times)
     calls = protocol_logs(batch, times, by_endpoint=choices.paths == "endpoint")
     _write(writer, batch, choices, logs, calls, limits.message_bytes)
     return Converted(writer.streams, events, dropped)
@@ -145,7 +147,7 @@ def _node_field(
         clusterName=header.cluster,
         policy=wire.EBPFAccessLogPolicy(excludeNamespaces=choices.exclude_namespaces),
     ).SerializeToString()
-    return _NODE + varint(len(node)) + node
+    return nested(_NODE, node)
 
 
 class _Writer:
@@ -238,9 +240,12 @@ def _connection_fields(batch: EventBatch, choices: Choices, rows: list[int]) -> 
     remote_port = np.where(translated, connections.translated_port, connections.remote_port)
     tail = _tails(server_side(connections), tls, protocol)
     ends = _Ends(names, choices)
+    container = parties.local_container
+    container = np.where(container == UNMEASURED_U32, np.uint32(0), container)
     columns = zip(
         parties.local_service[rows].tolist(),
         parties.local_instance[rows].tolist(),
+        container[rows].tolist(),
         parties.remote_service[rows].tolist(),
         parties.remote_instance[rows].tolist(),
         connections.process[rows].tolist(),
@@ -250,16 +255,14 @@ def _connection_fields(batch: EventBatch, choices: Choices, rows: list[int]) -> 
         strict=True,
     )
     fields = []
-    for service, pod, other, other_pod, process, port, other_port, last in columns:
-        local = ends.address(service, pod, process, port)
+    for service, pod, box, other, other_pod, process, port, other_port, last in columns:
+        local = ends.address(service, pod, box, process, port)
         if service == other and choices.same_service == "unknown":
             remote = ends.unknown(other_port)
         else:
-            remote = ends.address(other, other_pod, 0, other_port)
-        body = b"".join(
-            (b"\x0a", varint(len(local)), local, b"\x12", varint(len(remote)), remote, _TAILS[last])
-        )
-        fields.append(b"".join((_CONNECTION, varint(len(body)), body)))
+            remote = ends.address(other, other_pod, 0, 0, other_port)
+        body = b"".join((nested(_LOCAL, local), nested(_REMOTE, remote), _TAILS[last]))
+        fields.append(nested(_CONNECTION, body))
     return fields
 
 
@@ -283,32 +286,36 @@ class _Ends:
     def __init__(self, names: Sequence[str], choices: Choices) -> None:
         self._names = names
         self._by_name = choices.unresolved == "name"
-        self._known: dict[tuple[int, int, int], tuple[bytes, bytes, bytes]] = {}
+        self._known: dict[tuple[int, int, int, int], tuple[int, bytes, int]] = {}
 
-    def address(self, service: int, pod: int, process: int, port: int) -> bytes:
+    def address(self, service: int, pod: int, container: int, process: int, port: int) -> bytes:
         """Return a ``ConnectionAddress``."""
-        key = (service, pod, process)
+        key = (service, pod, container, process)
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = self._made(service, pod, process)
+            known = self._known[key] = self._made(*key)
         return _with_port(*known, port)
 
     def unknown(self, port: int) -> bytes:
         """Return the address of an end that counts for nobody."""
         body = wire.KubernetesProcessAddress(serviceName=UNKNOWN, podName=UNKNOWN)
-        return _with_port(b"\x0a", body.SerializeToString(), b"\x28", port)
+        return _with_port(_KUBERNETES, body.SerializeToString(), _PORT, port)
 
-    def _made(self, service: int, pod: int, process: int) -> tuple[bytes, bytes, bytes]:
+    def _made(
+        self, service: int, pod: int, container: int, process: int
+    ) -> tuple[int, bytes, int]:
         names = self._names
         name = names[service]
         if not self._by_name and is_address(name):
-            return b"\x12", wire.IPAddress(host=name).SerializeToString(), b"\x10"
+            return _IP, wire.IPAddress(host=name).SerializeToString(), _IP_PORT
         found = wire.KubernetesProcessAddress(
-            serviceName=name or UNKNOWN, podName=names[pod], processName=names[process]
+            serviceName=name or UNKNOWN,
+            podName=names[pod],
+            containerName=names[container],
+            processName=names[process],
         )
-        return b"\x0a", found.SerializeToString(), b"\x28"
+        return _KUBERNETES, found.SerializeToString(), _PORT
 
 
-def _with_port(kind: bytes, body: bytes, field: bytes, port: int) -> bytes:
-    inner = b"".join((body, field, varint(port))) if port else body
-    return b"".join((kind, varint(len(inner)), inner))
+def _with_port(kind: int, body: bytes, field: int, port: int) -> bytes:
+    return nested(kind, b"".join((body, bytes((field << 3,)), varint(port))) if port else body)

@@ -5,35 +5,42 @@ Pure. Everything is columns until the last moment: see `sink.oap.wire`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from schemas.columns import UNMEASURED_U32, UNMEASURED_U64
-from schemas.events import (
-    CALL_NONE,
-    FIGURE_WIDTH,
-    READ_FIGURES,
-    WRITE_FIGURES,
-    Direction,
-    OpenKind,
-    Transfers,
+from schemas.columns import UNMEASURED_U64
+from schemas.events import READ_FIGURES, WRITE_FIGURES, Direction, OpenKind
+from sink.oap.wire import (
+    Packed,
+    interleave,
+    message,
+    nested,
+    number,
+    offset_timestamp,
+    text,
+    varint,
+    written,
 )
-from sink.oap.wire import Packed, interleave, message, number, offset_timestamp
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from schemas.columns import U64
-    from schemas.events import Drops, EventBatch, Requests
+    from schemas.events import EventBatch, Requests, Transfers
+    from sink.oap.folding import Losses
     from sink.oap.wire import Cells
 
-__all__ = ["KernelLogs", "Times", "duration_of", "folded", "kernel_logs", "with_drops"]
+__all__ = ["KernelLogs", "Times", "kernel_logs"]
 
 _MINUTE_NS: Final = np.uint64(60_000_000_000)
 _LOGS: Final = 3  # EBPFAccessLogMessage.kernelLogs
 _CONNECT, _ACCEPT, _CLOSE, _READ, _WRITE = 1, 2, 3, 4, 5  # AccessLogKernelLog.operation
+_LAYER_OF_LOSSES, _LOSSES = 4, 4  # l4Metrics of a write, and its lossPackageMetrics
+_LOSS_LOCATION, _LOSS_COUNT = 1, 2  # of AccessLogLossPackageMetrics
 _CHUNK: Final = 4096
 _U32: Final = np.uint64(0xFFFF_FFFF)
 _I32: Final = np.uint64(0x7FFF_FFFF)
@@ -60,7 +67,7 @@ _WRITE_FIELDS: Final = {
     "write_l4_duration": (4, 1),
     "write_packet_count": (4, 2),
     "write_retransmit_packet_count": (4, 3),
-    "write_lost_packet_count": (4, 4),
+    "write_lost_packet_count": (_LAYER_OF_LOSSES, _LOSSES),
     "write_packet_size": (4, 5),
     "write_l3_duration": (5, 1),
     "write_l3_local_duration": (5, 2),
@@ -120,78 +127,16 @@ class KernelLogs:
     calls: NDArray[np.intp]
 
 
-def duration_of(values: U64, rows: int) -> U64:
-    """Return durations with 0 where none was measured."""
-    if not len(values):
-        return np.zeros(rows, np.uint64)
-    return np.where(values == UNMEASURED_U64, np.uint64(0), values)
-
-
-def folded(transfers: Transfers) -> tuple[Transfers, int]:
-    """Add what came after a connection's last call to that call's figures.
-
-    SkyWalking has logs of calls only. What no call of the same connection and direction can take
-    is left out.
-
-    Returns:
-        The calls, and how many of the other rows were left out.
-    """
-    none = transfers.call == CALL_NONE
-    if not none.any():
-        return transfers, 0
-    side = transfers.connection.astype(np.int64) * 2 + (transfers.direction == Direction.WRITE)
-    order = np.lexsort((transfers.end_ns, side))
-    place = np.arange(len(order))
-    is_call, side = ~none[order], side[order]
-    before = np.maximum.accumulate(np.where(is_call, place, -1))
-    after = np.minimum.accumulate(np.where(is_call, place, len(order))[::-1])[::-1]
-    known_before = (before >= 0) & (side[before] == side)
-    after = np.minimum(after, len(order) - 1)
-    known_after = is_call[after] & (side[after] == side)
-    taker = order[np.where(known_before, before, after)]
-    taken = ~is_call & (known_before | known_after)
-    wide = transfers.figures.astype(np.uint64)
-    wide[transfers.figures == UNMEASURED_U32] = UNMEASURED_U64
-    source, target = order[taken], taker[taken]
-    added = np.where(wide[source] == UNMEASURED_U64, np.uint64(0), wide[source])
-    measured = wide[source] != UNMEASURED_U64
-    for column in range(wide.shape[1]):
-        rows = target[measured[:, column]]
-        first = wide[rows, column] == UNMEASURED_U64
-        wide[rows[first], column] = 0
-        np.add.at(wide[:, column], rows, added[measured[:, column], column])
-    calls = ~none
-    kept = replace(transfers, figures=wide).take(calls)  # type: ignore[arg-type]
-    return kept, int((~is_call & ~taken).sum())
-
-
-def with_drops(transfers: Transfers, drops: Drops) -> Transfers:
-    """Add lost packets as what came after a write: see `folded`. Their reasons are not told."""
-    if not drops.rows:
-        return transfers
-    figures = np.full((drops.rows, FIGURE_WIDTH), UNMEASURED_U32)
-    figures[:, WRITE_FIGURES.index("write_lost_packet_count")] = drops.packets
-    lost = Transfers(
-        connection=drops.connection,
-        direction=np.full(drops.rows, Direction.WRITE, np.uint8),
-        call=np.full(drops.rows, CALL_NONE, np.uint8),
-        end_ns=drops.end_ns,
-        size=np.zeros(drops.rows, np.uint32),
-        figures=figures,
-    )
-    return Transfers.concatenate([transfers, lost])
-
-
-def kernel_logs(batch: EventBatch, times: Times) -> KernelLogs:
-    """Return the logs of a batch whose transfers are all calls: see `folded`."""
+def kernel_logs(batch: EventBatch, losses: Losses, times: Times) -> KernelLogs:
+    """Return the logs of a batch whose transfers are all calls: see `sink.oap.folding`."""
     opens, closes, transfers, requests = batch.opens, batch.closes, batch.transfers, batch.requests
     is_connect = np.flatnonzero(opens.kind == OpenKind.CONNECT)
     is_accept = np.flatnonzero(opens.kind != OpenKind.CONNECT)
     reads = np.flatnonzero(transfers.direction == Direction.READ)
     writes = np.flatnonzero(transfers.direction != Direction.READ)
-    opened = times.stamps(opens.end_ns, duration_of(opens.duration_ns, opens.rows))
-    closed = times.stamps(closes.end_ns, duration_of(closes.duration_ns, closes.rows))
-    moved = times.stamps(transfers.end_ns, duration_of(transfers.duration_ns, transfers.rows))
+    opened = times.stamps(opens.end_ns, _duration(opens.duration_ns, opens.rows))
+    closed = times.stamps(closes.end_ns, _duration(closes.duration_ns, closes.rows))
+    moved = times.stamps(transfers.end_ns, _duration(transfers.duration_ns, transfers.rows))
     succeeded = opens.error == 0
     parts: list[Packed] = []
     for kind, rows, (start, end), good in (
@@ -204,10 +149,10 @@ def kernel_logs(batch: EventBatch, times: Times) -> KernelLogs:
             fields.append(number(3, good[rows]))
         parts.append(_log(kind, fields))
     for kind, rows in ((_READ, reads), (_WRITE, writes)):
-        parts.extend(
-            _transfer_logs(transfers, rows[at : at + _CHUNK], moved, kind)
-            for at in range(0, len(rows), _CHUNK)
-        )
+        for at in range(0, len(rows), _CHUNK):
+            some = rows[at : at + _CHUNK]
+            lost = _lost(batch.names, losses, some) if kind == _WRITE else None
+            parts.append(_transfer_logs(transfers, some, moved, kind, lost))
     connection = np.concatenate(
         (
             opens.connection[is_connect],
@@ -231,12 +176,23 @@ def kernel_logs(batch: EventBatch, times: Times) -> KernelLogs:
     return KernelLogs(packed.data.tobytes(), packed.ends(), key, requests.rows + 1, calls)
 
 
+def _duration(values: U64, rows: int) -> U64:
+    # With 0 where none was measured.
+    if not len(values):
+        return np.zeros(rows, np.uint64)
+    return np.where(values == UNMEASURED_U64, np.uint64(0), values)
+
+
 def _log(kind: int, fields: list[Cells]) -> Packed:
     return message(_LOGS, [message(kind, fields)]).pack()
 
 
 def _transfer_logs(
-    transfers: Transfers, rows: NDArray[np.intp], moved: tuple[U64, U64], kind: int
+    transfers: Transfers,
+    rows: NDArray[np.intp],
+    moved: tuple[U64, U64],
+    kind: int,
+    lost: Cells | None,
 ) -> Packed:
     calls = _READ_CALLS if kind == _READ else _WRITE_CALLS
     call = np.minimum(transfers.call[rows], len(calls) - 1)
@@ -245,36 +201,66 @@ def _transfer_logs(
         offset_timestamp(2, moved[1][rows]),
         number(3, calls[call]),
     ]
+    layers = _Layers()
     if len(transfers.figures) and any(transfers.figures.strides):
-        figures = np.ascontiguousarray(transfers.figures[rows].T)
-        fields += _layers(figures, kind)
-    return _log(kind, fields)
+        _measure(layers, np.ascontiguousarray(transfers.figures[rows].T), kind)
+    if lost is not None:
+        layers.add(_LAYER_OF_LOSSES, lost, lost.size > 0)
+    return _log(kind, fields + layers.messages())
 
 
-def _layers(figures: NDArray[np.unsignedinteger], kind: int) -> list[Cells]:
-    # A layer of which nothing was measured is not there at all.
+class _Layers:
+    # Submessages of an operation; one of which nothing was measured is not there at all.
+    def __init__(self) -> None:
+        self._cells: dict[int, list[Cells]] = {}
+        self._present: dict[int, NDArray[np.bool_]] = {}
+
+    def add(self, layer: int, cells: Cells, present: NDArray[np.bool_]) -> None:
+        self._cells.setdefault(layer, []).append(cells)
+        known = self._present.get(layer)
+        self._present[layer] = present if known is None else known | present
+
+    def messages(self) -> list[Cells]:
+        return [
+            message(layer, cells, self._present[layer]) for layer, cells in self._cells.items()
+        ]
+
+
+def _measure(layers: _Layers, figures: NDArray[np.unsignedinteger], kind: int) -> None:
     names = READ_FIGURES if kind == _READ else WRITE_FIGURES
     places = _READ_FIELDS if kind == _READ else _WRITE_FIELDS
     unmeasured = np.iinfo(figures.dtype).max
-    layers: dict[int, list[Cells]] = {}
-    present: dict[int, NDArray[np.bool_]] = {}
     for name, (layer, field) in places.items():
         values = figures[names.index(name)]
         measured = values != unmeasured
-        if layer in present:
-            present[layer] = present[layer] | measured
-        else:
-            present[layer] = measured
         if name in _NARROW:
             values = np.minimum(values, _NARROW[name])
         if name == "write_lost_packet_count":
-            # Where packets were lost is not told, only how many.
+            # Those without a reason: how many, but not where.
             lost = measured & (values > 0)
-            cells = message(field, [number(2, values, lost)], lost)
+            cells = message(field, [number(_LOSS_COUNT, values, lost)], lost)
         else:
             cells = number(field, values, measured)
-        layers.setdefault(layer, []).append(cells)
-    return [message(layer, cells, present[layer]) for layer, cells in layers.items()]
+        layers.add(layer, cells, measured)
+
+
+def _lost(names: Sequence[str], losses: Losses, rows: NDArray[np.intp]) -> Cells | None:
+    # The field of the losses of some writes, whose rows ascend.
+    low, high = np.searchsorted(losses.transfer, (rows[0], rows[-1] + 1)).tolist()
+    if low == high:
+        return None
+    pieces: dict[int, bytes] = {}
+    # Loss by loss: a host drops few packets.
+    for row, reason, packets in zip(
+        np.searchsorted(rows, losses.transfer[low:high]).tolist(),
+        losses.reason[low:high].tolist(),
+        np.minimum(losses.packets[low:high], _I32).tolist(),
+        strict=True,
+    ):
+        count = bytes((_LOSS_COUNT << 3,)) + varint(packets)
+        loss = nested(_LOSSES, text(_LOSS_LOCATION, names[reason]) + count)
+        pieces[row] = pieces.get(row, b"") + loss
+    return written(len(rows), pieces)
 
 
 def _ordered(

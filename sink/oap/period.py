@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["merged"]
 
 _OF_CONNECTIONS: Final = ("container", "process")
-_OF_PARTIES: Final = ("local_service", "local_instance", "remote_service", "remote_instance")
+_ENDS: Final = ("local_service", "local_instance", "remote_service", "remote_instance")
+_OF_PARTIES: Final = (*_ENDS, "local_container")
+_MAY_LACK: Final = ("endpoint", "local_container")
 _OF_REQUESTS: Final = ("method", "path", "host", "trace_id", "segment_id", "span_id", "endpoint")
 
 
@@ -80,7 +82,7 @@ def _with_names(batch: EventBatch, index: dict[str, int]) -> EventBatch:
         found: dict[str, Any] = {}
         for name in names:
             values = getattr(table, name)
-            if name == "endpoint":
+            if name in _MAY_LACK:
                 known = values != UNMEASURED_U32
                 found[name] = np.where(known, places[np.where(known, values, 0)], UNMEASURED_U32)
             else:
@@ -97,9 +99,10 @@ def _with_names(batch: EventBatch, index: dict[str, int]) -> EventBatch:
 
 
 def _once(connections: Connections, parties: Parties) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    # For each distinct connection its last row, and for each row its distinct connection.
+    # For each distinct connection its last row, and for each row its distinct connection. That
+    # a container got its name in between makes no other connection: the last row has the name.
     code = np.unique(connections.id, return_inverse=True)[1]
-    for name in (*_OF_PARTIES, "internal"):
+    for name in (*_ENDS, "internal"):
         values = getattr(parties, name).astype(np.int64)
         code = np.unique(code * (int(values.max(initial=0)) + 1) + values, return_inverse=True)[1]
     last = np.empty(int(code.max(initial=-1)) + 1, np.intp)

@@ -22,7 +22,18 @@ if TYPE_CHECKING:
 
     from schemas.columns import U8, U64
 
-__all__ = ["Cells", "Packed", "interleave", "message", "number", "offset_timestamp", "text"]
+__all__ = [
+    "Cells",
+    "Packed",
+    "interleave",
+    "message",
+    "nested",
+    "number",
+    "offset_timestamp",
+    "text",
+    "varint",
+    "written",
+]
 
 _VARINT: Final = 0
 _LENGTH: Final = 2
@@ -104,10 +115,31 @@ def offset_timestamp(field: int, offset_ns: U64) -> Cells:
     return message(field, [message(1, [stamp])])
 
 
+def written(rows: int, fields: dict[int, bytes]) -> Cells:
+    """Return fields that are there already.
+
+    Args:
+        rows: How many messages there are.
+        fields: By row, ascending.
+    """
+    places = list(fields)
+    size = np.zeros(rows, np.intp)
+    size[places] = [len(data) for data in fields.values()]
+    cells = np.zeros((rows, int(size.max(initial=0))), np.uint8)
+    used = np.arange(cells.shape[1]) < size[:, None]
+    cells[used] = np.frombuffer(b"".join(fields.values()), np.uint8)
+    return Cells(cells, used, size)
+
+
+def nested(field: int, data: bytes) -> bytes:
+    """Return a field of bytes with their length, such as a submessage."""
+    return b"".join((bytes((field << 3 | _LENGTH,)), varint(len(data)), data))
+
+
 def text(field: int, value: str) -> bytes:
     """Return a string field; nothing for an empty string."""
     data = value.encode(errors="replace")
-    return bytes((field << 3 | _LENGTH,)) + varint(len(data)) + data if data else b""
+    return nested(field, data) if data else b""
 
 
 def varint(value: int) -> bytes:

@@ -84,7 +84,8 @@ def run() -> list[Row]:
 def _calls(shape: str, connections: int, requests: int, paths: int) -> list[Row]:
     message = encode_batch(example_calls(connections, requests, paths))
     batch = decode_batch(message)
-    resolver = Resolver(_directory(), NamingSettings())
+    directory = _directory()
+    resolver = Resolver(directory, NamingSettings())
     resolution = resolver.resolve(batch)
     names = EndpointNames(EndpointSettings())
     named = names.name(batch, resolution)
@@ -116,7 +117,8 @@ def _calls(shape: str, connections: int, requests: int, paths: int) -> list[Row]
         measure(f"{shape}: aggregate", requests, add, unit="call"),
         measure(f"{shape}: all four", requests, everything, unit="call",
                 note=f"{len(message) / requests:.0f} bytes a call"),
-        measure(f"{shape}: access log", requests, lambda: access_log_messages(named, resolution),
+        measure(f"{shape}: access log", requests,
+                lambda: access_log_messages(named, resolution, directory.container_name),
                 unit="call"),
     ]  # fmt: skip
     closed = aggregator.close(minute_s)

@@ -138,6 +138,7 @@ def batches(draw: st.DrawFn) -> EventBatch:
             _table(
                 Parties,
                 connections if draw(st.booleans()) else 0,
+                local_container=in_names | st.just(int(UNMEASURED_U32)),
                 **dict.fromkeys(PARTY_NAMES, in_names),
             )
         ),

@@ -303,6 +303,7 @@ def test_places_of_the_figures_are_named_by_the_catalogue() -> None:
         ("requests.endpoint", [2], "names index 2 of 2"),
         ("requests.status", [], "0 rows, expected 1"),
         ("parties.remote_instance", [2], "names index 2 of 2"),
+        ("parties.local_container", [2], "names index 2 of 2"),
     ],
 )
 def test_each_check_names_what_is_wrong(path: str, value: object, reason: str) -> None:

@@ -47,6 +47,7 @@ DEFAULTS = {
     "internal": False,
     "role": None,
     "container": "c1",
+    "container_name": "app",
     "process": "curl",
 }
 _INDICES = ("method", "path", "host", "trace_id", "segment_id", "span_id", "endpoint")
@@ -111,6 +112,7 @@ def calls_batch(
             for place, what in enumerate(("service", "instance"))
         },
         internal=column("internal", "u1"),
+        local_container=codes([row["container_name"] for row in rows]),
     )
     header = BatchHeader(cluster="test", node="node-1", run_id=run, sequence=sequence, part=part)
     return encode_batch(

@@ -63,7 +63,7 @@ def test_every_column_of_a_call(store, write):
         666, 333, "test", "node-1", "client", "web.shop", "web-1", "api.shop", "api-1",
         "10.0.0.1", 40_000, "10.0.0.2", 8080, "HTTP/2", "POST", full["path"], full["endpoint"],
         "api.shop", 503, 14, "answered", 1, 1 << 40, 0, 4, True, "skywalking", "t", "s", "p",
-        "c1", "curl", 1.0,
+        "c1", "app", "curl", 1.0,
     )  # fmt: skip
     assert store.rows(
         "SELECT toUnixTimestamp64Nano(time), toUnixTimestamp64Nano(start) FROM podwire.access_log"

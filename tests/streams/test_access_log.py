@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 
 def logged(batch: EventBatch, **limits: int) -> list[EventBatch]:
     taken = decode_batch(encode_batch(batch))
-    resolution = Resolver(directory(), NamingSettings()).resolve(taken)
+    known = directory()
+    resolution = Resolver(known, NamingSettings()).resolve(taken)
     taken = EndpointNames(EndpointSettings()).name(taken, resolution)
-    return [decode_batch(each) for each in access_log_messages(taken, resolution, **limits)]
+    messages = access_log_messages(taken, resolution, known.container_name, **limits)
+    return [decode_batch(each) for each in messages]
 
 
 def random_batch(chance: random.Random) -> EventBatch:
