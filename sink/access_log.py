@@ -245,9 +245,7 @@ def _block(
         block.add_texts(name, texts, getattr(calls, name))
     block.add_names("container", names, connections.container)
     named = parties.local_container
-    block.add_names(
-        "container_name", names, np.where(named == UNMEASURED_U32, np.uint32(0), named)
-    )
+    block.add_names("container_name", names, np.where(named == UNMEASURED_U32, np.uint32(0), named))
     block.add_names("process", names, connections.process)
     block.add_numbers("sample_weight", "Float64", weight)
     block.add_numbers("batch", "UInt64", np.full(block.rows, mark, "<u8"))

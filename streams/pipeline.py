@@ -256,9 +256,7 @@ class Pipeline:
     async def _log(
         self, partition: int, offset: int, batch: EventBatch, resolution: Resolution
     ) -> None:
-        messages = access_log_messages(
-            plausible(batch), resolution, self._directory.container_name
-        )
+        messages = access_log_messages(plausible(batch), resolution, self._directory.container_name)
         if messages:
             sent = await self._output.begin_access_log(batch.header.node.encode(), messages)
             counter("podwire_streams_access_log_messages_total").inc(len(messages))

@@ -301,9 +301,7 @@ class _Ends:
         body = wire.KubernetesProcessAddress(serviceName=UNKNOWN, podName=UNKNOWN)
         return _with_port(_KUBERNETES, body.SerializeToString(), _PORT, port)
 
-    def _made(
-        self, service: int, pod: int, container: int, process: int
-    ) -> tuple[int, bytes, int]:
+    def _made(self, service: int, pod: int, container: int, process: int) -> tuple[int, bytes, int]:
         names = self._names
         name = names[service]
         if not self._by_name and is_address(name):

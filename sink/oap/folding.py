@@ -72,16 +72,16 @@ def folded(transfers: Transfers, drops: Drops) -> Folded:
     taker = _takers(connection * 2 + is_write, end_ns, takes)
     source = np.flatnonzero(~is_call & (taker[:rows] >= 0))
     if len(source):
-        transfers = replace(transfers, figures=_added(transfers.figures, source, taker[source]))
+        # Wider than usual, as what is added to a call may exceed what one row can say.
+        wide = _added(transfers.figures, source, taker[source])
+        transfers = replace(transfers, figures=wide)  # type: ignore[arg-type]
     place = np.cumsum(is_call) - 1
     losses = _losses(place, taker[rows:], drops)
     left_out = int((taker < 0).sum())
     return Folded(transfers.take(is_call), losses, int((~takes).sum()) - left_out, left_out)
 
 
-def _takers(
-    side: NDArray[np.int64], end_ns: U64, takes: NDArray[np.bool_]
-) -> NDArray[np.intp]:
+def _takers(side: NDArray[np.int64], end_ns: U64, takes: NDArray[np.bool_]) -> NDArray[np.intp]:
     # For each row the one that takes it, itself if it is one of those that do; else -1. What ended
     # together with a call comes after it.
     order = np.lexsort((~takes, end_ns, side))
@@ -93,9 +93,7 @@ def _takers(
     after = np.minimum(after, len(order) - 1)
     known_after = takes[after] & (side[after] == side)
     taker = np.empty(len(order), np.intp)
-    taker[order] = np.where(
-        known_before, order[before], np.where(known_after, order[after], -1)
-    )
+    taker[order] = np.where(known_before, order[before], np.where(known_after, order[after], -1))
     return taker
 
 

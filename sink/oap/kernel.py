@@ -221,9 +221,7 @@ class _Layers:
         self._present[layer] = present if known is None else known | present
 
     def messages(self) -> list[Cells]:
-        return [
-            message(layer, cells, self._present[layer]) for layer, cells in self._cells.items()
-        ]
+        return [message(layer, cells, self._present[layer]) for layer, cells in self._cells.items()]
 
 
 def _measure(layers: _Layers, figures: NDArray[np.unsignedinteger], kind: int) -> None:

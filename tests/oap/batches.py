@@ -30,6 +30,7 @@ NAMES = (
     *("GET", "POST", "PURGE"),
     *("/", "/orders/17", "/stäck", "/orders/{id}"),
     *("api.shop:8080", "nginx", "4bf92f3577b34da6a3ce929d0e0e4736", "seg-1", "span-2"),
+    *("app", "proxy", "NETFILTER_DROP", "QDISC_DROP", "77"),
 )
 AT = {name: place for place, name in enumerate(NAMES)}
 ENDS = (
@@ -58,7 +59,7 @@ def random_batch(
     drops: int = 0,
 ) -> EventBatch:
     """One decoded message of ``podwire.access-log.v1``, about a second long."""
-    chance = np.random.default_rng(seed)
+    chance, later = np.random.default_rng(seed), np.random.default_rng(~np.uint64(seed))
 
     def pick(count, *values):
         return chance.choice(np.array([AT.get(v, v) for v in values]), count)
@@ -100,6 +101,9 @@ def random_batch(
         remote_service=remote[:, 0],
         remote_instance=remote[:, 1],
         internal=(chance.random(connections) < 0.1).astype("u1"),
+        local_container=later.choice(
+            np.array([UNMEASURED_U32, 0, AT["app"], AT["proxy"]], "<u4"), connections
+        ),
     )
     direction = chance.integers(1, 3, transfers).astype("u1")
     call = np.where(direction == 1, pick(transfers, *range(6)), pick(transfers, *range(6, 14)))
@@ -183,7 +187,10 @@ def random_batch(
         drops=Drops(
             connection=chance.integers(0, connections, drops).astype("<u4"),
             end_ns=times(drops),
-            reason=np.full(drops, AT["seg-1"], "<u4"),
+            reason=later.choice(
+                np.array([AT[each] for each in ("NETFILTER_DROP", "QDISC_DROP", "77")], "<u4"),
+                drops,
+            ),
             packets=chance.integers(1, 9, drops).astype("<u4"),
         ),
         parties=parties,

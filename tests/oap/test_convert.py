@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +10,7 @@ import pytest
 
 from schemas.columns import UNMEASURED_U32, UNMEASURED_U64
 from schemas.events import (
+    FIGURE_WIDTH,
     READ_FIGURES,
     WRITE_FIGURES,
     NetInterface,
@@ -22,6 +23,8 @@ from sink.oap.convert import Limits, convert
 from tests.oap.batches import AT, MINUTE_NS, NAMES, random_batch
 
 EVERYTHING = Choices(same_service="send", incomplete=True, end_minute=False)
+UNLIMITED = (Limits(), 1.0)
+MOVES = ("read", "write")
 READ_CALLS = {1: "Read", 2: "Readv", 3: "RecvFrom", 4: "RecvMsg", 5: "RecvMmsg"}
 WRITE_CALLS = {6: "Write", 7: "Writev", 8: "SendTo", 9: "SendMsg", 10: "SendMmsg", 11: "SendFile"}
 READ_L2 = {
@@ -97,8 +100,26 @@ class Plain:
             close = pb.AccessLogKernelCloseOperation(**span, success=True)
             yield int(closes.connection[row]), pb.AccessLogKernelLog(close=close)
 
+    def losses(self):
+        """By row of the write: packets by reason."""
+        transfers, drops, names = self.batch.transfers, self.batch.drops, self.batch.names
+        found = defaultdict(Counter)
+        for drop in range(drops.rows):
+            writes = [
+                (int(transfers.end_ns[row]), row)
+                for row in range(transfers.rows)
+                if transfers.direction[row] == 2
+                and transfers.call[row] != 14
+                and transfers.connection[row] == drops.connection[drop]
+            ]
+            before = [write for write in writes if write[0] <= drops.end_ns[drop]]
+            if writes:
+                row = max(before)[1] if before else min(writes)[1]
+                found[row][names[drops.reason[drop]]] += int(drops.packets[drop])
+        return found
+
     def transfers(self):
-        transfers = self.batch.transfers
+        transfers, losses = self.batch.transfers, self.losses()
         for row in range(transfers.rows):
             if transfers.call[row] == 14:
                 continue
@@ -130,15 +151,19 @@ class Plain:
                 log = pb.AccessLogKernelLog(read=operation)
             else:
                 lost = figures.get("write_lost_packet_count")
-                losses = [pb.AccessLogLossPackageMetrics(count=lost)] if lost else []
+                told = [("", lost)] if lost else []
+                told += sorted(losses[row].items(), key=lambda item: NAMES.index(item[0]))
                 operation = pb.AccessLogKernelWriteOperation(
                     **span,
                     syscall=WRITE_CALLS.get(call, "Write"),
                     l4Metrics=layer(
                         pb.AccessLogKernelWriteL4Metrics,
                         WRITE_L4,
-                        lossPackageMetrics=losses,
-                        measured=lost is not None,
+                        lossPackageMetrics=[
+                            pb.AccessLogLossPackageMetrics(location=where, count=count)
+                            for where, count in told
+                        ],
+                        measured=told or lost is not None,
                     ),
                     l3Metrics=layer(pb.AccessLogKernelWriteL3Metrics, WRITE_L3),
                     l2Metrics=layer(pb.AccessLogKernelWriteL2Metrics, WRITE_L2),
@@ -196,14 +221,19 @@ class Plain:
         translated = rows.translated_address[row].any()
         port = rows.translated_port[row] if translated else rows.remote_port[row]
 
-        def address(service, pod, process, port):
+        def address(service, pod, container, process, port):
             if names[service] == "192.0.2.7":
                 return pb.ConnectionAddress(ip=pb.IPAddress(host="192.0.2.7", port=port))
             kubernetes = pb.KubernetesProcessAddress(
-                serviceName=names[service], podName=names[pod], processName=process, port=port
+                serviceName=names[service],
+                podName=names[pod],
+                containerName=container,
+                processName=process,
+                port=port,
             )
             return pb.ConnectionAddress(kubernetes=kubernetes)
 
+        container = parties.local_container[row]
         protocol = "TCP"
         if len(versions):
             protocol = "HTTP_2" if versions[-1] == 20 else "HTTP_1"
@@ -211,11 +241,12 @@ class Plain:
             local=address(
                 parties.local_service[row],
                 parties.local_instance[row],
+                "" if container == UNMEASURED_U32 else names[container],
                 names[rows.process[row]],
                 int(rows.local_port[row]),
             ),
             remote=address(
-                parties.remote_service[row], parties.remote_instance[row], "", int(port)
+                parties.remote_service[row], parties.remote_instance[row], "", "", int(port)
             ),
             role="server" if role == 2 else "client",
             tlsMode="TLS" if rows.flags[row] & 2 or flags.any() else "Plain",
@@ -356,27 +387,97 @@ def test_what_came_after_the_last_call_is_added_to_it():
     assert converted.events == 5
 
 
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("staged", [True, False])
-def test_lost_packets_go_with_a_write_of_their_connection(staged):
-    shape = {"connections": 3, "transfers": 60, "drops": 25, "staged": staged}
+def test_lost_packets_go_with_the_write_before_them_each_reason_once(seed, staged):
+    shape = {"connections": 3, "transfers": 60, "drops": 40, "staged": staged}
+    batch = without_rows_of_no_call(without_internal(random_batch(seed=seed, **shape)))
+    converted = convert([batch], EVERYTHING, Limits(), 1.0)
+    plain = Plain(batch, boot_ns(converted.streams[0]))
+    wanted = Counter(log.SerializeToString(deterministic=True) for _, log in plain.transfers())
+    found = Counter(
+        log.SerializeToString(deterministic=True)
+        for _, log in told(converted.streams)
+        if isinstance(log, pb.AccessLogKernelLog) and log.WhichOneof("operation") in MOVES
+    )
+    assert found == wanted
+    assert converted.dropped == {"added_to_call": 40}
+    losses = [loss for data in found for loss in losses_of(data)]
+    assert {loss.location for loss in losses} - {""} == {"NETFILTER_DROP", "QDISC_DROP", "77"}
+
+
+def test_a_drop_is_of_the_call_that_ended_with_it_and_not_of_the_next():
+    batch = without_internal(
+        random_batch(connections=2, opens=0, closes=0, requests=0, transfers=4, drops=4)
+    )
+    at = MINUTE_NS + np.arange(4).astype("<u8")
+    transfers = replace(
+        batch.transfers,
+        connection=np.array([0, 0, 0, 1], "<u4"),
+        direction=np.array([2, 2, 1, 1], "u1"),
+        call=np.array([6, 6, 1, 1], "u1"),
+        end_ns=at,
+        figures=np.full((4, FIGURE_WIDTH), UNMEASURED_U32, "<u4"),
+    )
+    drops = replace(
+        batch.drops,
+        connection=np.array([0, 0, 0, 1], "<u4"),
+        end_ns=at[[0, 2, 1, 3]],
+        reason=np.full(4, AT["QDISC_DROP"], "<u4"),
+        packets=np.array([1, 2, 2**32 - 1, 8], "<u4"),
+    )
+    converted = convert([replace(batch, transfers=transfers, drops=drops)], EVERYTHING, *UNLIMITED)
+    writes = [log.write for _, log in told(converted.streams) if log.HasField("write")]
+    # More than the protocol has room for is the most that it has room for.
+    assert [
+        losses_of(pb.AccessLogKernelLog(write=each).SerializeToString()) for each in writes
+    ] == [
+        [pb.AccessLogLossPackageMetrics(location="QDISC_DROP", count=1)],
+        [pb.AccessLogLossPackageMetrics(location="QDISC_DROP", count=2**31 - 1)],
+    ]
+    # A connection without a write in the period has none to go with.
+    assert converted.dropped == {"added_to_call": 3, "no_call": 1}
+
+
+def test_reasons_of_several_batches_keep_their_names():
+    shape = {"connections": 3, "transfers": 60, "drops": 25}
     batch = without_internal(random_batch(seed=4, **shape))
-    fourth = WRITE_FIGURES.index("write_lost_packet_count")
-    write = batch.transfers.direction == 2
-    own = np.where(write, batch.transfers.figures[:, fourth], 0)
-    total = int(own[own != UNMEASURED_U32].sum()) + int(batch.drops.packets.sum())
-    later = random_batch(seed=5, sequence=1, first_id=50, connections=2, drops=3, transfers=0)
-    for batches, left in (([batch], 0), ([batch, without_internal(later)], 3)):
-        converted = convert(batches, EVERYTHING, Limits(), 1.0)
-        logs = told(converted.streams)
-        assert converted.events == len(logs) + sum(converted.dropped.values())
-        assert converted.dropped.get("no_call", 0) == left
-        lost = [
-            loss.count
-            for _, log in logs
-            if isinstance(log, pb.AccessLogKernelLog)
-            for loss in log.write.l4Metrics.lossPackageMetrics
-        ]
-        assert sum(lost) == total
+    later = without_internal(
+        random_batch(seed=5, sequence=1, first_id=50, connections=2, drops=3, transfers=0)
+    )
+    other = replace(later, names=["", *reversed(NAMES[1:])], parties=batch.parties.take([0, 1]))
+    packets = Counter()
+    for each in (batch, batch, other):
+        known = each.transfers.rows > 0
+        for reason, count in zip(
+            each.drops.reason.tolist(), each.drops.packets.tolist(), strict=True
+        ):
+            packets[each.names[reason]] += count if known else 0
+    converted = convert([batch, batch, other], EVERYTHING, *UNLIMITED)
+    found = Counter()
+    for _, log in told(converted.streams):
+        if isinstance(log, pb.AccessLogKernelLog):
+            for loss in log.write.l4Metrics.lossPackageMetrics:
+                found[loss.location] += loss.count
+    assert found.pop("") > 0
+    assert found == +packets
+    assert converted.dropped["no_call"] == 3
+    assert converted.events == len(told(converted.streams)) + sum(converted.dropped.values())
+
+
+def losses_of(data):
+    return list(pb.AccessLogKernelLog.FromString(data).write.l4Metrics.lossPackageMetrics)
+
+
+def test_a_container_that_got_its_name_late_is_one_connection_with_it():
+    first = without_internal(random_batch(seed=3, connections=2, transfers=9))
+    named = first.parties.local_container.copy()
+    named[:] = AT["app"]
+    second = replace(first, parties=replace(first.parties, local_container=named))
+    nameless = replace(first, parties=replace(first.parties, local_container=np.zeros_like(named)))
+    (stream,) = convert([nameless, second], EVERYTHING, *UNLIMITED).streams
+    locals_ = [m.connection.local for m in parsed(stream) if m.HasField("connection")]
+    assert [local.kubernetes.containerName for local in locals_] == ["app"] * 2
 
 
 @pytest.mark.parametrize("seed", range(3))

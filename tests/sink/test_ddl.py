@@ -14,7 +14,7 @@ from schemas.errors import FatalError
 from sink import statements
 from sink.ddl import apply_schema
 from sink.statements import Layout, schema_statements
-from sink.tables import COUNTER, METRICS_TABLES, SCHEMA_VERSION, STORED
+from sink.tables import ACCESS_LOG, COUNTER, METRICS_TABLES, SCHEMA_VERSION, STORED
 from sink.views import VIEWS
 from sink.writer import BlockWriter, Retry
 from tests.sink.blocks import MINUTE_S, block, histogram, total
@@ -93,6 +93,8 @@ def test_a_database_of_fewer_columns_is_upgraded(store):
     for table in ("service_metrics", "service_metrics_hourly"):
         store.command(f"ALTER TABLE podwire_store.{table} DROP COLUMN http_duration")
     store.command("DROP VIEW podwire.service_overview")
+    store.command("ALTER TABLE podwire_store.access_log DROP COLUMN container_name")
+    store.command("INSERT INTO podwire_store.access_log (time, container) VALUES (now64(9), 'c1')")
     store.command("TRUNCATE TABLE podwire_store.schema_versions")
     store.command(
         "INSERT INTO podwire_store.schema_versions VALUES ({version:UInt32}, 'older', now64(3))",
@@ -106,6 +108,13 @@ def test_a_database_of_fewer_columns_is_upgraded(store):
     assert tuple(row[0] for row in order) == METRICS_TABLES["service"].column_names
     store.rows("SELECT http_duration FROM podwire.service_metrics_hourly")
     store.rows("SELECT http_duration_avg FROM podwire.service_overview")
+    order = store.rows(
+        "SELECT name FROM system.columns WHERE database = 'podwire_store' "
+        "AND table = 'access_log' ORDER BY position"
+    )
+    assert tuple(row[0] for row in order) == ACCESS_LOG.column_names
+    calls = store.rows("SELECT container, container_name FROM podwire.access_log")
+    assert calls == [("c1", "")]
     assert not apply_schema(store)
 
 

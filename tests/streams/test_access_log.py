@@ -13,22 +13,25 @@ from hypothesis import strategies as st
 
 from schemas.columns import UNMEASURED_U32
 from schemas.events import EventBatch, Parties, Role, decode_batch, encode_batch
+from schemas.kubernetes import Container
 from schemas.ledger import Entry
 from streams.access_log import access_log_messages
 from streams.endpoints import EndpointNames, EndpointSettings
 from streams.naming import NamingSettings
 from streams.outbox import Outbox
 from streams.resolver import Resolver
-from tests.streams.build import MINUTE_NS, BatchBuilder
+from tests.streams.build import MINUTE_NS, BatchBuilder, pod
 from tests.streams.test_figures import PEERS, directory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from streams.directory import Directory
 
-def logged(batch: EventBatch, **limits: int) -> list[EventBatch]:
+
+def logged(batch: EventBatch, known: Directory | None = None, **limits: int) -> list[EventBatch]:
     taken = decode_batch(encode_batch(batch))
-    known = directory()
+    known = known or directory()
     resolution = Resolver(known, NamingSettings()).resolve(taken)
     taken = EndpointNames(EndpointSettings()).name(taken, resolution)
     messages = access_log_messages(taken, resolution, known.container_name, **limits)
@@ -130,6 +133,44 @@ def test_who_is_behind_each_connection() -> None:
     assert parties.internal.tolist() == [0, 0, 1, 0]
     endpoints = [names[place] for place in batch.requests.endpoint]
     assert endpoints == ["/cart/{id}", "/rows", "/"]
+
+
+def test_the_local_container_is_named_by_its_pod() -> None:
+    known = directory()
+    containers = [
+        Container("main", "c-new"),
+        Container("main", "c-before-its-restart"),
+        Container("setup", "c-init", "init"),
+        Container("shell", "c-debug", "ephemeral"),
+        Container("proxy", ""),  # not started yet
+    ]
+    known.apply(pod("job-1", "10.0.0.71", containers=containers))
+    agent = Container("agent", "c-agent", ports=[9100])
+    known.apply(pod("agent-1", "192.168.0.1", host_network=True, containers=[agent]))
+    ended = pod("gone-1", "10.0.0.72", containers=[Container("last", "c-gone")], deleted_ms=1)
+    known.apply(ended)
+    builder = BatchBuilder()
+    wanted = {
+        "c-new": "main",
+        "c-before-its-restart": "main",
+        "c-init": "setup",
+        "c-debug": "shell",
+        "c-agent": "agent",
+        "c-gone": "last",
+        "c-not-told-yet": "",
+        "": "",
+    }
+    for container in wanted:
+        local = "192.168.0.1:9100" if container == "c-agent" else "10.0.0.71:80"
+        row = builder.connection(local, "10.0.0.1:40000", Role.SERVER, container=container)
+        builder.transfer(row, 1)
+    (batch,) = logged(builder.batch(), known)
+    names = [batch.names[place] for place in batch.parties.local_container]
+    assert names == list(wanted.values())
+    instances = [batch.names[place] for place in batch.parties.local_instance]
+    # Whose pod is known by its address alone has a pod, but no container.
+    assert instances[-2:] == ["job-1", "job-1"]
+    assert instances[4:6] == ["agent-1", "gone-1"]
 
 
 def test_a_batch_without_events_is_not_told() -> None:

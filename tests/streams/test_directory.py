@@ -86,6 +86,19 @@ def test_host_network_pods_have_ports_not_addresses() -> None:
     assert found.name == "proxy-1"
     assert directory.host_pod_at(at, 9101, 0)[0] is None
     assert directory.pod_of_container("c-proxy") is found
+    assert directory.container_name("c-proxy") == "main"
+
+
+def test_names_of_containers_go_with_the_pod() -> None:
+    directory = Directory()
+    directory.apply(pod("web-1", containers=[Container("main", "c-1"), Container("log", "c-2")]))
+    assert [directory.container_name(id_) for id_ in ("c-1", "c-2", "c-3", "")] == [
+        *("main", "log", "", "")
+    ]
+    directory.apply(pod("web-1", containers=[Container("main", "c-3"), Container("main", "c-1")]))
+    assert [directory.container_name(id_) for id_ in ("c-1", "c-2", "c-3")] == ["main", "", "main"]
+    directory.remove("uid-web-1")
+    assert directory.container_name("c-1") == ""
 
 
 def test_service_of_a_pod_is_the_shortest_then_the_first() -> None:
