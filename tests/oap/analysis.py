@@ -7,7 +7,7 @@ makes sources; `evaluate` runs rows of `tests.oap.oal_rows` over them.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from schemas.pb import skywalking_accesslog_pb2 as pb
@@ -40,6 +40,8 @@ class Analysis:
     Attributes:
         former: Whether it is of 10.0: nanoseconds of HTTP calls, endpoints without a method.
         lookup: What it knows of addresses: (service, pod) by host.
+        losses: What it is told and leaves out: lost packets by minute, role, service and location.
+        containers: Likewise, of local ends: (pod, container).
     """
 
     former: bool = False
@@ -49,6 +51,8 @@ class Analysis:
     drop_count: int = 0
     same_service: int = 0
     components: set = field(default_factory=set)
+    losses: Counter = field(default_factory=Counter)
+    containers: set = field(default_factory=set)
 
     def stream(self, messages) -> None:
         """Take one stream."""
@@ -79,6 +83,7 @@ class Analysis:
         server = sent.role == 1
         source, dest = (remote, local) if server else (local, remote)
         self.components.add((sent.protocol, sent.tlsMode))
+        self.containers.add((local[1], sent.local.kubernetes.containerName))
         point = {0: "CLIENT", 1: "SERVER", 2: "PROXY"}[sent.role]
         return local, source, dest, point
 
@@ -93,6 +98,7 @@ class Analysis:
     def _kernel(self, connection, node, log):
         kind = log.WhichOneof("operation")
         operation = getattr(log, kind)
+        minute = _minute(node, operation.startTime)
         values = {"type": kind, f"{kind}.duration": _length(operation)}
         if kind in ("connect", "close"):
             values[f"{kind}.success"] = operation.success
@@ -135,7 +141,10 @@ class Analysis:
                 "write.l2.readySendDuration": two.totalReadySendDuration,
                 "write.l2.networkDeviceSendDuration": two.totalNetDeviceSendDuration,
             }
-        self._add(connection, _minute(node, operation.startTime), values)
+            (service, _), _, _, point = connection
+            for loss in four.lossPackageMetrics:
+                self.losses[minute, point.lower(), service, loss.location] += loss.count
+        self._add(connection, minute, values)
 
     def _protocol(self, connection, node, http):
         length = _length(http)

@@ -44,6 +44,7 @@ pytestmark = pytest.mark.clickhouse
 BATCHES = 24
 STEP_NS = 7 * SECOND_NS
 PATHS = ("/", "/orders/17", "/orders/18", "/stock/a")
+REASONS = ("NETFILTER_DROP", "QDISC_DROP", "77")
 STATUSES = (101, 200, 200, 200, 204, 302, 404, 429, 500, 503)
 CHOICES = Choices(unresolved="name", paths="endpoint")
 ENTITY = {
@@ -60,15 +61,20 @@ ENTITY = {
 }
 
 
-def cluster():
-    directory = Directory()
+def kubernetes():
+    """Pods, services and their slices."""
     pods = [pod(f"{name}-1", f"10.0.0.{n}") for n, name in enumerate(("web", "api", "db"), 1)]
     pods.append(pod("api-2", "10.0.0.9", workload_name="api"))
-    for each in pods:
-        directory.apply(each)
+    yield from pods
     for name, members in (("web", pods[:1]), ("api", [pods[1], pods[3]]), ("db", pods[2:3])):
-        directory.apply(service(name, f"10.96.0.{len(name)}"))
-        directory.apply(endpoint_slice(name, *members))
+        yield service(name, f"10.96.0.{len(name)}")
+        yield endpoint_slice(name, *members)
+
+
+def cluster():
+    directory = Directory()
+    for each in kubernetes():
+        directory.apply(each)
     return directory
 
 
@@ -146,6 +152,9 @@ def traffic(seed):
                     call=14,
                     **{n: chance.randrange(9) for n in some},
                 )
+                if write and chance.random() < 0.5:
+                    for reason in chance.sample(REASONS, 2):
+                        builder.drop(row, chance.randrange(1, 9), reason, at=moment)
             for _ in range(chance.randrange(5)):
                 builder.request(
                     row,
@@ -321,6 +330,22 @@ def apdex_bounds(buckets, calls, failed):
 
     low = max(score(lambda bounds: bounds[1]) - failed, 0)
     return low * 10000 / calls, score(lambda bounds: bounds[0]) * 10000 / calls
+
+
+def test_lost_packets_are_told_by_reason_as_podwire_has_them(compared):
+    _, _, store, analysis = compared
+    rows = store.rows(
+        "SELECT toUnixTimestamp(time), role, service, reason, sum(packets) "
+        "FROM podwire.service_drops GROUP BY ALL"
+    )
+    assert {tuple(row[:4]): row[4] for row in rows} == analysis.losses
+    assert {reason for *_, reason in analysis.losses} == {"", *REASONS}
+
+
+def test_local_ends_are_told_with_their_container(compared):
+    _, _, _, analysis = compared
+    pods = ("web-1", "api-1", "api-2", "db-1")
+    assert analysis.containers == {(name, "main") for name in pods}
 
 
 def test_what_was_compared_is_rich(compared):

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from schemas.events import decode_batch
-from schemas.topics import EVENTS
+from schemas.kubernetes import EndpointSlice, Pod, Service, encode_object
+from schemas.topics import ENDPOINTSLICES, EVENTS, PODS, SERVICES
 from tests.oap.analysis import Analysis, evaluate
 from tests.oap.process import ForwarderProcess, balance
 from tests.oap.server import Receiver
-from tests.oap.test_oracle import traffic
+from tests.oap.test_oracle import REASONS, kubernetes, traffic
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
@@ -29,6 +30,9 @@ http_call_cpm | R | * | type==protocol | cpm()
 def worker(new_kafka_broker, tmp_path):
     broker = new_kafka_broker()
     broker.create_topics(partitions=1)
+    topics = {Pod: PODS, Service: SERVICES, EndpointSlice: ENDPOINTSLICES}
+    for each in kubernetes():
+        broker.produce(topics[type(each)].name, [encode_object(each)], key=each.uid)
     with (tmp_path / "streams.log").open("wb") as log:
         process = subprocess.Popen(
             [
@@ -48,11 +52,8 @@ def test_what_the_kernel_saw_is_what_the_oap_counts(worker, tmp_path):
     messages = list(traffic(7))
     batches = [decode_batch(message) for message in messages]
     with Receiver() as receiver:
-        # Without Kubernetes every local end is the node, and so are its peers on it.
         forwarder = ForwarderProcess(
-            tmp_path,
-            worker.bootstrap_servers,
-            *("--addresses", receiver.address, "--same-service", "unknown"),
+            tmp_path, worker.bootstrap_servers, "--addresses", receiver.address
         )
         forwarder.start()
         worker.produce(EVENTS.name, messages, key="node-a")
@@ -77,3 +78,14 @@ def test_what_the_kernel_saw_is_what_the_oap_counts(worker, tmp_path):
     assert sum(found["kubernetes_service_read_cpm"].values()) == wanted["read"]
     assert sum(found["kubernetes_service_write_cpm"].values()) == wanted["write"]
     assert sum(found["kubernetes_service_relation_http_call_cpm"].values()) == wanted["http_call"]
+    pods = ("web-1", "api-1", "api-2", "db-1")
+    assert analysis.containers == {(name, "main") for name in pods}
+    lost = {where: 0 for *_, where in analysis.losses}
+    for (*_, where), packets in analysis.losses.items():
+        lost[where] += packets
+    for reason in REASONS:
+        packets = [
+            batch.drops.packets[[batch.names[one] == reason for one in batch.drops.reason]]
+            for batch in batches
+        ]
+        assert lost[reason] == sum(int(each.sum()) for each in packets) > 0
