@@ -37,6 +37,7 @@ examples:
   podwire schema show access_log"""
 
 TIMEOUT_S: Final = 20.0
+_NO_LIMIT: Final = 100_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -166,16 +167,28 @@ def _partitions(topic: Topic, kafka: KafkaConfig) -> int:
 def _show(what: str) -> int:
     from rich import box
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
 
     headings, rows = _LISTINGS[what]() if what in _LISTINGS else _columns(what)
+    console = Console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    # Names stay whole, unless nothing else would be seen; the last column is text that wraps.
+    is_whole = max(len(row[0]) for row in rows) * 2 < console.width or not console.is_terminal
     for number, heading in enumerate(headings):
-        # Names stay whole whatever the width; the last column is text that wraps.
-        table.add_column(heading, no_wrap=number == 0, style="cyan" if number == 0 else "")
+        table.add_column(
+            heading,
+            no_wrap=is_whole and number == 0,
+            overflow="fold",
+            style="cyan" if number == 0 else "",
+        )
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    if not console.is_terminal:
+        # For grep and editors: a line per row, whatever its length.
+        unlimited = console.options.update(width=_NO_LIMIT)
+        console.width = Measurement.get(console, unlimited, table).maximum
+    console.print(table)
     return 0
 
 

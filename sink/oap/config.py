@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from schemas.config import Config, setting
 from schemas.errors import ConfigError
@@ -11,6 +12,9 @@ from sink.oap.choices import Choices
 from sink.oap.convert import Limits
 
 __all__ = ["ForwarderConfig"]
+
+_ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[^][:/\s]+):[0-9]{1,5}")
+_PORT_MAX: Final = 65_535
 
 
 @dataclass(frozen=True, repr=False)
@@ -114,9 +118,11 @@ class ForwarderConfig(Config):
         if not self.addresses:
             raise ConfigError("forwarder.addresses", "names no OAP")
         for address in self.addresses:
-            host, _, port = address.rpartition(":")
-            if not host or not port.isdigit():
+            if not _ADDRESS.fullmatch(address) or int(address.rpartition(":")[2]) > _PORT_MAX:
                 raise ConfigError("forwarder.addresses", f"{address!r} is no host:port")
+        if not (self.authentication.isascii() and self.authentication.isprintable()):
+            # Such as the line feed at the end of a file that became a secret.
+            raise ConfigError("forwarder.authentication", "has characters that no header may have")
         if bool(self.tls_certificate_file) != bool(self.tls_key_file):
             raise ConfigError("forwarder.tls_key_file", "a certificate and its key go together")
         for name in ("tls_ca_file", "tls_certificate_file", "tls_server_name"):

@@ -36,6 +36,7 @@ UNKNOWN: Final = "Unknown"
 """Service and pod of an end that nobody knows, in an OAP."""
 
 _SECOND_NS: Final = 1_000_000_000
+_I32_MAX: Final = (1 << 31) - 1
 _NODE, _CONNECTION = 1, 2  # of EBPFAccessLogMessage
 _LOCAL, _REMOTE = 1, 2  # of AccessLogConnection
 _KUBERNETES, _IP = 1, 2  # of ConnectionAddress
@@ -140,7 +141,9 @@ def _node_field(
     node = wire.EBPFAccessLogNodeInfo(
         name=header.node,
         netInterfaces=[
-            wire.EBPFAccessLogNodeNetInterface(index=each.index, mtu=each.mtu, name=each.name)
+            wire.EBPFAccessLogNodeNetInterface(
+                index=min(each.index, _I32_MAX), mtu=min(each.mtu, _I32_MAX), name=each.name
+            )
             for each in interfaces
         ],
         bootTime=Instant(seconds=base_ns // _SECOND_NS),

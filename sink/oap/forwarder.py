@@ -16,6 +16,7 @@ from confluent_kafka import TopicPartition
 from schemas.errors import DecodeError, FatalError
 from schemas.events import decode_batch
 from schemas.telemetry import counter, gauge
+from schemas.topics import ACCESS_LOG
 from sink.consumer import Stopped
 from sink.oap.convert import convert
 
@@ -38,6 +39,7 @@ _READ: Final = 32
 _READ_S: Final = 0.2
 _RUNS: Final = 10_000
 _HEALTHY_S: Final = 60.0
+_QUIET_S: Final = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +79,8 @@ class Forwarder:
         self._collected_logs = 0
         self._collected_bytes = 0
         self._offsets: dict[Partition, int] = {}
-        self._begun = time.monotonic()
+        self._begun = self._last_read = time.monotonic()
+        self._partitions: set[Partition] = set()
 
     def run(self) -> None:
         """Move messages until the stop event, then what was read, as far as it goes.
@@ -111,6 +114,7 @@ class Forwarder:
         if time.monotonic() - self._begun >= self._config.period_s:
             self._flush()
         self._commit()
+        self._look_for_silence(records)
         failing_s = self._senders.failing_s()
         gauge("podwire_forwarder_waiting_logs").set(self._buffer.logs + self._collected_logs)
         gauge("podwire_forwarder_waiting_bytes").set(self._buffer.size)
@@ -118,6 +122,19 @@ class Forwarder:
         if failing_s < _HEALTHY_S:
             self._health.progress()
         return len(records)
+
+    def _look_for_silence(self, records: Sequence[Record]) -> None:
+        # A forwarder for which nobody writes looks just like one that has everything sent.
+        now = time.monotonic()
+        if records or not self._partitions or not self._buffer.room():
+            self._last_read = now
+        elif now - self._last_read >= _QUIET_S:
+            self._last_read = now
+            log.warning(
+                "nothing on %s for %g s: do stream workers run, with streams.access_log?",
+                ACCESS_LOG.name,
+                _QUIET_S,
+            )
 
     def _has_room(self) -> bool:
         while not self._buffer.room():
@@ -131,7 +148,9 @@ class Forwarder:
     def _follow_assignment(self) -> None:
         came, went = self._source.changes()
         gone = {(one.topic, one.partition) for one in went}
-        fresh = gone | {(one.topic, one.partition) for one in came}
+        new = {(one.topic, one.partition) for one in came}
+        self._partitions = {at for at in self._partitions | new if self._source.owns(*at)}
+        fresh = gone | new
         for key in [key for key in self._newest if any(key[0] == at for _, at in fresh)]:
             del self._newest[key]
         if not gone:

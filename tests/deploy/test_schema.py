@@ -34,3 +34,25 @@ def test_what_is_not_there_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         create_parser().parse_args(["schema", "show", "nonsense"])
     assert "'nonsense' is none of topics, tables, figures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["oap", "figures", "tables", "topics"])
+def test_nothing_of_a_listing_is_cut_off_where_it_is_not_a_terminal(
+    what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert schema._show(what) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+    _, rows = schema._LISTINGS[what]()
+    for line, row in zip(lines[2:], rows, strict=True):
+        assert all(text in line for text in row), row
+
+
+def test_a_narrow_terminal_shows_every_column(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert schema._show("oap") == 0
+    shown = capsys.readouterr().out
+    assert "service_metrics," in shown
+    assert "sum(accept_count)" in shown

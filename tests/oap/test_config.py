@@ -25,6 +25,11 @@ def test_the_defaults_are_valid_and_those_of_the_conversion():
         ({"addresses": ("oap",)}, "forwarder.addresses"),
         ({"addresses": ("oap:11800", ":1")}, "forwarder.addresses"),
         ({"addresses": ("http://oap:port",)}, "forwarder.addresses"),
+        ({"addresses": ("http://oap:11800",)}, "forwarder.addresses"),
+        ({"addresses": ("oap:65536",)}, "forwarder.addresses"),
+        ({"addresses": ("fd00::1:11800",)}, "forwarder.addresses"),
+        ({"authentication": "s3cret\n"}, "forwarder.authentication"),
+        ({"authentication": "s\u00fcss"}, "forwarder.authentication"),
         ({"tls": True, "tls_certificate_file": "c.pem"}, "forwarder.tls_key_file"),
         ({"tls_ca_file": "ca.pem"}, "forwarder.tls_ca_file"),
         ({"retry_min_s": 5.0, "retry_max_s": 1.0}, "forwarder.retry_max_s"),
@@ -35,6 +40,7 @@ def test_a_mistake_names_its_key(values, key):
     with pytest.raises(ConfigError) as caught:
         ForwarderConfig(**values).check()
     assert caught.value.key == key
+    assert "s3cret" not in str(caught.value)
 
 
 def test_a_file_that_is_not_there_names_its_key(tmp_path):

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from schemas.columns import UNMEASURED_U32, UNMEASURED_U64
 from schemas.events import (
@@ -21,6 +23,7 @@ from schemas.pb import skywalking_accesslog_pb2 as pb
 from sink.oap.choices import Choices, namespace_of
 from sink.oap.convert import Limits, convert
 from tests.oap.batches import AT, MINUTE_NS, NAMES, random_batch
+from tests.schemas.strategies import batches
 
 EVERYTHING = Choices(same_service="send", incomplete=True, end_minute=False)
 UNLIMITED = (Limits(), 1.0)
@@ -323,12 +326,12 @@ def test_node_is_told_once_with_a_boot_time_of_whole_seconds():
         Choices(exclude_namespaces=("kube-system",)),
         Limits(),
         1.0,
-        [NetInterface(1, "lo", 65_536), NetInterface(2, "eth0", 1_500)],
+        [NetInterface(1, "lo", 65_536), NetInterface(2**32 - 1, "eth0", 2**31)],
     ).streams
     first, *others = parsed(stream)
     assert first.node.name == "node-a"
     told = [(each.index, each.name, each.mtu) for each in first.node.netInterfaces]
-    assert told == [(1, "lo", 65_536), (2, "eth0", 1_500)]
+    assert told == [(1, "lo", 65_536), (2**31 - 1, "eth0", 2**31 - 1)]
     assert first.node.policy.excludeNamespaces == ["kube-system"]
     assert first.node.bootTime.seconds == (MINUTE_NS - 86_400 * 10**9) // 10**9
     assert not any(message.HasField("node") for message in others)
@@ -624,6 +627,17 @@ def test_a_clock_without_an_anchor_has_no_negative_offset():
     ]
     assert min(starts) >= base
     assert max(starts) < MINUTE_NS + 2 * 10**9
+
+
+@settings(max_examples=60, deadline=None)
+@given(period=st.lists(batches(), min_size=1, max_size=3), choices=st.sampled_from(CHOICES))
+def test_whatever_can_be_read_can_be_told(period, choices):
+    period = [decode_batch(encode_batch(each)) for each in period]
+    period = [each for each in period if each.parties.rows or not each.events]
+    assume(period)
+    interfaces = [interface for each in period for interface in each.header.interfaces]
+    converted = convert(period, choices, Limits(), 1.0, interfaces)
+    assert converted.events == len(told(converted.streams)) + sum(converted.dropped.values())
 
 
 @pytest.mark.parametrize(
