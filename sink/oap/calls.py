@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from schemas.columns import UNMEASURED_U32, UNMEASURED_U64
-from sink.oap.wire import message, number, offset_timestamp, text, varint
+from sink.oap.wire import message, nested, number, offset_timestamp, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,9 +35,11 @@ METHODS: Final = {
 
 _HTTP2: Final = 20
 _B3, _SW8 = 2, 3  # of Requests.trace_provider; SkyWalking knows no other
-_PROTOCOL_LOG: Final = b"\x22"  # EBPFAccessLogMessage.protocolLog
-_HTTP: Final = b"\x0a"  # AccessLogProtocolLogs.http
-_REQUEST: Final = b"\x22"  # AccessLogHTTPProtocol.request
+_PROTOCOL_LOG: Final = 4  # EBPFAccessLogMessage.protocolLog
+_HTTP: Final = 1  # AccessLogProtocolLogs.http
+_REQUEST, _RESPONSE = 4, 5  # of AccessLogHTTPProtocol
+_PATH, _TRACE, _HOST = 2, 5, 6  # of AccessLogHTTPProtocolRequest
+_OF_SKYWALKING: Final = b"\x08\x01"  # AccessLogTraceInfo.provider; Zipkin's number is 0
 _UNKNOWN_PATH: Final = "{unknown}"
 
 
@@ -75,7 +77,7 @@ def protocol_logs(batch: EventBatch, times: Times, *, by_endpoint: bool) -> list
     responses = _rows(
         [
             message(
-                5,
+                _RESPONSE,
                 [
                     number(1, requests.status),
                     _size(3, requests.response_header_size, UNMEASURED_U32),
@@ -97,25 +99,9 @@ def protocol_logs(batch: EventBatch, times: Times, *, by_endpoint: bool) -> list
         responses,
         strict=True,
     ):
-        request = b"".join((sizes, texts.of(2, path), texts.of(6, host), trace))
-        size = varint(len(request))
-        inner = len(head) + 1 + len(size) + len(request) + len(response)
-        http = varint(inner)
-        logs.append(
-            b"".join(
-                (
-                    _PROTOCOL_LOG,
-                    varint(1 + len(http) + inner),
-                    _HTTP,
-                    http,
-                    head,
-                    _REQUEST,
-                    size,
-                    request,
-                    response,
-                )
-            )
-        )
+        request = b"".join((sizes, texts.of(_PATH, path), texts.of(_HOST, host), trace))
+        http = b"".join((head, nested(_REQUEST, request), response))
+        logs.append(nested(_PROTOCOL_LOG, nested(_HTTP, http)))
     return logs
 
 
@@ -188,11 +174,11 @@ def _traces(requests: Requests, texts: _Texts) -> list[bytes]:
             continue
         body = b"".join(
             (
-                b"\x08\x01" if kind == _SW8 else b"",
+                _OF_SKYWALKING if kind == _SW8 else b"",
                 texts.of(2, trace),
                 texts.of(3, segment),
                 texts.of(4, span),
             )
         )
-        found.append(b"".join((b"\x2a", varint(len(body)), body)))
+        found.append(nested(_TRACE, body))
     return found

@@ -116,11 +116,10 @@ def select(batch: EventBatch, choices: Choices, seconds: float) -> Selection:
         _sample(batch, kept, dropped, choices.logs_per_second * max(seconds, 1e-3))
     if not dropped:
         return Selection(batch, dropped)
-    tables = {
-        name: table if kept[name].all() else table.take(kept[name])
-        for name in _KINDS
-        if (table := getattr(batch, name)) is not None
-    }
+    tables = {}
+    for name in _KINDS:
+        table = getattr(batch, name)
+        tables[name] = table if kept[name].all() else table.take(kept[name])
     return Selection(replace(batch, **tables), dropped)
 
 

@@ -243,12 +243,12 @@ def _connection_fields(batch: EventBatch, choices: Choices, rows: list[int]) -> 
     remote_port = np.where(translated, connections.translated_port, connections.remote_port)
     tail = _tails(server_side(connections), tls, protocol)
     ends = _Ends(names, choices)
-    container = parties.local_container
-    container = np.where(container == UNMEASURED_U32, np.uint32(0), container)
+    named = parties.local_container
+    containers = np.where(named == UNMEASURED_U32, np.uint32(0), named)
     columns = zip(
         parties.local_service[rows].tolist(),
         parties.local_instance[rows].tolist(),
-        container[rows].tolist(),
+        containers[rows].tolist(),
         parties.remote_service[rows].tolist(),
         parties.remote_instance[rows].tolist(),
         connections.process[rows].tolist(),
@@ -258,8 +258,8 @@ def _connection_fields(batch: EventBatch, choices: Choices, rows: list[int]) -> 
         strict=True,
     )
     fields = []
-    for service, pod, box, other, other_pod, process, port, other_port, last in columns:
-        local = ends.address(service, pod, box, process, port)
+    for service, pod, container, other, other_pod, process, port, other_port, last in columns:
+        local = ends.address(service, pod, container, process, port)
         if service == other and choices.same_service == "unknown":
             remote = ends.unknown(other_port)
         else:

@@ -37,6 +37,8 @@ __all__ = [
 
 _VARINT: Final = 0
 _LENGTH: Final = 2
+# Tag and length of what is shorter than 128 bytes: most is, and a call takes three of them.
+_SHORT: Final = [bytes((field << 3 | _LENGTH, size)) for field in range(16) for size in range(128)]
 
 
 @dataclass(slots=True)
@@ -133,7 +135,10 @@ def written(rows: int, fields: dict[int, bytes]) -> Cells:
 
 def nested(field: int, data: bytes) -> bytes:
     """Return a field of bytes with their length, such as a submessage."""
-    return b"".join((bytes((field << 3 | _LENGTH,)), varint(len(data)), data))
+    size = len(data)
+    if size < 0x80:
+        return _SHORT[field << 7 | size] + data
+    return b"".join((bytes((field << 3 | _LENGTH,)), varint(size), data))
 
 
 def text(field: int, value: str) -> bytes:

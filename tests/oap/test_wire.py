@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.pb import skywalking_accesslog_pb2 as pb
-from sink.oap.wire import Packed, interleave, message, number, offset_timestamp, text, varint
+from sink.oap.wire import (
+    Packed,
+    interleave,
+    message,
+    nested,
+    number,
+    offset_timestamp,
+    text,
+    varint,
+    written,
+)
 
 U64 = st.integers(0, 2**64 - 1)
 EDGES = [0, 1, 127, 128, 16_383, 16_384, 2**32 - 1, 2**32, 2**63, 2**64 - 1]
@@ -63,6 +73,21 @@ def test_nothing_of_everything():
 def test_texts(value):
     wanted = pb.IPAddress(host=value.encode(errors="replace").decode())
     assert text(1, value) == wanted.SerializeToString()
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 20_000])
+def test_bytes_with_their_length(size):
+    body = pb.KubernetesProcessAddress(processName="x" * size)
+    data = body.SerializeToString()
+    wanted = pb.ConnectionAddress(kubernetes=body)
+    assert nested(1, data) == wanted.SerializeToString()
+    assert pb.KubernetesProcessAddress.FromString(data).processName == "x" * size
+
+
+@given(st.lists(st.binary(max_size=40), max_size=9))
+def test_fields_that_are_there_already(found):
+    fields = {row: data for row, data in enumerate(found) if data}
+    assert rows(written(len(found), fields)) == found
 
 
 @given(st.data())
