@@ -107,7 +107,7 @@ def logs(receiver):
 def done(total):
     # The gauge of what waits follows the counters a moment later, so the balance is asked as well.
     return lambda counts: (
-        counts.get("in") == total and counts["waiting_logs"] == 0 and balance(counts) == 0
+        counts.get("in") == total and counts.get("waiting_logs") == 0 and balance(counts) == 0
     )
 
 

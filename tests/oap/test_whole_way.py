@@ -59,7 +59,9 @@ def test_what_the_kernel_saw_is_what_the_oap_counts(worker, tmp_path):
         worker.produce(EVENTS.name, messages, key="node-a")
         total = sum(batch.events for batch in batches)
         counts = forwarder.wait_for(
-            lambda found: found.get("in") == total and balance(found) == 0 == found["waiting_logs"],
+            lambda found: (
+                found.get("in") == total and balance(found) == 0 == found.get("waiting_logs")
+            ),
             120,
         )
         assert forwarder.stop() == 0
