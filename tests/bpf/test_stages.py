@@ -130,8 +130,7 @@ def check_packets(end: End) -> None:
 
 
 def check_undisturbed(end: End) -> None:
-    """Nothing was lost and nobody's address was unknown."""
-    assert end.written[W.WRITE_RETRANSMIT_PACKET_COUNT] == 0
+    """Nothing was lost and nobody's address was unknown; a slow machine may send again."""
     if W.WRITE_LOST_PACKET_COUNT in end.written:
         assert end.written[W.WRITE_LOST_PACKET_COUNT] == 0
     if W.RESOLVE_MAC_COUNT in end.written:
@@ -202,7 +201,8 @@ def test_bulk(staged: Watch, family: int, mtu: int, offload: bool) -> None:
         client, server = talk.finish()
     check(client, server)
     check_undisturbed(client)
-    assert client.written[W.WRITE_PACKET_SIZE] == size == server.read[R.READ_PACKET_SIZE]
+    assert client.written[W.WRITE_PACKET_SIZE] - client.info.bytes_retrans == size
+    assert server.read[R.READ_PACKET_SIZE] == size
     assert client.written[W.WRITE_PACKET_COUNT] >= size // mtu
     # In one record, more than a byte can count.
     most = client.written.records["figures"][:, W.WRITE_PACKET_COUNT].max()

@@ -41,6 +41,7 @@ class TcpInfo(NamedTuple):
     data_segs_in: int
     data_segs_out: int
     bytes_sent: int
+    bytes_retrans: int
 
 
 def tcp_info(end: socket.socket) -> TcpInfo:
@@ -52,7 +53,7 @@ def tcp_info(end: socket.socket) -> TcpInfo:
         *struct.unpack_from("<Q", raw, 128),
         *struct.unpack_from("<I", raw, 144),
         *struct.unpack_from("<II", raw, 152),
-        *struct.unpack_from("<Q", raw, 200),
+        *struct.unpack_from("<QQ", raw, 200),
     )
 
 
