@@ -56,13 +56,20 @@ class Sent:
     Attributes:
         requests: Begun, so that the server must know of each.
         answered: Answered in full, as far as the client itself saw.
+        unread: How many more, at most, the server may have been sent in pipelines that were left
+            before it looked at them.
     """
 
     requests: int
     answered: int
+    unread: int = 0
 
     def __add__(self, other: Sent) -> Sent:
-        return Sent(self.requests + other.requests, self.answered + other.answered)
+        return Sent(
+            self.requests + other.requests,
+            self.answered + other.answered,
+            self.unread + other.unread,
+        )
 
 
 NOTHING: Final = Sent(0, 0)
@@ -126,7 +133,7 @@ def wrk(
         said = _run(["wrk", *options, _url(address)])
     found = re.search(r"(\d+) requests in", said)
     assert found is not None, said
-    return Sent(int(found[1]), int(found[1]))
+    return Sent(int(found[1]), int(found[1]), connections * depth)
 
 
 def h2load(

@@ -24,13 +24,13 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from collector.protocols.calls import NO_STATUS, NOT_GRPC, Outcome, Version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
 __all__ = [
     "Expected",
@@ -59,6 +59,10 @@ _BODILESS: Final = (204, 304)
 _SHOWN: Final = 12
 _SUMS: Final = {"request_size": "request", "response_size": "response"}
 """Of header and body."""
+_COMPARED: Final = (
+    *("method", "path", "version", "status", "grpc_status", "outcome"),
+    *("request_header_size", "request_body_size", "response_header_size", "response_body_size"),
+)
 
 
 @dataclass(slots=True)
@@ -69,16 +73,16 @@ class Expected:
         port: Of the client.
         fields: By column: the value, or all that are allowed; columns left out are not compared.
         line: The log's, for the reader of a failure.
-        condition: What else a row must fulfil.
+        framed: Bytes of the response's frames less its content, where that is known: its field
+            blocks and nine for each frame.
         is_optional: A row may be missing, because the request's head never ended.
     """
 
     port: int
     fields: dict[str, Allowed]
     line: dict[str, Any]
-    condition: Callable[[Row], bool] | None = None
+    framed: int | None = None
     is_optional: bool = False
-    _exact: tuple[str, ...] = field(default=(), repr=False)
 
     def differs(self, row: Row) -> list[str]:
         """Columns in which a row is not what it must be."""
@@ -87,9 +91,15 @@ class Expected:
             for name, allowed in self.fields.items()
             if not _fits(_value(row, name), allowed)
         ]
-        if self.condition is not None and not self.condition(row):
+        if self.framed is not None and not self._is_framed(row["response_header_size"]):
             found.append("sum of its sizes")
         return found
+
+    def _is_framed(self, header: int | None) -> bool:
+        # One HEADERS frame at least, and for each DATA frame nine bytes more.
+        assert self.framed is not None
+        frames = self.framed - (header or 0)
+        return header is not None and frames >= _FRAME and frames % _FRAME == 0
 
 
 def _value(row: Row, name: str) -> Any:
@@ -100,6 +110,8 @@ def _value(row: Row, name: str) -> Any:
 
 
 def _fits(value: Any, allowed: Allowed) -> bool:
+    if value is None:
+        return False  # a range would be searched from end to end for it
     if isinstance(allowed, (range, frozenset)):
         return value in allowed
     return bool(value == allowed)
@@ -168,12 +180,12 @@ def _nginx(line: dict[str, str], role: str) -> Expected:
     if line["uri"].startswith("/reset"):  # its backend leaves, which nginx takes for an end
         is_complete = False
         fields["outcome"] = int(Outcome.ABORTED)
-    condition: Callable[[Row], bool] | None = None
+    framed: int | None = None
     if is_complete:
         if version == Version.HTTP_2:
             size = _nginx_content(line, status, body_sent)
             fields["response_body_size"] = size
-            condition = _framed(sent, size)
+            framed = sent - size
         else:
             fields |= _nginx_response(line, status, sent, body_sent)
     elif is_silent:
@@ -192,7 +204,7 @@ def _nginx(line: dict[str, str], role: str) -> Expected:
         elif is_complete and _is_left(line["uri"]):
             fields |= _cut(body_sent)
     is_headless = not line["method"] or (status == 400 and is_silent and not given)
-    return Expected(int(line["port"]), fields, line, condition, is_optional=is_headless)
+    return Expected(int(line["port"]), fields, line, framed, is_optional=is_headless)
 
 
 def _is_left(uri: str) -> bool:
@@ -252,16 +264,6 @@ def _nginx_response(
         size_allowed: Allowed = range(body_sent) if made is None else made
         return {"response_body_size": size_allowed, "response_header_size": heads}
     return {"response_body_size": body_sent, "response_header_size": heads}
-
-
-def _framed(sent: int, size: int) -> Callable[[Row], bool]:
-    # One HEADERS frame at least, and for each DATA frame nine bytes more.
-    def condition(row: Row) -> bool:
-        header = row["response_header_size"]
-        frames = sent - size - (header or 0)
-        return header is not None and frames >= _FRAME and frames % _FRAME == 0
-
-    return condition
 
 
 def from_node(lines: Iterable[dict[str, Any]]) -> list[Expected]:
@@ -355,7 +357,7 @@ def compare(
     expected: Sequence[Expected],
     role: str,
     port: int,
-    unread: bool = False,
+    unread: int = 0,
 ) -> list[str]:
     """Match rows and expectations one to one; what does not match, readable.
 
@@ -364,23 +366,28 @@ def compare(
         expected: Of the log of the one server.
         role: ``client`` or ``server``: whose rows are looked at.
         port: Where the server listens.
-        unread: Unanswered requests beyond the last that a connection's log has are right: of a
-            pipeline, the server may never have looked at the rest.
+        unread: So many unanswered requests without a line are right if they come after all that
+            their connection's log has: of a pipeline that a client left, a server may never have
+            looked at the rest.
     """
     client_port = "remote_port" if role == "server" else "local_port"
     buckets: dict[tuple[int, Any, Any], tuple[list[Row], list[Expected]]] = defaultdict(
         lambda: ([], [])
     )
     found = _of_end(rows, role, port)
-    for row in sorted(found, key=lambda row: row["start_ns"]):
+    for row in found:
         buckets[row[client_port], row["method"], row["path"]][0].append(row)
     for one in expected:
         buckets[one.port, one.fields["method"], one.fields["path"]][1].append(one)
     problems: list[str] = []
-    for key, (there, wanted) in buckets.items():
-        left, missing = _match(there, wanted)
-        if unread:
-            left = [row for row in left if row["outcome"] != Outcome.UNANSWERED]
+    results = {key: _match(*bucket) for key, bucket in buckets.items()}
+    spare = _unread(found, [left for left, _ in results.values()], client_port)
+    is_right = len(spare) <= unread
+    if spare and not is_right:
+        problems.append(f"{len(spare)} requests that were never read, of {unread} at most")
+    for key, (left, missing) in results.items():
+        if is_right:
+            left = [row for row in left if id(row) not in spare]
         # Near misses are shown beside each other.
         pairs = min(len(missing), len(left))
         for one, row in zip(missing[:pairs], left[:pairs], strict=True):
@@ -397,33 +404,41 @@ def compare(
 
 
 def _match(there: list[Row], wanted: list[Expected]) -> tuple[list[Row], list[Expected]]:
-    used: set[int] = set()
-    indices: dict[tuple[str, ...], dict[tuple[Any, ...], list[int]]] = {}
-    missing: list[Expected] = []
+    # Rows that are the same, and lines that demand the same, are matched at once: of a hundred
+    # thousand there are only so many kinds.
+    offers: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    demands: dict[tuple[Any, ...], list[Expected]] = defaultdict(list)
+    for row in there:
+        offers[tuple(row[name] for name in _COMPARED)].append(row)
     for one in wanted:
-        exact = {k: v for k, v in one.fields.items() if not isinstance(v, (range, frozenset))}
-        one._exact = tuple(exact)
-    for one in sorted(wanted, key=lambda one: -len(one._exact)):
-        names = one._exact
-        if names not in indices:
-            index: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-            for place, row in enumerate(there):
-                index[tuple(_value(row, name) for name in names)].append(place)
-            for places in index.values():
-                places.reverse()
-            indices[names] = index
-        places = indices[names].get(tuple(one.fields[name] for name in names), [])
-        for at in range(len(places) - 1, -1, -1):
-            place = places[at]
-            if place in used:
-                del places[at]
-            elif not one.differs(there[place]):
-                used.add(place)
-                del places[at]
-                break
-        else:
-            missing.append(one)
-    return [row for place, row in enumerate(there) if place not in used], missing
+        demands[tuple(one.fields.items()), one.framed].append(one)
+    # Lines that leave a choice come last.
+    for lines in sorted(demands.values(), key=lambda lines: -_exactness(lines[0])):
+        for rows in offers.values():
+            if rows and lines and not lines[0].differs(rows[0]):
+                count = min(len(rows), len(lines))
+                del rows[:count], lines[:count]
+    left = [row for rows in offers.values() for row in rows]
+    missing = [one for lines in demands.values() for one in lines]
+    return sorted(left, key=lambda row: row["start_ns"]), missing
+
+
+def _unread(found: list[Row], left: list[list[Row]], client_port: str) -> set[int]:
+    # Which rows without a line are unanswered and behind every answered one of their connection.
+    last: dict[int, int] = defaultdict(int)
+    for row in found:
+        if row["outcome"] != Outcome.UNANSWERED:
+            last[row[client_port]] = max(last[row[client_port]], row["start_ns"])
+    return {
+        id(row)
+        for rows in left
+        for row in rows
+        if row["outcome"] == Outcome.UNANSWERED and row["start_ns"] >= last[row[client_port]]
+    }
+
+
+def _exactness(one: Expected) -> int:
+    return sum(not isinstance(allowed, (range, frozenset)) for allowed in one.fields.values())
 
 
 def _brief(row: Row) -> str:
@@ -437,7 +452,7 @@ def check(
     expected: Sequence[Expected],
     role: str,
     port: int,
-    unread: bool = False,
+    unread: int = 0,
 ) -> None:
     """Fail unless `compare` finds nothing; says how much it found and shows the first.
 
