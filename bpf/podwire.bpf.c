@@ -21,6 +21,8 @@
 #include "include/syscalls.h"
 
 #include "programs/calls.h"
+#include "programs/buffers.h"
+#include "programs/framing.h"
 #include "programs/payloads.h"
 #include "programs/transfers.h"
 #include "programs/connections.h"

@@ -112,8 +112,9 @@ static __always_inline __u64 count_submitted(struct podwire_counts *counted, __u
 	return take_number(sequences[PODWIRE_KIND_PROCESS], lane);
 }
 
-/* How many buffers and pieces of a call are copied; the verifier follows every one of them. */
-enum { MAX_STEPS = 24 };
+/* How many buffers and pieces of a call are copied; the verifier follows every one of them, and has no
+ * patience left for frames. */
+enum { MAX_STEPS = 24, MOST_FRAMES = 0 };
 
 /* Calls step(i, of) until it returns something. */
 #define LOOP(times, step, of)                                                                      \

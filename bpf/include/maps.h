@@ -45,6 +45,20 @@ struct counted {
 	__u32 pad;
 };
 
+enum { FRAME_HEADER = 9 };
+
+/* Where the frames of HTTP/2 lie in what one direction says; see programs/framing.h. Two threads that
+ * write at once may spoil it, which its next header shows. */
+struct framing {
+	__u32 position; /* TCP's number of the next byte */
+	__u32 left;	/* bytes that are left of the frame under way */
+	__u8 header[32]; /* of the next frame, as far as it came; as long as masks of the verifier */
+	__u8 have; /* how many bytes of that */
+	__u8 is_followed;
+	__u8 is_body; /* what is left is not copied */
+	__u8 pad[5];
+};
+
 struct socket_state {
 	__u64 connection_id;
 	__u64 start_ns; /* of the connect; 0 when not seen */
@@ -61,7 +75,9 @@ struct socket_state {
 	__u8 payload;      /* enum payload_state */
 	__u8 looks;        /* calls that were looked at in vain */
 	__u8 looked_at;    /* direction of the last call while undecided */
-	__u8 pad[5];
+	__u8 is_http2;
+	__u8 pad[4];
+	struct framing framing[2]; /* of reads, of writes */
 };
 
 /* Whether the bytes of a connection go to user space; see programs/payloads.h. */
@@ -181,7 +197,10 @@ struct copying {
 	__u32 size;    /* bytes that are left */
 	__u32 skipped; /* of these, how many are not needed first */
 	__u32 filled;  /* bytes in the piece */
+	__u32 passed;  /* bytes behind these that are not copied */
+	__u32 least;   /* length from which on the content of a frame is not */
 	__u32 pad;
+	struct framing framing;
 };
 
 /* Where a record of the ring `payloads` is put together: its length is known only then. Longer than

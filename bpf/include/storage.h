@@ -62,8 +62,9 @@ static __always_inline __u64 count_submitted(struct podwire_counts *counted, __u
 	return __sync_fetch_and_add(&counted->submitted, 1);
 }
 
-/* How many buffers and pieces of a call are copied. */
-enum { MAX_STEPS = 8192 };
+/* How many buffers, pieces and frames of a call are copied; and up to which step its frames are
+ * told apart. */
+enum { MAX_STEPS = 8192, MOST_FRAMES = MAX_STEPS / 2 };
 
 /* Calls step(i, of) until it returns something. The helper came with v5.17. */
 #define LOOP(times, step, of) bpf_loop(times, step, of, 0)

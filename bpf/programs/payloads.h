@@ -11,78 +11,10 @@ enum {
 	HEAD_BYTES = 16,  /* what a decision is made from */
 	FEW_BYTES = 1024, /* of a call when the ring is crowded */
 	MAX_LOOKS = 200,  /* at an older connection */
-	MESSAGE_SIZE = 64, /* struct mmsghdr of 64-bit tasks */
-	MESSAGE_VECTOR = 16, /* struct user_msghdr: msg_iov, then msg_iovlen */
-	MAX_FRAME = 1 << 20,
-	UNKNOWN_MESSAGE = 0xffffffff, /* in call_state.messages: not which of several */
 };
 
 /* Which of several equal programs this is; each has a piece of its own for either direction. */
 enum { TURNS = PIECES / 2 };
-
-/* `value` where the verifier of every kernel sees its bound: the compiler would leave out a mask that
- * it thinks is without effect. */
-static __always_inline __u32 at_most_mask(__u32 value, __u32 mask)
-{
-	barrier_var(value);
-	return value & mask;
-}
-
-static __always_inline bool find_buffers(struct buffers *of, const struct call_state *call)
-{
-	__u64 header = call->address;
-	struct iovec vector;
-
-	of->now.base = call->address;
-	of->now.length = 0;
-	of->vector = call->address;
-	of->count = call->address_length;
-	switch (call->kind) {
-	case PODWIRE_CALL_READ:
-	case PODWIRE_CALL_RECVFROM:
-	case PODWIRE_CALL_WRITE:
-	case PODWIRE_CALL_SENDTO:
-		of->now.length = 0xffffffff;
-		of->count = 0;
-		return true;
-	case PODWIRE_CALL_READV:
-	case PODWIRE_CALL_WRITEV:
-		return true;
-	case PODWIRE_CALL_RECVMMSG:
-	case PODWIRE_CALL_SENDMMSG:
-		if (call->messages == UNKNOWN_MESSAGE)
-			return false;
-		header += (__u64)call->messages * MESSAGE_SIZE;
-		break;
-	case PODWIRE_CALL_RECVMSG:
-	case PODWIRE_CALL_SENDMSG:
-		break;
-	default:
-		return false; /* sendfile(), splice(), io_uring: no memory of the task */
-	}
-	if (bpf_probe_read_user(&vector, sizeof(vector), (void *)(header + MESSAGE_VECTOR)))
-		return false;
-	of->vector = vector.base;
-	of->count = vector.length;
-	return true;
-}
-
-/* Make sure that the buffer under way has bytes; false at the end of them. */
-static __always_inline bool next_buffer(struct buffers *of)
-{
-	if (of->now.length)
-		return true;
-	if (!of->count)
-		return false;
-	if (bpf_probe_read_user(&of->now, sizeof(of->now), (void *)of->vector)) {
-		of->count = 0;
-		of->now.length = 0;
-		return false;
-	}
-	of->vector += sizeof(of->now);
-	of->count--;
-	return true;
-}
 
 static __always_inline bool is_upper(__u8 letter)
 {
@@ -126,37 +58,6 @@ static __always_inline bool is_other_beginning(const __u8 *head, __u32 size)
 	return is_answer || is_proxy || (size >= 2 && head[0] == '\r' && head[1] == '\n');
 }
 
-/* A frame of HTTP/2, by all that RFC 9113 section 6 says of its header. */
-static __always_inline bool is_frame(const __u8 *head, __u32 size)
-{
-	__u32 length = (__u32)head[0] << 16 | (__u32)head[1] << 8 | head[2];
-	__u32 stream = (__u32)head[5] << 24 | (__u32)head[6] << 16 | (__u32)head[7] << 8 | head[8];
-	__u8 flags = head[4];
-
-	if (size < 9 || length > MAX_FRAME || stream >> 31)
-		return false;
-	switch (head[3]) {
-	case 0: /* DATA */
-		return stream && !(flags & ~0x09);
-	case 1: /* HEADERS */
-		return stream && length && !(flags & ~0x2d);
-	case 2: /* PRIORITY */
-		return stream && length == 5;
-	case 3: /* RST_STREAM */
-		return stream && length == 4;
-	case 4: /* SETTINGS */
-		return !stream && length % 6 == 0 && !(flags & ~0x01);
-	case 6: /* PING */
-		return !stream && length == 8 && !(flags & ~0x01);
-	case 7: /* GOAWAY */
-		return !stream && length >= 8;
-	case 8: /* WINDOW_UPDATE */
-		return length == 4;
-	default:
-		return false;
-	}
-}
-
 /* Decide by the first bytes of a call. A server of HTTP/2 may speak first. */
 static __noinline int decide(struct call_state *call, struct socket_state *st, __u32 size)
 {
@@ -182,6 +83,7 @@ static __noinline int decide(struct call_state *call, struct socket_state *st, _
 	if (size && (is_request(head, length) || is_other_beginning(head, length) ||
 		     is_frame(head, length))) {
 		st->payload = PAYLOAD_WANTED;
+		st->is_http2 = is_preface(head, length) || is_frame(head, length);
 		return 0;
 	}
 	st->looks++;
@@ -217,12 +119,13 @@ static __always_inline void cut(struct piece *piece, __u32 size)
 	piece->record.captured = 0;
 }
 
-/* Take what one buffer and the piece have room for; returns 1 at the end. */
+/* Take what one buffer, the piece and the frame have room for; returns 1 at the end. */
 static long copy_step(__u32 step, struct piece **context)
 {
 	struct piece *piece = *context;
 	struct copying *of = &piece->copying;
-	__u32 length, size = of->size, skipped = of->skipped;
+	__u32 length, size = of->size, skipped = of->skipped, header = 0;
+	bool is_followed = MOST_FRAMES > 0 && of->framing.is_followed;
 	__u32 filled = of->filled & (PIECE_BYTES - 1);
 
 	if (!size || !next_buffer(&of->from))
@@ -233,19 +136,50 @@ static long copy_step(__u32 step, struct piece **context)
 			length = skipped;
 		of->skipped = skipped - length;
 		piece->record.position += length;
-	} else {
-		if (length > PIECE_BYTES - filled)
-			length = PIECE_BYTES - filled;
-		length = at_most_mask(length, 2 * PIECE_BYTES - 1);
-		if (bpf_probe_read_user(&piece->data[at_most_mask(filled, PIECE_BYTES - 1)], length,
-					(void *)of->from.now.base))
-			return 1;
-		filled += length;
-		piece->record.captured = filled;
-		if (filled >= PIECE_BYTES)
-			cut(piece, filled);
-		of->filled = filled & (PIECE_BYTES - 1);
+		goto taken;
 	}
+	if (is_followed && step >= MOST_FRAMES)
+		is_followed = of->framing.is_followed = 0;
+	if (is_followed && of->framing.left) {
+		if (length > of->framing.left)
+			length = of->framing.left;
+		if (of->framing.is_body) {
+			of->passed += length;
+			of->framing.left -= length;
+			goto taken;
+		}
+	}
+	/* What was passed ends a piece, and a header is never cut by the end of one. */
+	if (MOST_FRAMES > 0 && (of->passed || (is_followed && !of->framing.left &&
+					   filled > PIECE_BYTES - FRAME_HEADER))) {
+		cut(piece, filled + of->passed);
+		of->passed = 0;
+		filled = 0;
+	}
+	if (is_followed && !of->framing.left) {
+		header = take_header(of, length);
+		if (!header)
+			return 1;
+		/* Together with what follows, where that is copied as well. */
+		if (length > header && (of->framing.is_body || !of->framing.left))
+			length = header;
+		else if (of->framing.is_followed && length > header + of->framing.left)
+			length = header + of->framing.left;
+	}
+	if (length > PIECE_BYTES - filled)
+		length = PIECE_BYTES - filled;
+	length = at_most_mask(length, 2 * PIECE_BYTES - 1);
+	if (bpf_probe_read_user(&piece->data[at_most_mask(filled, PIECE_BYTES - 1)], length,
+				(void *)of->from.now.base))
+		return 1;
+	if (MOST_FRAMES > 0 && of->framing.is_followed)
+		of->framing.left -= length - header;
+	filled += length;
+	piece->record.captured = filled;
+	if (filled >= PIECE_BYTES)
+		cut(piece, filled);
+	of->filled = filled & (PIECE_BYTES - 1);
+taken:
 	of->size = size - length;
 	of->from.now.base += length;
 	of->from.now.length -= length;
@@ -273,7 +207,8 @@ static __noinline int copy_payload(struct call_state *call, struct piece *piece,
 		return 0;
 	of = &piece->copying;
 	of->skipped = skipped;
-	of->filled = 0;
+	of->filled = of->passed = 0;
+	of->least = LEAST_CONTENT;
 	piece->record.captured = 0;
 	if (skipped >= size) {
 		piece->record.position += size;
@@ -281,13 +216,24 @@ static __noinline int copy_payload(struct call_state *call, struct piece *piece,
 		return 0;
 	}
 	if (size - skipped > FEW_BYTES && is_crowded()) {
-		rest = size - skipped - FEW_BYTES;
-		size -= rest;
+		of->least = LEAST_CROWDED;
+		if (!of->framing.is_followed) {
+			rest = size - skipped - FEW_BYTES;
+			size -= rest;
+		}
 	}
 	of->size = size;
 	if (find_buffers(&of->from, call))
 		LOOP(MAX_STEPS, copy_step, &piece);
-	rest += of->size;
+	if (of->size) {
+		/* Not to be seen: known only where the content of one frame has all of it. */
+		if (of->framing.is_body && of->framing.left >= of->size)
+			of->framing.left -= of->size;
+		else
+			of->framing.is_followed = 0;
+		rest += of->size;
+	}
+	rest += of->passed;
 	if (of->filled || rest)
 		cut(piece, of->filled + rest);
 	return 0;
@@ -311,7 +257,9 @@ static __always_inline void capture(struct call_state *call, struct sock *sk,
 {
 	bool is_write = call->direction == PODWIRE_WRITE;
 	__u32 key = turn % TURNS + (is_write ? TURNS : 0), skipped = 0;
+	__u32 end = position_after(sk, is_write);
 	struct podwire_verdict *verdict;
+	struct framing *framing;
 	struct piece *piece;
 	__s32 unneeded;
 
@@ -327,13 +275,17 @@ static __always_inline void capture(struct call_state *call, struct sock *sk,
 	piece->record.start_ns = is_write ? call->start_ns : arrival_by_task();
 	piece->record.direction = call->direction;
 	piece->record.pad = 0;
-	piece->record.position = position_after(sk, is_write) - size;
+	piece->record.position = end - size;
 	verdict = bpf_map_lookup_elem(&verdicts, &st->connection_id);
-	if (verdict) {
-		if (verdict->is_unwanted) {
-			st->payload = PAYLOAD_UNWANTED;
-			return;
-		}
+	if (verdict && verdict->is_unwanted) {
+		st->payload = PAYLOAD_UNWANTED;
+		return;
+	}
+	framing = &st->framing[is_write];
+	piece->copying.framing.is_followed = 0;
+	if (MOST_FRAMES > 0 && st->is_http2 && follow_frames(call, framing, piece->record.position)) {
+		piece->copying.framing = *framing;
+	} else if (verdict) {
 		if (verdict->is_skipping[is_write]) {
 			unneeded = verdict->position[is_write] - piece->record.position;
 			if (unneeded > 0 && unneeded > size)
@@ -343,6 +295,10 @@ static __always_inline void capture(struct call_state *call, struct sock *sk,
 		}
 	}
 	copy_payload(call, piece, size, skipped);
+	if (MOST_FRAMES > 0 && st->is_http2) {
+		*framing = piece->copying.framing;
+		framing->position = end;
+	}
 }
 
 /* How far a connection has come whose last bytes were not captured: an empty record for a direction

@@ -1,4 +1,4 @@
-"""A collector whose batches go to a file: ``python -m tests.http.collector_process FILE``.
+"""A collector whose batches go to a file: ``python -m tests.http.collector_process FILE RING``.
 
 ``ready`` goes to standard output once it watches; SIGTERM ends it in order.
 """
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 # What clients and servers that run side by side with their watcher can say in seconds, so that a
 # busy machine shows as time and not as loss.
 _RING_BYTES = 64 << 20
-_PAYLOAD_RING_BYTES = 512 << 20
 
 
 class Nowhere:
@@ -58,7 +57,7 @@ def main() -> None:
         publish_interval_s=0.25,
         stages="off",
         transfer_ring_bytes=_RING_BYTES,
-        payload_ring_bytes=_PAYLOAD_RING_BYTES,
+        payload_ring_bytes=int(sys.argv[2]),
     )
     source = KernelSource(config)
     recorder = Recorder(Path(sys.argv[1]))

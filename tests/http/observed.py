@@ -18,6 +18,7 @@ import time
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
+from collector.config import CollectorConfig
 from collector.protocols.calls import NOT_GRPC, UNMEASURED, Side
 from collector.recording import read_recording
 from schemas.columns import UNMEASURED_U32, UNMEASURED_U64
@@ -100,9 +101,11 @@ class Collector:
 
     Args:
         work: Directory for its recording.
+        ring_bytes: Size of its payload ring; None: the default.
     """
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, ring_bytes: int | None = None) -> None:
+        self._ring_bytes = ring_bytes or CollectorConfig().payload_ring_bytes
         self._recording = work / "collector.events"
         self._errors = work / "collector.txt"
         self._process: subprocess.Popen[str] | None = None
@@ -115,7 +118,10 @@ class Collector:
         """
         with self._errors.open("w") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.http.collector_process", str(self._recording)],
+                [
+                    *(sys.executable, "-m", "tests.http.collector_process"),
+                    *(str(self._recording), str(self._ring_bytes)),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
