@@ -95,6 +95,12 @@ class Conversations:
         """Times that bytes were missing which no parser had done without."""
         self.given_up = 0
         """Connections given up for newer ones."""
+        self.captured_bytes = 0
+        """Bytes that parsers were given."""
+        self.untold_bytes = 0
+        """Bytes that parsers needed and that no piece tells of."""
+        self.uncaptured_bytes = 0
+        """Bytes that parsers needed and that a piece tells of without having them."""
 
     def __len__(self) -> int:
         return len(self._states)
@@ -178,16 +184,21 @@ class Conversations:
                     position = expected
                 else:
                     unneeded = exchange.unneeded(side)
-                    if not size:  # how far it came, by a number that a FIN may be counted in
-                        gap = min(gap, unneeded)
-                    self.gaps += unneeded < gap
+                    if not size and gap == unneeded + 1:
+                        gap = unneeded  # how far it came, by a number that counts the FIN as well
+                    if unneeded < gap:
+                        self.gaps += 1
+                        self.untold_bytes += gap - unneeded
                     exchange.skip(side, gap, start_ns, end_ns)
             state.expected[place] = position + size & _LAST
             if captured:
+                self.captured_bytes += captured
                 exchange.feed(side, data, start_ns, end_ns)
             if size > captured:
-                if exchange.unneeded(side) < size - captured:
+                missing = size - captured - exchange.unneeded(side)
+                if missing > 0:
                     self.gaps += 1
+                    self.uncaptured_bytes += missing
                 exchange.skip(side, size - captured, start_ns, end_ns)
             if exchange.done:
                 self._calls += [(connection_id, call) for call in exchange.done]

@@ -160,7 +160,7 @@ class Pipeline:
             config.max_conversations,
         )
         self._calls: list[Found] = []
-        self._dropped_pieces = (0, 0)
+        self._counted_pieces = (0, 0, 0, 0, 0)
         self._losses: dict[str, int] = {}
         self._builder = BatchBuilder(
             run,
@@ -236,17 +236,25 @@ class Pipeline:
         verdicts = conversations.take_verdicts()
         if verdicts:
             self._source.tell(verdicts)
-        count = len(drained.payloads)
-        if not count:
+        self._count_pieces(len(drained.payloads))
+
+    def _count_pieces(self, count: int) -> None:
+        of = self._conversations
+        now = (of.unknown, of.excluded, of.captured_bytes, of.untold_bytes, of.uncaptured_bytes)
+        if now == self._counted_pieces and not count:
             return
-        dropped = conversations.unknown, conversations.excluded
-        unknown, excluded = (
-            now - before for now, before in zip(dropped, self._dropped_pieces, strict=True)
+        unknown, excluded, captured, untold, uncaptured = (
+            after - before for after, before in zip(now, self._counted_pieces, strict=True)
         )
-        self._dropped_pieces = dropped
-        self.ledger.passed("collector", "payload", entered=count, left=count - unknown - excluded)
-        self.ledger.dropped("collector", "payload", "unknown_connection", unknown)
-        self.ledger.dropped("collector", "payload", "excluded", excluded)
+        self._counted_pieces = now
+        ledger = self.ledger
+        ledger.passed("collector", "payload", entered=count, left=count - unknown - excluded)
+        ledger.dropped("collector", "payload", "unknown_connection", unknown)
+        ledger.dropped("collector", "payload", "excluded", excluded)
+        needed = captured + untold + uncaptured
+        ledger.passed("collector", "payload_byte", entered=needed, left=captured)
+        ledger.dropped("collector", "payload_byte", "untold", untold)
+        ledger.dropped("collector", "payload_byte", "uncaptured", uncaptured)
 
     def _enter_processes(self, processes: NDArray[Any]) -> None:
         count = len(processes)

@@ -14,9 +14,19 @@ Stage = Literal["kernel", "collector", "streams", "sink"]
 """kernel: hooks to ring; collector: ring to Kafka; streams: Kafka to minutes; sink: to SQL."""
 
 Kind = Literal[
-    "open", "close", "transfer", "request", "drop", "payload", "connection", "process", "block"
+    "open",
+    "close",
+    "transfer",
+    "request",
+    "drop",
+    "payload",
+    "payload_byte",
+    "connection",
+    "process",
+    "block",
 ]
-"""payload: captured bytes, from the kernel to the parsers; request: what these found in them."""
+"""payload: records of captured bytes, from the kernel to the parsers; payload_byte: the bytes that
+these needed; request: what they found in them."""
 
 Reason = Literal[
     "ring_full",  # kernel: no room in the ring buffer
@@ -24,6 +34,8 @@ Reason = Literal[
     "unannounced",  # kernel: the connection record had not fitted, so its events cannot be named
     "malformed",  # a record or row that fails its checks
     "unknown_connection",  # collector: an event of a connection that was never announced
+    "untold",  # collector: bytes that a parser needed, of calls that no record tells of
+    "uncaptured",  # collector: bytes that a parser needed, and that a record has only the number of
     "undelivered",  # collector: Kafka did not take the batch within the time and memory allowed
     "excluded",  # collector: outside the monitoring scope by configuration
     "unclean_restart",  # streams: a collector run ended without its last batch (count of runs)

@@ -76,7 +76,8 @@ struct socket_state {
 	__u8 looks;        /* calls that were looked at in vain */
 	__u8 looked_at;    /* direction of the last call while undecided */
 	__u8 is_http2;
-	__u8 pad[4];
+	__u8 is_lossy; /* the ring had no room for some of its bytes */
+	__u8 pad[3];
 	struct framing framing[2]; /* of reads, of writes */
 };
 
@@ -199,7 +200,7 @@ struct copying {
 	__u32 filled;  /* bytes in the piece */
 	__u32 passed;  /* bytes behind these that are not copied */
 	__u32 least;   /* length from which on the content of a frame is not */
-	__u32 pad;
+	__u32 is_lost; /* the ring had no room for some of it */
 	struct framing framing;
 };
 

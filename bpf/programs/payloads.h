@@ -9,7 +9,8 @@
 
 enum {
 	HEAD_BYTES = 16,  /* what a decision is made from */
-	FEW_BYTES = 1024, /* of a call when the ring is crowded */
+	SOME_BYTES = 8192, /* of a call when the ring is crowded */
+	FEW_BYTES = 1024, /* of a call when it is nearly full */
 	MAX_LOOKS = 200,  /* at an older connection */
 };
 
@@ -92,6 +93,27 @@ static __noinline int decide(struct call_state *call, struct socket_state *st, _
 	return 0;
 }
 
+static __always_inline bool is_filled(__u32 sixteenths)
+{
+	return bpf_ringbuf_query(&payloads, BPF_RB_AVAIL_DATA) >
+	       bpf_ringbuf_query(&payloads, BPF_RB_RING_SIZE) / 16 * sixteenths;
+}
+
+/*
+ * Bodies must not crowd out heads: from half of the ring on, only the beginning of a call is copied.
+ * What is left out of a body of known length is not missed.
+ */
+static __always_inline __u32 most_bytes(void)
+{
+	return is_filled(12) ? FEW_BYTES : is_filled(8) ? SOME_BYTES : 0xffffffff;
+}
+
+/* The rest is for what is told at the end of connections that lost something. */
+static __always_inline bool is_full(void)
+{
+	return is_filled(15);
+}
+
 static __always_inline int submit_piece(struct piece *piece)
 {
 	__u32 key = PODWIRE_KIND_PAYLOAD, captured = piece->record.captured, lane;
@@ -103,10 +125,12 @@ static __always_inline int submit_piece(struct piece *piece)
 	piece->record.sequence = next_payload_sequence(&lane);
 	piece->record.cpu = lane;
 	length = sizeof(piece->record) + at_most_mask(captured, 2 * PIECE_BYTES - 1);
-	if (bpf_ringbuf_output(&payloads, piece, length, BPF_RB_NO_WAKEUP))
+	if (is_full() || bpf_ringbuf_output(&payloads, piece, length, BPF_RB_NO_WAKEUP)) {
 		__sync_fetch_and_add(&counted->ring_full, 1);
-	else
+		piece->copying.is_lost = 1;
+	} else {
 		__sync_fetch_and_add(&counted->submitted, 1);
+	}
 	return 0;
 }
 
@@ -186,28 +210,18 @@ taken:
 	return 0;
 }
 
-/*
- * Bodies must not crowd out heads: from half of the ring on, only the beginning of a call is copied.
- * What is left out of a body of known length is not missed.
- */
-static __always_inline bool is_crowded(void)
-{
-	return bpf_ringbuf_query(&payloads, BPF_RB_AVAIL_DATA) >
-	       bpf_ringbuf_query(&payloads, BPF_RB_RING_SIZE) / 2;
-}
-
 /* Copy `size` bytes of a call, the first `skipped` of which are not needed. */
 static __noinline int copy_payload(struct call_state *call, struct piece *piece, __u32 size,
 				   __u32 skipped)
 {
 	struct copying *of;
-	__u32 rest = 0;
+	__u32 rest = 0, most;
 
 	if (!call || !piece)
 		return 0;
 	of = &piece->copying;
 	of->skipped = skipped;
-	of->filled = of->passed = 0;
+	of->filled = of->passed = of->is_lost = 0;
 	of->least = LEAST_CONTENT;
 	piece->record.captured = 0;
 	if (skipped >= size) {
@@ -215,10 +229,12 @@ static __noinline int copy_payload(struct call_state *call, struct piece *piece,
 		cut(piece, 0);
 		return 0;
 	}
-	if (size - skipped > FEW_BYTES && is_crowded()) {
-		of->least = LEAST_CROWDED;
-		if (!of->framing.is_followed) {
-			rest = size - skipped - FEW_BYTES;
+	if (size - skipped > FEW_BYTES) {
+		most = most_bytes();
+		if (most <= SOME_BYTES)
+			of->least = LEAST_CROWDED;
+		if (size - skipped > most && !of->framing.is_followed) {
+			rest = size - skipped - most;
 			size -= rest;
 		}
 	}
@@ -295,6 +311,7 @@ static __always_inline void capture(struct call_state *call, struct sock *sk,
 		}
 	}
 	copy_payload(call, piece, size, skipped);
+	st->is_lossy |= piece->copying.is_lost;
 	if (MOST_FRAMES > 0 && st->is_http2) {
 		*framing = piece->copying.framing;
 		framing->position = end;
@@ -302,7 +319,7 @@ static __always_inline void capture(struct call_state *call, struct sock *sk,
 }
 
 /* How far a connection has come whose last bytes were not captured: an empty record for a direction
- * that user space does not want all of. */
+ * that user space does not want all of, or that the ring had no room for. */
 static __noinline int tell_position(struct sock *sk, struct socket_state *st, bool is_write)
 {
 	__u32 key = PODWIRE_KIND_PAYLOAD, lane;
@@ -337,10 +354,8 @@ static __always_inline void end_payload(struct sock *sk, struct socket_state *st
 	if (!podwire_payloads || st->payload != PAYLOAD_WANTED)
 		return;
 	verdict = bpf_map_lookup_elem(&verdicts, &st->connection_id);
-	if (!verdict)
-		return;
-	if (verdict->is_skipping[0])
+	if (st->is_lossy || (verdict && verdict->is_skipping[0]))
 		tell_position(sk, st, false);
-	if (verdict->is_skipping[1])
+	if (st->is_lossy || (verdict && verdict->is_skipping[1]))
 		tell_position(sk, st, true);
 }

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from schemas.ledger import Entry
 
-# What clients and servers that run side by side with their watcher can say in seconds, so that a
-# busy machine shows as time and not as loss.
 _RING_BYTES = 64 << 20
 
 

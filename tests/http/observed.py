@@ -18,7 +18,6 @@ import time
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
-from collector.config import CollectorConfig
 from collector.protocols.calls import NOT_GRPC, UNMEASURED, Side
 from collector.recording import read_recording
 from schemas.columns import UNMEASURED_U32, UNMEASURED_U64
@@ -30,6 +29,7 @@ from schemas.events import (
     Role,
     decode_batch,
 )
+from schemas.ledger import Ledger
 from tests.http.servers import REPOSITORY
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from collector.protocols.calls import Call
+    from schemas.ledger import Entry
     from tests.http.truth import Row
 
 __all__ = ["Collector", "Observed", "Tap", "Witness", "rows_of"]
@@ -101,11 +102,11 @@ class Collector:
 
     Args:
         work: Directory for its recording.
-        ring_bytes: Size of its payload ring; None: the default.
+        ring_bytes: Size of its payload ring.
     """
 
-    def __init__(self, work: Path, ring_bytes: int | None = None) -> None:
-        self._ring_bytes = ring_bytes or CollectorConfig().payload_ring_bytes
+    def __init__(self, work: Path, ring_bytes: int) -> None:
+        self._ring_bytes = ring_bytes
         self._recording = work / "collector.events"
         self._errors = work / "collector.txt"
         self._process: subprocess.Popen[str] | None = None
@@ -159,6 +160,13 @@ class Collector:
 
     def rows(self) -> list[Row]:
         return rows_of(self.batches())
+
+    def ledger(self) -> dict[tuple[str, str, str], Entry]:
+        """What all of it says was counted, by stage, kind and reason."""
+        total = Ledger()
+        for batch in self.batches():
+            total.add(batch.header.ledger)
+        return {(one.stage, one.kind, one.reason): one for one in total.drain()}
 
 
 class Tap:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from collector.config import CollectorConfig
 from tests.http import clients, mix
 from tests.http.clients import NOTHING
 from tests.http.scene import KINDS, Scene
@@ -100,3 +101,27 @@ def test_mix(scene: Scene) -> None:
     print(f"\n{total} requests, {len(rows)} rows: {sent}")
     counts = scene.check(unread={"h1": sent["wrk"].unread})
     assert sum(counts.values()) >= total
+
+
+@pytest.mark.timeout(3_600)
+@pytest.mark.parametrize("ring_bytes", [CollectorConfig().payload_ring_bytes, 1 << 20])
+def test_what_a_crowded_ring_loses_is_told(tmp_path: Path, ring_bytes: int) -> None:
+    """No row is wrong, and what is missing is counted: by calls, records and bytes."""
+    require("bpf")
+    with Scene(tmp_path, "collector", ring_bytes) as scene:
+        scene.watch()
+        sent = mix.run(scene.addresses, int(os.environ.get("PODWIRE_MIX", "3000")))
+        scene.finish()
+        missing = scene.check_lossy({"h1": sent["wrk"].unread})
+    lost = {
+        reason: entry.dropped_count
+        for (_, kind, reason), entry in scene.ledger.items()
+        if kind in ("payload", "payload_byte") and reason
+    }
+    lines = [one.line for there in missing.values() for one in there]
+    print(f"\n{sum(one.requests for one in sent.values())} requests, {len(lines)} missing: {lost}")
+    if not lost:
+        scene.check(unread={"h1": sent["wrk"].unread})
+    # Nothing of these was seen, so that at least their requests are among the bytes.
+    asked = sum(int(line.get("request_length", 1)) for line in lines)
+    assert asked <= lost.get("untold", 0) + lost.get("uncaptured", 0)

@@ -27,7 +27,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from collector.protocols.calls import NO_STATUS, NOT_GRPC, Outcome, Version
+from collector.protocols.calls import NO_STATUS, NOT_GRPC, UNMEASURED, Outcome, Version
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,6 +37,7 @@ __all__ = [
     "Row",
     "check",
     "compare",
+    "compare_lossy",
     "from_grpc",
     "from_nginx",
     "from_node",
@@ -84,13 +85,20 @@ class Expected:
     framed: int | None = None
     is_optional: bool = False
 
-    def differs(self, row: Row) -> list[str]:
-        """Columns in which a row is not what it must be."""
+    def differs(self, row: Row, is_partial: bool = False) -> list[str]:
+        """Columns in which a row is not what it must be.
+
+        Args:
+            row: Of the collector.
+            is_partial: What the row says it does not know may be anything.
+        """
         found = [
             f"{name}: {_value(row, name)}, not {_text(allowed)}"
             for name, allowed in self.fields.items()
-            if not _fits(_value(row, name), allowed)
+            if not (is_partial and _is_unknown(row, name)) and not _fits(_value(row, name), allowed)
         ]
+        if is_partial and row["response_header_size"] is None:
+            return found
         if self.framed is not None and not self._is_framed(row["response_header_size"]):
             found.append("sum of its sizes")
         return found
@@ -107,6 +115,15 @@ def _value(row: Row, name: str) -> Any:
         header, body = row[f"{_SUMS[name]}_header_size"], row[f"{_SUMS[name]}_body_size"]
         return None if header is None or body is None else header + body
     return row[name]
+
+
+def _is_unknown(row: Row, name: str) -> bool:
+    # Of a call whose response was in a gap only that it came to its end.
+    if name in ("status", "outcome"):
+        return row["outcome"] == Outcome.ANSWERED and row["status"] == NO_STATUS
+    if name == "grpc_status":
+        return row["grpc_status"] == UNMEASURED
+    return _value(row, name) in (None, "")
 
 
 def _fits(value: Any, allowed: Allowed) -> bool:
@@ -403,7 +420,46 @@ def compare(
     return problems
 
 
-def _match(there: list[Row], wanted: list[Expected]) -> tuple[list[Row], list[Expected]]:
+def compare_lossy(
+    rows: Iterable[Row],
+    expected: Sequence[Expected],
+    role: str,
+    port: int,
+    unread: int = 0,
+) -> tuple[list[str], list[Expected]]:
+    """Match rows and expectations where bytes are known to be missing.
+
+    A row may say that it does not know, but nothing that is wrong, and nothing twice.
+
+    Returns:
+        What is wrong, readable, and the lines without a row. Arguments are those of `compare`.
+    """
+    client_port = "remote_port" if role == "server" else "local_port"
+    found = _of_end(rows, role, port)
+    by_port: dict[int, tuple[list[Row], list[Expected]]] = defaultdict(lambda: ([], []))
+    for row in found:
+        by_port[row[client_port]][0].append(row)
+    for one in expected:
+        by_port[one.port][1].append(one)
+    results = [_match(*_match(*bucket), is_partial=True) for bucket in by_port.values()]
+    spare = _unread(found, [left for left, _ in results], client_port)
+    left = [row for rows_left, _ in results for row in rows_left]
+    if len(spare) <= unread:
+        left = [row for row in left if id(row) not in spare]
+    lines = {(one.port, one.fields["path"]): one for _, missing in results for one in missing}
+    problems = []
+    for row in left:
+        problems.append(f"row without a line\n    {_brief(row)}")
+        one = lines.get((row[client_port], row["path"]))
+        if one is not None:
+            differences = ", ".join(one.differs(row, is_partial=True))
+            problems.append(f"{differences}\n    {json.dumps(one.line)}")
+    return problems, [one for _, missing in results for one in missing if not one.is_optional]
+
+
+def _match(
+    there: list[Row], wanted: list[Expected], is_partial: bool = False
+) -> tuple[list[Row], list[Expected]]:
     # Rows that are the same, and lines that demand the same, are matched at once: of a hundred
     # thousand there are only so many kinds.
     offers: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
@@ -415,7 +471,7 @@ def _match(there: list[Row], wanted: list[Expected]) -> tuple[list[Row], list[Ex
     # Lines that leave a choice come last.
     for lines in sorted(demands.values(), key=lambda lines: -_exactness(lines[0])):
         for rows in offers.values():
-            if rows and lines and not lines[0].differs(rows[0]):
+            if rows and lines and not lines[0].differs(rows[0], is_partial):
                 count = min(len(rows), len(lines))
                 del rows[:count], lines[:count]
     left = [row for rows in offers.values() for row in rows]
@@ -442,7 +498,7 @@ def _exactness(one: Expected) -> int:
 
 
 def _brief(row: Row) -> str:
-    names = ("version", "status", "outcome", "grpc_status", "start_ns", "end_ns")
+    names = ("method", "path", "version", "status", "outcome", "grpc_status", "start_ns", "end_ns")
     sizes = [name for name in row if name.endswith("_size")]
     return json.dumps({name: row[name] for name in (*names, *sizes)})
 
