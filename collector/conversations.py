@@ -169,6 +169,10 @@ class Conversations:
             place = direction - 1
             start_ns = start_ns or end_ns
             expected = state.expected[place]
+            if expected is None and not size:
+                # Something was lost, and of this direction nothing came before: how much it said is
+                # not known.
+                expected = position - 1 & _LAST
             if expected is not None and expected != position:
                 gap = position - expected & _LAST
                 if gap >> 31:  # moved by two threads at once: which was first is not known
@@ -184,7 +188,7 @@ class Conversations:
                     position = expected
                 else:
                     unneeded = exchange.unneeded(side)
-                    if not size and gap == unneeded + 1:
+                    if not size and gap == unneeded + 1 and state.expected[place] is not None:
                         gap = unneeded  # how far it came, by a number that counts the FIN as well
                     if unneeded < gap:
                         self.gaps += 1

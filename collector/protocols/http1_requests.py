@@ -119,6 +119,8 @@ class Requests(Responses):
         begun = buffer.begins()
         if begun is not None:
             looks = looks_like_request(begun)
+            if looks and self.lost & REQUESTS_LOST:
+                looks = begins_known_request(begun)  # and is not the end of a method
             if looks:
                 buffer.is_accepted()
                 self._find_side(REQUESTS_LOST)

@@ -355,7 +355,9 @@ class Http2:
         call.outcome = outcome
         call.end_ns = end_ns
         call.request_body_size = UNMEASURED if stream.is_request_partial else stream.request_size
-        call.response_body_size = UNMEASURED if stream.is_response_partial else stream.response_size
+        call.response_body_size = stream.response_size
+        if stream.is_response_partial:
+            call.response_header_size = call.response_body_size = UNMEASURED
         if stream.is_grpc:
             self._has_grpc = True
             if call.grpc_status == NOT_GRPC:

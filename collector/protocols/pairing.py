@@ -38,6 +38,7 @@ class Pairing:
     """
 
     __slots__ = (
+        "_answered_ns",
         "_done",
         "_has_answered",
         "_max_open",
@@ -62,6 +63,7 @@ class Pairing:
         self._request_gap_ns = _NEVER
         self._response_gap_ns = _NEVER
         self._has_answered = False  # whether a response was seen since the last unsure request
+        self._answered_ns = _NEVER  # when that began
         self._passed = 0  # responses to come of requests that were given up
 
     def add(self, call: Call, is_busy: bool) -> None:
@@ -77,7 +79,10 @@ class Pairing:
             self.open.append(call)
         elif self._response_gap_ns >= call.start_ns:
             self.open.append(call)  # its response, too, may be in the gap
-        elif not self._may_pipeline(is_busy) or (self._has_answered and not is_busy):
+            self._has_answered = False
+        elif not self._may_pipeline(is_busy) or (
+            self._has_answered and not is_busy and call.start_ns >= self._answered_ns
+        ):
             self._give_up_all(call.start_ns)
             self._request_gap_ns = self._response_gap_ns = _NEVER
             self.is_settled = not self._passed
@@ -128,6 +133,7 @@ class Pairing:
                 self._update()
                 return self.open.pop(0)
         self._has_answered = True
+        self._answered_ns = first_ns
         return None
 
     def note_wait(self) -> None:

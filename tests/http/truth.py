@@ -119,7 +119,9 @@ def _value(row: Row, name: str) -> Any:
 
 def _is_unknown(row: Row, name: str) -> bool:
     # Of a call whose response was in a gap only that it came to its end.
-    if name in ("status", "outcome"):
+    if name == "outcome":
+        return row["outcome"] == Outcome.ANSWERED and row["response_body_size"] is None
+    if name == "status":
         return row["outcome"] == Outcome.ANSWERED and row["status"] == NO_STATUS
     if name == "grpc_status":
         return row["grpc_status"] == UNMEASURED
@@ -441,7 +443,7 @@ def compare_lossy(
         by_port[row[client_port]][0].append(row)
     for one in expected:
         by_port[one.port][1].append(one)
-    results = [_match(*_match(*bucket), is_partial=True) for bucket in by_port.values()]
+    results = [_match_partial(*_match_certain(*bucket)) for bucket in by_port.values()]
     spare = _unread(found, [left for left, _ in results], client_port)
     left = [row for rows_left, _ in results for row in rows_left]
     if len(spare) <= unread:
@@ -457,9 +459,45 @@ def compare_lossy(
     return problems, [one for _, missing in results for one in missing if not one.is_optional]
 
 
-def _match(
-    there: list[Row], wanted: list[Expected], is_partial: bool = False
-) -> tuple[list[Row], list[Expected]]:
+def _match_certain(there: list[Row], wanted: list[Expected]) -> tuple[list[Row], list[Expected]]:
+    # Only of lines that leave no choice, so that none of them takes the row of another.
+    left, missing = _match(there, [one for one in wanted if _exactness(one) == len(one.fields)])
+    return left, missing + [one for one in wanted if _exactness(one) < len(one.fields)]
+
+
+def _match_partial(there: list[Row], wanted: list[Expected]) -> tuple[list[Row], list[Expected]]:
+    # As many as can be matched at all, by augmenting paths: what is not known fits many lines.
+    fits = [
+        [at for at, one in enumerate(wanted) if not one.differs(row, is_partial=True)]
+        for row in there
+    ]
+    row_of: dict[int, int] = {}
+    for start in range(len(there)):
+        came: dict[int, int] = {}  # by line: the row from which it was reached
+        front = [start]
+        while front:
+            row = front.pop()
+            fresh = [at for at in fits[row] if at not in came]
+            came |= dict.fromkeys(fresh, row)
+            free = next((at for at in fresh if at not in row_of), None)
+            if free is None:
+                front += [row_of[at] for at in fresh]
+                continue
+            while True:
+                row = came[free]
+                before = next((at for at, other in row_of.items() if other == row), None)
+                row_of[free] = row
+                if before is None:
+                    break
+                del row_of[before]
+                free = before
+            break
+    used = set(row_of.values())
+    left = [row for number, row in enumerate(there) if number not in used]
+    return left, [one for at, one in enumerate(wanted) if at not in row_of]
+
+
+def _match(there: list[Row], wanted: list[Expected]) -> tuple[list[Row], list[Expected]]:
     # Rows that are the same, and lines that demand the same, are matched at once: of a hundred
     # thousand there are only so many kinds.
     offers: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
@@ -471,7 +509,7 @@ def _match(
     # Lines that leave a choice come last.
     for lines in sorted(demands.values(), key=lambda lines: -_exactness(lines[0])):
         for rows in offers.values():
-            if rows and lines and not lines[0].differs(rows[0], is_partial):
+            if rows and lines and not lines[0].differs(rows[0]):
                 count = min(len(rows), len(lines))
                 del rows[:count], lines[:count]
     left = [row for rows in offers.values() for row in rows]
