@@ -23,7 +23,7 @@ from tests.requirements import unmet
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["LARGE", "GrpcServer", "Nginx", "NodeServer", "Server", "node_path"]
+__all__ = ["LARGE", "GrpcServer", "Nginx", "NodeServer", "Server", "node_path", "search_path"]
 
 HERE: Final = Path(__file__).parent
 REPOSITORY: Final = HERE.parents[1]
@@ -267,7 +267,7 @@ class Nginx(Server):
         self._workers = workers
 
     def argv(self) -> Sequence[str]:
-        if shutil.which("nginx", path=_path()) is None:
+        if shutil.which("nginx", path=search_path()) is None:
             unmet("bpf", "no nginx (Debian: nginx-light)")
         www = self.work / "www"
         www.mkdir(exist_ok=True)
@@ -286,7 +286,7 @@ class Nginx(Server):
         if os.geteuid() == 0:
             text = f"user root;\n{text}"
         (self.work / "nginx.conf").write_text(text)
-        nginx = shutil.which("nginx", path=_path()) or "nginx"
+        nginx = shutil.which("nginx", path=search_path()) or "nginx"
         return [nginx, "-c", str(self.work / "nginx.conf"), "-e", str(self.work / "error.log")]
 
     def _is_ready(self) -> bool:
@@ -330,5 +330,6 @@ class GrpcServer(Server):
         return [sys.executable, "-m", "tests.http.grpc_server", *arguments]
 
 
-def _path() -> str:
+def search_path() -> str:
+    """Where programs are, those of the administrator included."""
     return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
