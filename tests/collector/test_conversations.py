@@ -6,7 +6,7 @@ import pytest
 from collector.abi import ConnectionEvent, ConnectionFlag, Direction, Role
 from collector.connections import ConnectionTable
 from collector.conversations import Conversations, Verdict
-from collector.protocols.calls import UNMEASURED, Call, Outcome, Settings
+from collector.protocols.calls import NO_STATUS, UNMEASURED, Call, Outcome, Settings
 from tests.collector.records import Talk, connection, connections, pieces
 
 GET = b"GET /a?secret HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -262,3 +262,29 @@ def test_the_oldest_gives_way(table: ConnectionTable) -> None:
     assert only_call(conversations, CLIENT).status == 200
     assert conversations.given_up == 1
     assert len(conversations) == 1
+
+
+def test_bytes_that_are_missing_are_counted(conversations: Conversations) -> None:
+    """Those that parsers needed: the content of known length that follows is none of them."""
+    talk = Talk(SERVER)
+    conversations.apply(pieces(talk.read(GET), talk.written(OK)))
+    talk.passed(Direction.READ, len(GET))
+    conversations.apply(pieces(talk.read(GET), talk.written(LONG_HEAD, missing=LONG + 7)))
+    assert conversations.captured_bytes == 2 * len(GET) + len(OK) + len(LONG_HEAD)
+    assert conversations.untold_bytes == len(GET)
+    assert conversations.uncaptured_bytes == 7
+
+
+def test_a_response_that_was_lost_to_the_end_is_not_known(conversations: Conversations) -> None:
+    """The kernel tells how far a connection came that lost something; a FIN alone is nothing."""
+    for seen in (OK, b""):
+        talk = Talk(SERVER)
+        said = [talk.read(GET), talk.written(OK), talk.read(GET)] if seen else [talk.read(GET)]
+        conversations.apply(pieces(*said))
+        talk.passed(Direction.WRITE, len(OK) + 1)
+        conversations.end([SERVER], [9_000])
+        conversations.apply(pieces(talk.written(b"")))
+        conversations.apply(pieces())
+        call = conversations.take_calls()[-1][1]
+        assert (call.outcome, call.status) == (Outcome.ANSWERED, NO_STATUS)
+        assert call.response_body_size == UNMEASURED

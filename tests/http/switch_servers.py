@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from aiohttp import WSMsgType, web
 
@@ -109,9 +109,7 @@ class WebSocketServer(Server):
         return [sys.executable, "-m", "tests.http.switch_servers", *arguments]
 
 
-def _serve(address: str, port: int, log: str) -> None:
-    written = Path(log).open("a")  # for the life of the process
-
+def _serve(address: str, port: int, written: TextIO) -> None:
     async def echo(request: web.Request) -> web.WebSocketResponse:
         answer = web.WebSocketResponse()
         await answer.prepare(request)
@@ -137,4 +135,5 @@ def _serve(address: str, port: int, log: str) -> None:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    with Path(sys.argv[3]).open("a") as opened:
+        _serve(sys.argv[1], int(sys.argv[2]), opened)

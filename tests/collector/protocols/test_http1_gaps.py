@@ -68,6 +68,23 @@ def test_a_response_after_a_gap_answers_the_only_request() -> None:
     assert sizes(talk) == [(0, 1), (0, 2)]
 
 
+def test_a_pipeline_whose_last_request_came_in_two_reads() -> None:
+    """It began before the responses that are seen, so that these are not the answers to all."""
+    first = head("POST /3 HTTP/1.1", "Content-Length: 4")
+    talk = Talk().ask(get("/1") + get("/2") + first[:9]).answer(100, ok(b"2"))
+    talk.ask(first[9:] + b"four" + get("/4")).answer(ok(b"3"), ok(b"4"))
+    statuses = {call.path: call.status for call in talk.close()}
+    assert statuses == {"/1": 0, "/2": 0, "/3": 0, "/4": 0}
+
+
+def test_the_end_of_a_method_is_no_method() -> None:
+    talk = Talk().ask(get("/1")).answer(ok()).ask(2, b"ST /2 HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert paths(talk.answer(ok()).ask(get("/3")).answer(ok()).close()) == [
+        ("/1", 200, "ANSWERED"),
+        ("/3", 200, "ANSWERED"),
+    ]
+
+
 def test_pipelined_responses_after_a_gap_are_given_to_no_request() -> None:
     talk = Talk().ask(get("/1") + get("/2") + get("/3")).answer(100, ok(b"3"))
     talk.ask(get("/4")).answer(ok(b"4444"))
