@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.bpf
 
+CALLS = int(os.environ.get("PODWIRE_MIX", "3000"))
+"""Of a mix, read before any test: they see no variables."""
+
 
 @pytest.fixture(params=KINDS)
 def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
@@ -95,7 +98,7 @@ def test_grpc(scene: Scene) -> None:
 def test_mix(scene: Scene) -> None:
     """Everything at once; ``PODWIRE_MIX=100000`` makes it last."""
     scene.watch()
-    sent = mix.run(scene.addresses, int(os.environ.get("PODWIRE_MIX", "3000")))
+    sent = mix.run(scene.addresses, CALLS)
     rows = scene.finish()
     total = sum(one.requests for one in sent.values())
     print(f"\n{total} requests, {len(rows)} rows: {sent}")
@@ -110,7 +113,7 @@ def test_what_a_crowded_ring_loses_is_told(tmp_path: Path, ring_bytes: int) -> N
     require("bpf")
     with Scene(tmp_path, "collector", ring_bytes) as scene:
         scene.watch()
-        sent = mix.run(scene.addresses, int(os.environ.get("PODWIRE_MIX", "3000")))
+        sent = mix.run(scene.addresses, CALLS)
         scene.finish()
         missing = scene.check_lossy({"h1": sent["wrk"].unread})
     lost = {
