@@ -449,7 +449,7 @@ def test_bodies_do_not_crowd_out_heads(variant: Path) -> None:
     try:
         with listening() as server:
             client, accepted = pair(server)
-            for _ in range(160):
+            for _ in range(100):
                 client.sendall(message)
                 receive(accepted, len(message), 1 << 20)
             client.close()
@@ -460,6 +460,6 @@ def test_bodies_do_not_crowd_out_heads(variant: Path) -> None:
     finally:
         watch.close()
     assert counted["ring_full"] == 0
-    assert sum(size for _, size, _ in found) == 160 * len(message)
-    assert sum(data.startswith(HEAD) for _, _, data in found) == 160
+    assert sum(size for _, size, _ in found) == 100 * len(message)
+    assert sum(data.startswith(HEAD) for _, _, data in found) == 100
     assert sum(len(data) for _, _, data in found) < ring
