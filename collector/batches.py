@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from collector.conversations import Found
     from collector.names import NameTable
     from schemas.clock import ClockAnchor
-    from schemas.columns import U8, U32
+    from schemas.columns import U32
     from schemas.events import NetInterface
 
 __all__ = [
@@ -344,6 +344,8 @@ class BatchBuilder:
         if events.count > 1 and events.size(len(used), batch.names) > self.limits.message_bytes:
             return self._split(events)
         batch.connections = _connection_table(rows, container, process)
+        translated = self.table.peers.columns(rows["peer"])
+        batch.connections.translated_address, batch.connections.translated_port = translated
         events.opens.connection = index[events.open_slots]
         events.closes.connection = index[events.close_slots]
         events.transfers.connection = index[events.transfer_slots]
@@ -390,8 +392,6 @@ def _first_ns(waiting: NDArray[Any], anchor: ClockAnchor) -> int:
 
 
 def _connection_table(rows: NDArray[Any], container: U32, process: U32) -> Connections:
-    zeros = np.zeros(len(rows), np.uint32)
-    nowhere: U8 = np.zeros((len(rows), 16), np.uint8)
     assert rows.dtype == ROW
     return Connections(
         id=rows["connection_id"],
@@ -400,8 +400,6 @@ def _connection_table(rows: NDArray[Any], container: U32, process: U32) -> Conne
         local_port=rows["local_port"].astype(np.uint32),
         remote_address=rows["remote_address"],
         remote_port=rows["remote_port"].astype(np.uint32),
-        translated_address=nowhere,
-        translated_port=zeros,
         role=rows["role"],
         netns=rows["netns"],
         cgroup_id=rows["cgroup_id"],

@@ -16,6 +16,7 @@ from collector.config import CollectorConfig
 from collector.containers import ContainerResolver, cgroup2_below, find_cgroup2_mount
 from collector.heap import bound_heap
 from collector.interfaces import net_interfaces
+from collector.netlink import Conntrack
 from collector.pipeline import Pipeline
 from collector.publisher import Publisher
 from collector.recording import Recorder
@@ -111,6 +112,7 @@ def _collect(
     recorder = Recorder(record) if record else None
     publisher = Publisher(config, kafka, identity.node)
     source = KernelSource(config)
+    conntrack = Conntrack(config, clock)
     try:
         source.log_missing()
         _LOG.info(
@@ -128,6 +130,7 @@ def _collect(
             clock,
             health,
             recorder,
+            conntrack,
         )
         pipeline.run(stop)
         _LOG.info(
@@ -136,6 +139,7 @@ def _collect(
             publisher.undelivered,
         )
     finally:
+        conntrack.close()
         source.close()
         if recorder is not None:
             recorder.close()

@@ -49,7 +49,7 @@ class CollectorConfig(Config):
         65_536, "Events per batch; more are sent in several", minimum=1, maximum=10_000_000
     )
     max_connections: int = setting(
-        1 << 20, "Connections known at most; 140 to 280 bytes each", minimum=1024, maximum=1 << 26
+        1 << 20, "Connections known at most; 145 to 290 bytes each", minimum=1024, maximum=1 << 26
     )
     transfer_ring_bytes: int = setting(
         32 << 20, "Ring for reads and writes, 128 bytes each", minimum=65_536, maximum=1 << 30
@@ -92,6 +92,19 @@ class CollectorConfig(Config):
         " functions by fentry, else kprobe; fentry, kprobe: functions only in this way; tracepoint:"
         " no functions; off: none, sockets count packets all the same",
         choices=("auto", "fentry", "kprobe", "tracepoint", "off"),
+    )
+    conntrack: str = setting(
+        "auto",
+        "Network namespaces whose conntrack says who is behind a service address; auto: the node's,"
+        " and those of pods that translate themselves; host: the node's only; off: none",
+        choices=("auto", "host", "off"),
+    )
+    host_netns: str = setting("", "Network namespace of the node [default: that of process 1]")
+    max_translations: int = setting(
+        65_536,
+        "Translated connections of a namespace kept until they are looked up, at the next batch",
+        minimum=1024,
+        maximum=1 << 22,
     )
     object_file: str = setting("", "eBPF object to load [default: the one for this machine]")
     proc_path: str = setting("/proc", "Where the /proc of the node's own processes is")

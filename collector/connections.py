@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from collector.conntrack import PeerTable
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -35,6 +37,7 @@ ROW: Final = np.dtype(
         ("pid", "<u4"),
         ("container", "<u4"),
         ("process", "<u4"),
+        ("peer", "<u4"),
         ("local_port", "<u2"),
         ("remote_port", "<u2"),
         ("family", "u1"),
@@ -44,8 +47,8 @@ ROW: Final = np.dtype(
         ("comm", "S16"),
     ]
 )
-"""What is kept of a connection, 88 bytes. ``container`` and ``process`` are name numbers; what an
-``excluded`` one does is counted and left out."""
+"""What is kept of a connection, 92 bytes. ``container`` and ``process`` are name numbers, ``peer``
+is one of `ConnectionTable.peers`; what an ``excluded`` one does is counted and left out."""
 
 GRACE_SWEEPS: Final = 120
 """How many sweeps an ended connection is known on: TCP sends what is left for up to minutes."""
@@ -67,6 +70,7 @@ class ConnectionTable:
     def __init__(self, max_connections: int = 1 << 20, grace_sweeps: int = GRACE_SWEEPS) -> None:
         self.max_connections = max_connections
         self._grace_sweeps = grace_sweeps
+        self.peers = PeerTable()
         self.evicted = 0
         """Rows of connections not known to have ended that were given up for new ones."""
         self._period = 2  # so that the rows of a new table count as old

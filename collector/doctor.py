@@ -26,6 +26,7 @@ from collector.attach import (
 from collector.config import RINGS, CollectorConfig, object_paths
 from collector.figures import STAGE_FIGURES, availability, measured
 from collector.libbpf import load_library
+from collector.netlink import host_path, read_conntrack
 from collector.stages import Stages, start_stages
 from schemas.config import KafkaConfig, load_file
 from schemas.errors import BpfError, PodwireError
@@ -48,6 +49,11 @@ _SMALL_RING: Final = 65_536
 SWITCHED_OFF: Final = "switched off: collector.protocols"
 _STAGES_ADVICE: Final = (
     "connections, calls, bytes and packets need none of these; see the hooks and figures below"
+)
+
+
+_CONNTRACK_ADVICE: Final = (
+    "pods behind service addresses stay unknown: grant CAP_NET_ADMIN in the node's network"
 )
 
 
@@ -92,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
     kafka = KafkaConfig.load(file, options=vars(arguments))
     checks = machine_checks()
     loaded, found = load_check(config)
-    checks += loaded
+    checks += [*loaded, conntrack_check(config)]
     if not arguments.skip_kafka:
         checks.append(kafka_check(kafka))
     report(Console(), checks, found)
@@ -179,6 +185,19 @@ def _attach(
     except BpfError:  # shown by hook, unless nothing loads at all
         opened, hooks = attach(paths[0], constants, rings, core=())
         return opened, hooks, ""
+
+
+def conntrack_check(config: CollectorConfig) -> Check:
+    """Ask the node's namespace which connections it tracks."""
+    path = host_path(config)
+    if config.conntrack == "off":
+        return Check("conntrack", True, "switched off", _CONNTRACK_ADVICE, is_partial=True)
+    try:
+        count = read_conntrack(path)
+    except OSError as error:
+        found = f"{path}: {error.strerror}"
+        return Check("conntrack", True, found, _CONNTRACK_ADVICE, is_partial=True)
+    return Check("conntrack", True, f"{path}, {count} connections")
 
 
 def kafka_check(kafka: KafkaConfig) -> Check:

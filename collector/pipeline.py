@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
+from collector.abi import ConnectionEvent, ProcessEvent
 from collector.accounts import as_undelivered, kernel_entries
 from collector.batches import BatchBuilder, Limits, finished
 from collector.connections import ConnectionTable
+from collector.conntrack import NOBODY
 from collector.conversations import Conversations
 from collector.heap import trim_heap
 from collector.names import NameTable
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from collector.config import CollectorConfig
     from collector.containers import ContainerResolver
     from collector.conversations import Found, Verdict
+    from collector.netlink import Conntrack
     from collector.recording import Recorder
     from schemas.clock import Clock
     from schemas.telemetry import Health
@@ -142,6 +145,7 @@ class Pipeline:
         clock: Clock,
         health: Health,
         recorder: Recorder | None = None,
+        conntrack: Conntrack | None = None,
     ) -> None:
         self._config = config
         self._run = run
@@ -151,6 +155,7 @@ class Pipeline:
         self._clock = clock
         self._health = health
         self._recorder = recorder
+        self._conntrack = conntrack
         self._anchor = ClockAnchor.sample(clock)
         self._names = NameTable()
         self.table = ConnectionTable(config.max_connections)
@@ -260,6 +265,9 @@ class Pipeline:
         count = len(processes)
         if count:
             self._resolver.forget(np.unique(processes["pid"]).tolist())
+            if self._conntrack is not None:
+                exited = processes["pid"][processes["event"] == ProcessEvent.EXIT]
+                self._conntrack.forget(exited.tolist())
             self._resolver.learn(np.unique(processes["cgroup_id"]).tolist())
             self.ledger.passed("collector", "process", entered=count, left=count)
 
@@ -327,6 +335,8 @@ class Pipeline:
         self._pending = 0
         self._adopt(transfers)
         self._decide()
+        if self._conntrack is not None:
+            self._translate(self._conntrack, connections)
         self.ledger.add(kernel_entries(self._source.counts()))
         self._tell_again(self._sender.take_failed())
         events = len(connections) + len(transfers)
@@ -407,9 +417,25 @@ class Pipeline:
         kept = (slots >= 0) & (self.table.rows["pid"][slots] == 0)
         self._bare = self._bare[kept]
 
+    def _translate(self, conntrack: Conntrack, records: NDArray[Any]) -> None:
+        # Conntrack knows a connection before its first record can be drained.
+        conntrack.poll()
+        begun = records["connection_id"][records["event"] != ConnectionEvent.CLOSED]
+        slots = np.unique(self.table.find(begun))
+        slots = slots[slots >= 0]
+        rows = self.table.rows
+        conntrack.follow(rows[slots])
+        for slot, peer in zip(slots.tolist(), conntrack.peers(rows[slots]), strict=True):
+            if peer != NOBODY:
+                rows["peer"][slot] = self.table.peers.number(peer)
+
     def _compact_names(self) -> None:
+        rows = self.table.rows
+        if len(self.table.peers) > _MAX_NAMES:
+            live = self.table.live_slots()
+            rows["peer"][live] = self.table.peers.keep(rows["peer"][live])
         if len(self._names) > _MAX_NAMES:
-            rows, live = self.table.rows, self.table.live_slots()
+            live = self.table.live_slots()
             kept = self._names.keep(rows["container"][live], rows["process"][live])
             rows["container"][live], rows["process"][live] = kept
 

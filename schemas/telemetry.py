@@ -53,6 +53,8 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("podwire_collector_clock_step_ns", "gauge", (), "How far the two clocks moved apart at the last re-sync"),
     Metric("podwire_collector_hooks", "gauge", ("state",), "BPF hooks by state: attached or missing"),
     Metric("podwire_collector_program_skipped_total", "counter", ("program",), "Runs that the kernel left out because the BPF program was running on that CPU already"),
+    Metric("podwire_collector_translations", "gauge", (), "Translated connections known from conntrack"),
+    Metric("podwire_collector_conntrack_losses_total", "counter", ("reason",), "overflow: times that the kernel had no room for events, and all was read again; evicted: translations that gave way to newer ones"),
     # kube
     Metric("podwire_kube_objects", "gauge", ("kind",), "Kubernetes objects known now"),
     Metric("podwire_kube_published_total", "counter", ("kind", "change"), "Metadata records published"),

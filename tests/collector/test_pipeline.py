@@ -11,6 +11,7 @@ from collector.abi import ConnectionEvent, MeasuredFlag, ProcessEvent, ReadFigur
 from collector.batches import Run
 from collector.config import CollectorConfig
 from collector.connections import GRACE_SWEEPS
+from collector.conntrack import NOBODY
 from collector.containers import ContainerResolver
 from collector.pipeline import Pipeline
 from collector.recording import Recorder, read_recording
@@ -49,12 +50,13 @@ def _pipeline(
     sender: FakeSender,
     clock: ManualClock,
     recorder: Recorder | None = None,
+    conntrack: Any = None,
     **settings: Any,
 ) -> Pipeline:
     config = CollectorConfig(drain_interval_s=0.001, **settings)
     resolver = ContainerResolver(tmp_path, None, clock)
     run = Run("node-1", "boot", "run-1", interfaces=INTERFACES)
-    return Pipeline(config, run, source, sender, resolver, clock, Health(), recorder)
+    return Pipeline(config, run, source, sender, resolver, clock, Health(), recorder, conntrack)
 
 
 def _process(proc: Path, pid: int, name: str) -> None:
@@ -312,6 +314,57 @@ def test_an_exec_makes_the_next_connection_of_the_process_look_again(
     }
     assert names == {1: "sh", 2: "curl"}
     assert _ledger(sender).open_counts() == {}
+
+
+class _Backends:
+    """Stands for conntrack: says who is behind a port of the service."""
+
+    def __init__(self, **backends: tuple[bytes, int]) -> None:
+        self.backends = {int(name.removeprefix("port_")): peer for name, peer in backends.items()}
+        self.calls: list[str] = []
+
+    def poll(self) -> None:
+        self.calls.append("poll")
+
+    def follow(self, rows: np.ndarray[Any, Any]) -> None:
+        self.calls.append("follow")
+
+    def forget(self, pids: list[int]) -> None:
+        self.calls.append(f"forget {pids}")
+
+    def peers(self, rows: np.ndarray[Any, Any]) -> list[tuple[bytes, int]]:
+        return [self.backends.get(port, NOBODY) for port in rows["remote_port"].tolist()]
+
+
+def test_translated_connections_keep_their_peer(
+    tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
+) -> None:
+    backend = bytes(range(16)), 8080
+    conntrack = _Backends(port_80=backend)
+    pipeline = _pipeline(tmp_path, source, sender, clock, conntrack=conntrack)
+    source.drains = [
+        drained(
+            [
+                connection(1, E.ANNOUNCED, remote_port=80),
+                connection(2, E.ANNOUNCED, remote_port=81),
+            ],
+            [transfer(1), transfer(2)],
+            [{"pid": 7, "event": ProcessEvent.EXEC}, {"pid": 8, "event": ProcessEvent.EXIT}],
+        ),
+        drained([connection(1, E.CLOSED, remote_port=80)], [transfer(1)]),
+    ]
+    for _ in range(2):
+        pipeline.drain()
+        pipeline.publish()
+        conntrack.backends.clear()
+    assert conntrack.calls == ["forget [8]", "poll", "follow", "poll", "follow"]
+    first, second = (batch.connections for batch in sender.batches)
+    by_id = dict(zip(first.id.tolist(), range(2), strict=True))
+    assert bytes(first.translated_address[by_id[1]]) == backend[0]
+    assert first.translated_port[by_id[1]] == 8080
+    assert not first.translated_address[by_id[2]].any()
+    assert first.translated_port[by_id[2]] == 0
+    assert bytes(second.translated_address[0]) == backend[0]
 
 
 def test_much_is_published_before_its_time(

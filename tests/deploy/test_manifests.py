@@ -116,15 +116,16 @@ def test_probes_ask_the_port_that_the_config_opens(part: Part) -> None:
 
 
 @pytest.mark.parametrize("part", PARTS.values(), ids=str)
-def test_only_the_collector_is_root_and_has_two_capabilities(part: Part) -> None:
+def test_only_the_collector_is_root_and_has_three_capabilities(part: Part) -> None:
     context = container_of(part)["securityContext"]
     assert context["allowPrivilegeEscalation"] is False
     assert context["readOnlyRootFilesystem"] is True
     assert context["capabilities"]["drop"] == ["ALL"]
     assert "privileged" not in context
     if command_of(part) == "collector":
-        assert (part.user, part.capabilities) == ("0:0", {"BPF", "PERFMON"})
+        assert (part.user, part.capabilities) == ("0:0", {"BPF", "NET_ADMIN", "PERFMON"})
         assert part.host_pid
+        assert part.raw["spec"]["template"]["spec"]["hostNetwork"] is True
     else:
         assert (part.user, part.capabilities) == ("10001:10001", set())
         assert not part.host_pid
