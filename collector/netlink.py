@@ -131,9 +131,8 @@ class Conntrack:
         if not self._follows:
             return
         known = rows[(rows["pid"] != 0) & (rows["netns"] != 0) & (rows["netns"] != self._host)]
-        numbers, first = np.unique(known["netns"], return_index=True)
         entered = 0
-        for number, pid in zip(numbers.tolist(), known["pid"][first].tolist(), strict=True):
+        for number, pid in np.unique(known[["netns", "pid"]]).tolist():
             space = self._spaces.get(number)
             if space is not None and space.events is not None:
                 continue

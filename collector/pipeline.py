@@ -281,6 +281,9 @@ class Pipeline:
             text = "collector.max_connections is reached; %d connections unused the longest are out"
             self._limited.warning(text, evicted)
         self._label(changed)
+        if self._conntrack is not None:
+            # Now, as processes may be gone with the next look.
+            self._conntrack.follow(self.table.rows[changed])
         bare = changed[self.table.rows["pid"][changed] == 0]
         if len(bare):
             self._bare = np.union1d(self._bare, self.table.rows["connection_id"][bare])
@@ -424,7 +427,6 @@ class Pipeline:
         slots = np.unique(self.table.find(begun))
         slots = slots[slots >= 0]
         rows = self.table.rows
-        conntrack.follow(rows[slots])
         for slot, peer in zip(slots.tolist(), conntrack.peers(rows[slots]), strict=True):
             if peer != NOBODY:
                 rows["peer"][slot] = self.table.peers.number(peer)

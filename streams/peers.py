@@ -1,8 +1,9 @@
 """Both ends of a connection on one host: the same five-tuple, seen mirrored.
 
-Loopback and node addresses say nothing about the process behind them, but its own row does: same
-network namespace, addresses and ports swapped. The row is looked for in the batch first, then among
-what earlier batches showed (connections, then listening ends).
+Loopback and node addresses say nothing about the process behind them, but its own row does:
+addresses and ports swapped, as they are behind a translation. Only loopback means something else
+in every network namespace. The row is looked for in the batch first, then among what earlier
+batches showed (connections, then listening ends, which are of one namespace).
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class Peers:
         self,
         node: str,
         rows: Connections,
+        remote_address: NDArray[np.uint64],
+        remote_port: NDArray[np.uint64],
         candidates: NDArray[np.intp],
         role: NDArray[np.int64],
         locals_: Sequence[Identity],
@@ -52,15 +55,22 @@ class Peers:
         Args:
             node: Where the rows were seen; namespaces are numbered per node.
             rows: All connection rows of a batch.
-            candidates: Shape (n,), the rows in question.
+            remote_address: Shape (rows, 2), who is really at the other end, as two halves.
+            remote_port: Shape (rows,), the same.
+            candidates: Shape (n,), the rows in question, and those that may be their peers.
             role: Shape (n,), their roles.
             locals_: Local ends of the batch; numbers below their count mean these.
             local_index: Shape (n,), the local end of each candidate.
         """
         self._locals = len(locals_)
         self._learned = []
-        local = _endpoint(node, rows, candidates, rows.local_address, rows.local_port)
-        remote = _endpoint(node, rows, candidates, rows.remote_address, rows.remote_port)
+        netns = rows.netns[candidates].astype(np.uint64)
+        local_halves = np.ascontiguousarray(rows.local_address[candidates]).view("<u8")
+        local_port = rows.local_port[candidates].astype(np.uint64)
+        halves, port = remote_address[candidates], remote_port[candidates]
+        start = np.full(len(candidates), hash(node) & 0xFFFF_FFFF_FFFF_FFFF, np.uint64)
+        local = _endpoint(start, local_halves, local_port, netns * is_loopback(local_halves))
+        remote = _endpoint(start, halves, port, netns * is_loopback(halves))
         own = mix(local, remote)
         mirrored = mix(remote, local)
         order = np.argsort(own)
@@ -68,11 +78,13 @@ class Peers:
         partner = order[place]
         matched = own[partner] == mirrored
         peers = np.where(matched, local_index[partner], -1).astype(np.int64)
-        self._learn(own, local, role, locals_, local_index)
+        listening = _endpoint(start, local_halves, local_port, netns)
+        self._learn(own, listening, role, locals_, local_index)
         unmatched = np.flatnonzero(~matched)
         if len(unmatched):
+            served = _endpoint(start, halves, port, netns)
             self._learned = self._find_learned(
-                peers, unmatched, mirrored[unmatched], remote[unmatched], role[unmatched]
+                peers, unmatched, mirrored[unmatched], served[unmatched], role[unmatched]
             )
         return peers
 
@@ -127,14 +139,13 @@ class Peers:
         return self._recent.get(key) or self._older.get(key)
 
 
-def _endpoint(
-    node: str,
-    rows: Connections,
-    candidates: NDArray[np.intp],
-    address: NDArray[np.uint8],
-    port: NDArray[np.uint32],
-) -> U64:
-    halves = np.ascontiguousarray(address[candidates]).view("<u8")
-    place = (rows.netns[candidates].astype(np.uint64) << np.uint64(32)) | port[candidates]
-    start = np.full(len(candidates), hash(node) & 0xFFFF_FFFF_FFFF_FFFF, np.uint64)
-    return mix(start, halves[:, 0], halves[:, 1], place)
+def _endpoint(start: U64, halves: NDArray[np.uint64], port: U64, netns: U64) -> U64:
+    return mix(start, halves[:, 0], halves[:, 1], (netns << np.uint64(32)) | port)
+
+
+def is_loopback(halves: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Return which addresses, shape (n, 2) as little-endian halves, mean the host itself."""
+    upper, lower = halves[:, 0], halves[:, 1]
+    fourth = (lower & np.uint64(0xFF_FFFF_FFFF)) == np.uint64(0x7F_FFFF_0000)  # ::ffff:127.
+    found: NDArray[np.bool_] = (upper == 0) & (fourth | (lower == np.uint64(1 << 56)))
+    return found

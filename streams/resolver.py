@@ -7,7 +7,7 @@ span keep honest), and the answers are spread over the rows again.
 Local end: its container's pod, else the pod that holds its address (never a host-network pod), else
 the process on its node. Remote end: the translated address where there is one; then the pod, the
 host-network pod by port, the service by its virtual address, the node port, the node, and at last
-the address itself. A peer on the same host is found through the mirrored connection.
+the address itself. A peer that shares its host is found through the mirrored connection.
 """
 
 from __future__ import annotations
@@ -118,7 +118,15 @@ class Resolver:
             header.cluster, cache, remote_address, server_port, times, missing
         )
         remote_index = self._same_host(
-            header.node, rows, role, local_address, locals_, local_index, remotes, remote_index
+            header.node,
+            rows,
+            role,
+            remote_address,
+            remote_port,
+            locals_,
+            local_index,
+            remotes,
+            remote_index,
         )
         pair = (local_index * len(remotes) + remote_index) * 2 + (role - 1)
         codes, index = np.unique(pair, return_inverse=True)
@@ -193,21 +201,31 @@ class Resolver:
         node: str,
         rows: Connections,
         role: NDArray[np.int64],
-        local_address: NDArray[np.uint64],
+        remote_address: NDArray[np.uint64],
+        remote_port: NDArray[np.uint64],
         locals_: list[Identity],
         local_index: NDArray[np.intp],
         remotes: list[Identity],
         remote_index: NDArray[np.intp],
     ) -> NDArray[np.intp]:
-        # Peers that Kubernetes does not name may be processes of this very host.
+        # Peers that Kubernetes does not name may share the node's namespace and have rows.
         open_ends = np.array([end.kind in ("address", "loopback", "node") for end in remotes])
-        candidates = np.flatnonzero(open_ends[remote_index])
+        is_open = open_ends[remote_index]
+        sharing = np.array([end.shares_host for end in locals_])
+        candidates = np.flatnonzero(is_open | sharing[local_index])
         if not len(candidates):
             return remote_index
         peers = self._peers.find(
-            node, rows, candidates, role[candidates], locals_, local_index[candidates]
+            node,
+            rows,
+            remote_address,
+            remote_port,
+            candidates,
+            role[candidates],
+            locals_,
+            local_index[candidates],
         )
-        found = peers >= 0
+        found = (peers >= 0) & is_open[candidates]
         if not found.any():
             return remote_index
         remote_index = remote_index.copy()

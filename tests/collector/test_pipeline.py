@@ -357,7 +357,7 @@ def test_translated_connections_keep_their_peer(
         pipeline.drain()
         pipeline.publish()
         conntrack.backends.clear()
-    assert conntrack.calls == ["forget [8]", "poll", "follow", "poll", "follow"]
+    assert conntrack.calls == ["forget [8]", "follow", "poll", "follow", "poll"]
     first, second = (batch.connections for batch in sender.batches)
     by_id = dict(zip(first.id.tolist(), range(2), strict=True))
     assert bytes(first.translated_address[by_id[1]]) == backend[0]

@@ -67,7 +67,13 @@ class Truth:
 class Scenario:
     """A cluster, its traffic, and podwire watching it."""
 
-    def __init__(self, directory: Path, cluster: Cluster, broker: KafkaBroker) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        cluster: Cluster,
+        broker: KafkaBroker,
+        base: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
         self.data = directory / "data"
         self.cluster = cluster
         self.broker = broker
@@ -81,6 +87,7 @@ class Scenario:
                 http_port=free_port(),
                 broker=broker.bootstrap_servers,
                 node=cluster.node,
+                base=base,
             )
         )
         self._servers: dict[str, subprocess.Popen[str]] = {}
@@ -90,6 +97,14 @@ class Scenario:
 
     def start(self, timeout_s: float = 60.0) -> float:
         """Start podwire and the servers; returns the seconds until the first batch was out."""
+        seconds = self.watch(timeout_s)
+        for pod in self.cluster.pods:
+            if pod.workload.name != "shop":
+                self._start_server(pod)
+        return seconds
+
+    def watch(self, timeout_s: float = 60.0) -> float:
+        """Start podwire alone; returns the seconds until the first batch was out."""
         begin = time.monotonic()
         self.machine.start()
         self._keeper.start()
@@ -98,11 +113,7 @@ class Scenario:
             if time.monotonic() - begin > timeout_s:
                 raise TimeoutError("no event batch was published")
             time.sleep(0.1)
-        seconds = time.monotonic() - begin
-        for pod in self.cluster.pods:
-            if pod.workload.name != "shop":
-                self._start_server(pod)
-        return seconds
+        return time.monotonic() - begin
 
     def check(self) -> None:
         """Raise what the supervising thread met."""

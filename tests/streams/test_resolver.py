@@ -237,6 +237,41 @@ def test_processes_of_one_host_find_each_other() -> None:
     assert names(one(resolver, elsewhere, row).remote) == ("127.0.0.1", "127.0.0.1")
 
 
+@pytest.mark.parametrize("asked", ["10.0.0.3:8080", "10.96.0.2:80"])
+def test_a_pod_learns_which_process_of_its_node_calls(asked: str) -> None:
+    """Its own address says no more than the node's, and that of a bridge not even that."""
+    _, resolver = cluster()
+    for source, seen in (("192.168.0.1", "192.168.0.1"), ("10.0.0.254", "10.0.0.254")):
+        builder = BatchBuilder()
+        client = builder.connection(
+            f"{source}:40000", asked, container="c-agent", translated="10.0.0.3:8080", netns=1
+        )
+        server = builder.connection(
+            "10.0.0.3:8080", f"{seen}:40000", Role.SERVER, container="c-api-1", netns=2
+        )
+        stranger = builder.connection(
+            "10.0.0.3:8080", f"{seen}:40001", Role.SERVER, container="c-api-1", netns=2
+        )
+        builder.open(client).open(server, accept=True).open(stranger, accept=True)
+        assert names(one(resolver, builder, client).remote) == ("api.shop", "api-1")
+        assert names(one(resolver, builder, server).remote) == ("agent.shop", "agent-1")
+        assert names(one(resolver, builder, stranger).remote) != ("agent.shop", "agent-1")
+
+
+def test_a_pod_that_a_translated_source_hides_is_found_behind_it() -> None:
+    _, resolver = cluster()
+    builder = BatchBuilder()
+    row = builder.connection(
+        "10.0.0.3:8080",
+        "192.168.0.1:1024",
+        Role.SERVER,
+        container="c-api-1",
+        translated="10.0.0.1:40000",
+    )
+    builder.open(row, accept=True)
+    assert names(one(resolver, builder, row).remote) == ("web.shop", "web-1")
+
+
 def test_node_mode_names_the_node() -> None:
     resolver = Resolver(Directory(), NamingSettings())
     builder = BatchBuilder()

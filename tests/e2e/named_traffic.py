@@ -1,0 +1,130 @@
+"""TCP programs that say who they are, so that every connection is known by both names.
+
+``named_traffic.py server NAME HOST PORT [HOST PORT ...]`` answers each request with its name and on
+SIGTERM prints how many connections it had from whom. ``client NAME PLAN`` does the steps of a JSON
+file, each ``{"host", "port", "count"}``, and prints how many were answered by whom. ``proxy`` is
+the sidecar of a mesh: it takes what is redirected to it, inbound on 15006 and outbound on 15001,
+and passes it on. Standard library only: it runs inside the test pods.
+"""
+
+from __future__ import annotations
+
+import encodings.idna  # noqa: F401 -- not to be found any more once the rights are gone
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from pathlib import Path
+
+REQUEST = 100
+RESPONSE = 1000
+PROXY_USER = 1337
+INBOUND, OUTBOUND = 15006, 15001
+ORIGINAL_DESTINATION = 80  # SO_ORIGINAL_DST
+
+
+def listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
+    listener.listen(4096)
+    return listener
+
+
+def read_exactly(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = connection.recv(size - len(data))
+        if not piece:
+            break
+        data += piece
+    return data
+
+
+def serve(name: str, places: list[str]) -> None:
+    served: dict[str, int] = {}
+    lock = threading.Lock()
+
+    def accept(listener: socket.socket) -> None:
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(10)
+                sender = read_exactly(connection, REQUEST).decode().rstrip()
+                connection.sendall(name.encode().ljust(RESPONSE))
+                with lock:
+                    served[sender] = served.get(sender, 0) + 1
+
+    for host, port in zip(places[::2], places[1::2], strict=True):
+        threading.Thread(target=accept, args=(listen(host, int(port)),), daemon=True).start()
+    print("ready", flush=True)
+    signal.sigwait({signal.SIGTERM})
+    print(json.dumps(served), flush=True)
+
+
+def ask(name: str, host: str, port: int) -> str:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as connection:
+        connection.settimeout(10)
+        connection.connect((host, port))
+        connection.sendall(name.encode().ljust(REQUEST))
+        answer = read_exactly(connection, RESPONSE)
+        assert len(answer) == RESPONSE, (host, port)
+        return answer.decode().rstrip()
+
+
+def call(name: str, plan: str) -> None:
+    answered: dict[str, int] = {}
+    for step in json.loads(Path(plan).read_text()):
+        for _ in range(step["count"]):
+            replier = ask(name, step["host"], step["port"])
+            answered[replier] = answered.get(replier, 0) + 1
+    time.sleep(0.5)  # so that whoever looks the process up finds it
+    print(json.dumps(answered), flush=True)
+
+
+def proxy() -> None:
+    def accept(listener: socket.socket) -> None:
+        while True:
+            connection, _ = listener.accept()
+            threading.Thread(target=relay, args=(connection, listener), daemon=True).start()
+
+    for port in (INBOUND, OUTBOUND):
+        # Made before the rights go, served after.
+        threading.Thread(target=accept, args=(listen("0.0.0.0", port),), daemon=True).start()
+    os.setuid(PROXY_USER)
+    print("ready", flush=True)
+    signal.sigwait({signal.SIGTERM})
+    print("{}", flush=True)
+
+
+def relay(connection: socket.socket, listener: socket.socket) -> None:
+    inbound = listener.getsockname()[1] == INBOUND
+    wanted = connection.getsockopt(socket.IPPROTO_IP, ORIGINAL_DESTINATION, 16)
+    port, address = struct.unpack("!2xH4s8x", wanted)
+    host = "127.0.0.1" if inbound else socket.inet_ntoa(address)
+    with connection, socket.create_connection((host, port), timeout=10) as further:
+        connection.settimeout(10)
+        further.sendall(read_exactly(connection, REQUEST))
+        connection.sendall(read_exactly(further, RESPONSE))
+        connection.shutdown(socket.SHUT_WR)
+        connection.recv(1)
+
+
+def main() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    match sys.argv[1:]:
+        case ["server", name, *places]:
+            serve(name, places)
+        case ["client", name, plan]:
+            call(name, plan)
+        case ["proxy"]:
+            proxy()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Who is behind every address: all ways to reach a pod at once, and the rows that they make."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from deploy.demo.kubernetes import NODE_ADDRESS, Workload
+from tests.e2e.harness import Scenario
+from tests.e2e.named_traffic import REQUEST, RESPONSE
+from tests.e2e.service_cluster import OUTSIDE, Extra, ServiceCluster
+from tests.support.kafka import KafkaBroker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from deploy.demo.kubernetes import Pod
+
+pytestmark = [
+    pytest.mark.bpf,
+    pytest.mark.kafka,
+    pytest.mark.clickhouse,
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+]
+
+PORT, HOST_PORT, NODE_PORT, OUTSIDE_PORT = 8080, 8090, 30080, 9000
+WORKLOADS = (
+    Workload("caller", "mall", replicas=2),
+    Workload("plain", "mall", port=80, target_port=PORT),
+    Workload("many", "mall", replicas=3, port=80, target_port=PORT),
+    Workload("twice", "mall", port=80, target_port=PORT),
+    Workload("headless", "mall", port=PORT, target_port=PORT),
+    Workload("ported", "mall", replicas=2, port=80, target_port=PORT),
+    Workload("hosted", "mall", port=80, target_port=HOST_PORT),
+    Workload("hostcaller", "mall"),
+    Workload("meshcaller", "mall"),
+    Workload("meshed", "mall", port=80, target_port=PORT),
+    Workload("lonely", "mall"),
+)
+EXTRAS = {
+    "twice": Extra(aliases=("tw",)),
+    "headless": Extra(headless=True),
+    "ported": Extra(node_port=NODE_PORT),
+    "hosted": Extra(host_network=True),
+    "hostcaller": Extra(host_network=True),
+    "meshcaller": Extra(mesh=True),
+    "meshed": Extra(mesh=True),
+}
+SERVICES = {"twice": "tw", "lonely": "lonely"}
+"""Names of services that are not those of their workloads."""
+OURS = "(client_service LIKE '%.mall' OR server_service LIKE '%.mall')"
+CLIENTS = ("caller", "hostcaller", "meshcaller")
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Scenario]:
+    with (
+        KafkaBroker.started(tmp_path / "kafka") as broker,
+        ServiceCluster("svc", WORKLOADS, "node-1", EXTRAS) as cluster,
+    ):
+        base = {"collector": {"host_netns": str(cluster.node_netns)}}
+        scenario = Scenario(tmp_path, cluster, broker, base)
+        try:
+            yield scenario
+        finally:
+            scenario.abort()
+
+
+def _plan(cluster: ServiceCluster, pod: Pod, count: int) -> list[dict[str, Any]]:
+    def step(host: str, port: int) -> dict[str, Any]:
+        return {"host": host, "port": port, "count": count}
+
+    def pod_of(name: str) -> Pod:
+        return cluster.pods_of(name)[0]
+
+    steps = [
+        step(pod_of("plain").ipv4, PORT),
+        step(pod_of("lonely").ipv4, PORT),
+        step(pod_of("headless").ipv4, PORT),
+        step(cluster.service("many").ipv4, 80),
+        step(cluster.service("twice").ipv4, 80),
+        step(cluster.service("hosted").ipv4, 80),
+        step(cluster.service("meshed").ipv4, 80),
+        step(pod_of("meshed").ipv4, PORT),
+    ]
+    if not cluster.extra(pod).mesh:  # the sidecar here is one of IPv4
+        steps += [
+            step(pod_of("plain").ipv6, PORT),
+            step(cluster.service("many").ipv6, 80),
+            step(pod_of("hosted").ipv4, HOST_PORT),
+        ]
+    if not cluster.extra(pod).host_network:
+        steps.append(step(NODE_ADDRESS, NODE_PORT))
+        steps.append(step(OUTSIDE, OUTSIDE_PORT))
+    return steps
+
+
+def run_traffic(run: Scenario, directory: Path, count: int) -> dict[tuple[str, str], int]:
+    """Start servers, let every client do its plan; returns connections by both names."""
+    cluster = run.cluster
+    assert isinstance(cluster, ServiceCluster)
+    servers = [cluster.relay(pod) for pod in cluster.pods if cluster.extra(pod).mesh]
+    for pod in cluster.pods:
+        if pod.workload.name not in CLIENTS:
+            port = HOST_PORT if cluster.extra(pod).host_network else PORT
+            servers.append(cluster.serve(pod, port))
+    beyond = cluster.outside("server", OUTSIDE, OUTSIDE, str(OUTSIDE_PORT))
+    assert beyond.stdout is not None
+    assert beyond.stdout.readline() == "ready\n"
+    callers = []
+    for pod in cluster.pods:
+        if pod.workload.name in CLIENTS:
+            plan = directory / f"{pod.name}.json"
+            plan.write_text(json.dumps(_plan(cluster, pod, count)))
+            callers.append(cluster.call(pod, plan))
+    plan = directory / "outside.json"
+    steps = [{"host": NODE_ADDRESS, "port": NODE_PORT, "count": count}]
+    plan.write_text(json.dumps(steps))
+    beyond_caller = cluster.outside("client", OUTSIDE, str(plan))
+    truth: dict[tuple[str, str], int] = {}
+    for name, process in [
+        *((each.name, each.running) for each in callers),
+        (OUTSIDE, beyond_caller),
+    ]:
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, name
+        for replier, answers in json.loads(output).items():
+            truth[name, replier] = truth.get((name, replier), 0) + answers
+    time.sleep(0.5)  # whoever is gone when its connections are looked at is taken for anybody
+    served: dict[tuple[str, str], int] = {}
+    for name, process in [*((each.name, each.running) for each in servers), (OUTSIDE, beyond)]:
+        process.terminate()
+        output, _ = process.communicate(timeout=30)
+        for sender, answers in json.loads(output).items():
+            served[sender, name] = served.get((sender, name), 0) + answers
+    assert served == truth
+    return truth
+
+
+def _service(name: str) -> str:
+    if name == OUTSIDE:
+        return name
+    workload = next(w.name for w in WORKLOADS if name.startswith(f"{w.name}-"))
+    return f"{SERVICES.get(workload, workload)}.mall"
+
+
+def test_every_way_to_a_pod_leads_to_it(running: Scenario, tmp_path: Path) -> None:
+    running.watch()
+    truth = run_traffic(running, tmp_path, 20)
+    assert len({replier for _, replier in truth if replier.startswith("many-")}) == 3
+    time.sleep(1.5)
+    assert running.finish() == []
+    expected = {}
+    for (client, server), count in truth.items():
+        names = (_service(client), client, _service(server), server)
+        to_server, to_client = count * REQUEST, count * RESPONSE
+        if client != OUTSIDE:
+            expected["client", *names] = (count, 0, to_server, to_client)
+        if server != OUTSIDE:
+            if client.startswith("hostcaller-") and server.startswith("meshed-"):
+                # All that is left of a process of the node behind a sidecar's redirect.
+                names = ("10.244.0.1", "10.244.0.1", *names[2:])
+            expected["server", *names] = (0, count, to_client, to_server)
+    rows = running.query(
+        "SELECT role, client_service, client_instance, server_service, server_instance,"
+        " sum(connect_success_count) AS connects, sum(accept_count) AS accepts,"
+        " sum(write_bytes) AS sent, sum(read_bytes) AS received"
+        f" FROM podwire.instance_relation_metrics WHERE {OURS} GROUP BY ALL"
+    )
+    found = {tuple(list(row.values())[:5]): tuple(list(row.values())[5:]) for row in rows}
+    assert found == expected
+    services = running.query(
+        "SELECT DISTINCT client_service, server_service FROM podwire.service_relation_metrics"
+        f" WHERE {OURS}"
+    )
+    assert {tuple(row.values()) for row in services} == {(key[1], key[3]) for key in expected}
+    dropped = running.query(
+        "SELECT reason, sum(dropped_count) AS n FROM podwire.pipeline_ledger"
+        " WHERE reason = 'instance_relation_dropped' GROUP BY ALL"
+    )
+    assert dropped == []
