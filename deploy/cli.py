@@ -64,7 +64,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "streams": Command("streams.command", "Turn events into minutes of metrics"),
     "sink": Command("sink.command", "Write metrics and entities to ClickHouse"),
     "forwarder": Command("sink.oap.command", "Feed a SkyWalking OAP"),
-    "doctor": Command("collector.doctor", "Say what this machine can measure, and through what"),
+    "doctor": Command("deploy.doctor", "Say what this machine can measure, and through what"),
     "local": Command("deploy.local.command", "Run every part on this machine"),
     "demo": Command("deploy.demo.command", "Build a small cluster here and show its traffic"),
     "sql": Command("deploy.sql", "Ask the data that local or demo stored"),

@@ -14,6 +14,8 @@ __all__ = [
     "BREAKDOWN_BY_NAME",
     "BREAKDOWN_SCOPES",
     "CALL_DISTRIBUTIONS",
+    "COUNT_TABLES",
+    "COVERAGE",
     "DISTRIBUTIONS",
     "DISTRIBUTION_BY_NAME",
     "DISTRIBUTION_SCOPES",
@@ -21,17 +23,20 @@ __all__ = [
     "FIGURE_BY_NAME",
     "LEDGER",
     "PROVENANCE",
+    "RESOLUTIONS",
     "ROLES",
     "SCOPES",
     "SCOPE_BY_NAME",
+    "UNRESOLVED",
     "Breakdown",
+    "CountTable",
     "Distribution",
     "Figure",
     "Scope",
     "distributions_of",
 ]
 
-Group = Literal["connection", "read", "write", "http", "grpc", "provenance", "ledger"]
+Group = Literal["connection", "read", "write", "http", "grpc", "provenance", "ledger", "coverage"]
 Direction = Literal["read", "write", "call"]
 Unit = Literal["count", "ns", "bytes"]
 
@@ -322,15 +327,15 @@ def distributions_of(scope: str) -> tuple[Distribution, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class LedgerTable:
-    """What each stage did with each kind of event, per minute and node."""
+class CountTable:
+    """A table of counts per minute and node, besides those of the scopes."""
 
     name: str
     keys: tuple[str, ...]
     figures: tuple[Figure, ...]
 
 
-LEDGER = LedgerTable(
+LEDGER = CountTable(
     name="ledger",
     keys=("cluster", "node", "stage", "kind", "reason"),
     figures=_figures(
@@ -342,3 +347,33 @@ LEDGER = LedgerTable(
         """,
     ),
 )
+
+RESOLUTIONS = ("instance", "service", "node", "address")
+"""How well an end of a connection is known, the best first."""
+
+UNRESOLVED = {
+    "service_address": "the pod behind a service address is not known",
+    "unknown_container": "its container belongs to no known pod",
+    "node_address": "which process is behind a node's address is not known",
+    "unknown_pod": "the address is in a node's pod range, and no known pod had it",
+    "loopback": "a process of the same host that was not seen",
+    "named_range": "outside the cluster, in a range with a name",
+    "outside": "outside the cluster",
+    "too_many_outside": "outside the cluster, beyond the limit of names",
+}
+"""Why an end is not known to its instance."""
+
+COVERAGE = CountTable(
+    name="coverage",
+    keys=("cluster", "node", "role", "resolution", "reason"),
+    figures=_figures(
+        "coverage",
+        """
+        connection_count | count | always | Connections that were tried or accepted
+        byte_count       | bytes | always | Payload bytes read and written
+        """,
+    ),
+)
+"""How well the ends of connections are known: the worse one decides."""
+
+COUNT_TABLES = {table.name: table for table in (LEDGER, COVERAGE)}

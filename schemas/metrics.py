@@ -11,9 +11,9 @@ from google.protobuf.message import DecodeError as ProtobufDecodeError
 from schemas.catalogue import (
     BREAKDOWN_BY_NAME,
     BREAKDOWN_SCOPES,
+    COUNT_TABLES,
     DISTRIBUTION_BY_NAME,
     FIGURE_BY_NAME,
-    LEDGER,
     SCOPE_BY_NAME,
     distributions_of,
 )
@@ -96,10 +96,10 @@ class NameCounts:
 
 @dataclass(slots=True)
 class MetricsTable:
-    """Rows of one scope, or of the ledger.
+    """Rows of one scope, or of a table of counts.
 
     Attributes:
-        table: Name of a scope, or ``ledger``.
+        table: Name of a scope or of one of `COUNT_TABLES`.
         keys: Key column name to indices into the block's names, shape (rows,).
         figures: Figure name to values, shape (rows,). A figure that is absent was not measured.
         measured: For optional figures, how many events measured it, shape (rows,).
@@ -199,9 +199,9 @@ def decode_block(data: bytes) -> MetricsBlock:
 
 
 def _decode_table(message: wire.MetricsTable, names: int) -> MetricsTable:
-    if message.table == LEDGER.name:
-        expected_keys: tuple[str, ...] = LEDGER.keys
-        known = {figure.name for figure in LEDGER.figures}
+    if message.table in COUNT_TABLES:
+        expected_keys: tuple[str, ...] = COUNT_TABLES[message.table].keys
+        known = {figure.name for figure in COUNT_TABLES[message.table].figures}
     elif message.table in SCOPE_BY_NAME:
         expected_keys = SCOPE_BY_NAME[message.table].keys
         known = set(FIGURE_BY_NAME)

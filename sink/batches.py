@@ -16,6 +16,8 @@ import numpy as np
 from schemas.catalogue import (
     BREAKDOWN_SCOPES,
     BREAKDOWNS,
+    COUNT_TABLES,
+    COVERAGE,
     FIGURES,
     LEDGER,
     PROVENANCE,
@@ -35,13 +37,13 @@ from sink.tables import (
     DEAD_LETTERS,
     ENTITY_TABLES,
     HISTOGRAM,
-    LEDGER_TABLE,
     StoredTable,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from schemas.catalogue import CountTable
     from schemas.columns import U32
     from schemas.entities import DeadLetter, Entity
     from schemas.metrics import BlockIdentity, MetricsBlock
@@ -68,7 +70,7 @@ Piece: TypeAlias = "tuple[MetricsTable, Move]"
 
 _FIGURES = {
     **dict.fromkeys(SCOPE_BY_NAME, (*FIGURES, *PROVENANCE)),
-    LEDGER.name: LEDGER.figures,
+    **{table.name: table.figures for table in COUNT_TABLES.values()},
 }
 
 
@@ -157,11 +159,16 @@ def block_inserts(parts: Sequence[MetricsBlock], epoch: str) -> list[Insert]:
                 for breakdown in BREAKDOWNS:
                     _add_breakdown(block, breakdown, pieces, names)
             inserts.append(_finished(BASE_TABLES[name], block, mark, epoch, block_name(identity)))
+    pieces = _pieces(COVERAGE.name, parts, moves)
+    if pieces:
+        name = block_name(identity)
+        inserts.append(_counts(COVERAGE, pieces, names, identity.minute_s, mark, epoch, name))
     cluster = _cluster(names, inserts_of=parts, moves=moves)
     stored = LedgerRow(identity.minute_s, cluster, "", 1, 1, 0)
     pieces = _pieces(LEDGER.name, parts, moves)
     pieces.append(_own_piece(stored, names := [*names]))
-    inserts.append(_ledger(pieces, names, identity.minute_s, mark, epoch, block_name(identity)))
+    name = block_name(identity)
+    inserts.append(_counts(LEDGER, pieces, names, identity.minute_s, mark, epoch, name))
     return inserts
 
 
@@ -169,18 +176,25 @@ def ledger_insert(row: LedgerRow, epoch: str, cause: str) -> Insert:
     """Return the insert that says what the sink dropped, once per ``cause``."""
     names: list[str] = []
     pieces = [_own_piece(row, names)]
-    return _ledger(pieces, names, row.minute_s, _hash(f"{epoch}/{cause}"), epoch, cause)
+    mark = _hash(f"{epoch}/{cause}")
+    return _counts(LEDGER, pieces, names, row.minute_s, mark, epoch, cause)
 
 
-def _ledger(
-    pieces: list[Piece], names: Sequence[str], minute_s: int, mark: int, epoch: str, cause: str
+def _counts(
+    declared: CountTable,
+    pieces: list[Piece],
+    names: Sequence[str],
+    minute_s: int,
+    mark: int,
+    epoch: str,
+    cause: str,
 ) -> Insert:
     block = _started(sum(table.rows for table, _ in pieces), minute_s)
-    for key in LEDGER.keys:
+    for key in declared.keys:
         block.add_names(key, names, _codes(key, pieces))
-    for figure in LEDGER.figures:
+    for figure in declared.figures:
         _add_figure(block, figure, pieces)
-    return _finished(LEDGER_TABLE, block, mark, epoch, cause)
+    return _finished(BASE_TABLES[declared.name], block, mark, epoch, cause)
 
 
 def _own_piece(row: LedgerRow, names: list[str]) -> Piece:

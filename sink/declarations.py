@@ -31,6 +31,7 @@ KEY_COMMENTS = {
     "stage": "Stage of the pipeline: kernel, collector, streams or sink",
     "kind": "What is counted: open, close, transfer, request, drop, connection, process or block",
     "reason": "Why it was dropped; empty for what came in and went out",
+    "resolution": "What is known of both ends at least: instance, service, node or address",
 }
 
 

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from schemas.catalogue import (
     BREAKDOWN_SCOPES,
     BREAKDOWNS,
+    COVERAGE,
     FIGURES,
     LEDGER,
     PROVENANCE,
     SCOPES,
+    CountTable,
     Figure,
     Scope,
     distributions_of,
@@ -42,6 +44,7 @@ __all__ = [
     "BLOCKS",
     "BREAKDOWN",
     "COUNTER",
+    "COVERAGE_TABLE",
     "DEAD_LETTERS",
     "ENTITY_TABLES",
     "HISTOGRAM",
@@ -206,24 +209,42 @@ ROLLED = StoredTable(
     retention="retention_daily_days",
 )
 
-LEDGER_TABLE = StoredTable(
-    name="ledger",
-    comment="What each stage did with each kind of event, per minute, node and block",
-    columns=(
-        Column("time", "DateTime('UTC')", "Start of the minute, UTC", TIME),
-        *name_columns(LEDGER.keys),
-        *(Column(f.name, "UInt64", f.description, COUNTER) for f in LEDGER.figures),
-        BLOCK_COLUMN,
-    ),
-    engine="MergeTree",
-    order_by="(toStartOfHour(time), stage, kind, reason, cluster, node, time)",
-    partition_by="toDate(time)",
-    shard_by="block",
-    time="time",
-    retention="retention_days",
+
+def _count_table(declared: CountTable, comment: str, order_by: str) -> StoredTable:
+    return StoredTable(
+        name=declared.name,
+        comment=f"{comment}, per minute, node and block",
+        columns=(
+            Column("time", "DateTime('UTC')", "Start of the minute, UTC", TIME),
+            *name_columns(declared.keys),
+            *(Column(f.name, "UInt64", f.description, COUNTER) for f in declared.figures),
+            BLOCK_COLUMN,
+        ),
+        engine="MergeTree",
+        order_by=f"(toStartOfHour(time), {order_by}, time)",
+        partition_by="toDate(time)",
+        shard_by="block",
+        time="time",
+        retention="retention_days",
+    )
+
+
+LEDGER_TABLE = _count_table(
+    LEDGER,
+    "What each stage did with each kind of event",
+    "stage, kind, reason, cluster, node",
+)
+COVERAGE_TABLE = _count_table(
+    COVERAGE,
+    "How well the ends of connections are known",
+    "resolution, reason, cluster, node, role",
 )
 
-BASE_TABLES: dict[str, StoredTable] = {**METRICS_TABLES, "ledger": LEDGER_TABLE}
+BASE_TABLES: dict[str, StoredTable] = {
+    **METRICS_TABLES,
+    COVERAGE.name: COVERAGE_TABLE,
+    LEDGER.name: LEDGER_TABLE,
+}
 """Tables that blocks are inserted into, by their name inside a block."""
 
 
@@ -317,6 +338,7 @@ STORED: tuple[StoredTable, ...] = (
     *METRICS_TABLES.values(),
     *(rollup.target for rollup in ROLLUPS),
     LEDGER_TABLE,
+    COVERAGE_TABLE,
     *ENTITY_TABLES.values(),
     BLOCKS,
     ROLLED,

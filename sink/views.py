@@ -36,6 +36,7 @@ from sink.tables import (
     View,
     metrics_columns,
 )
+from sink.truth import AGREEMENT_VIEWS, COVERAGE_VIEW
 
 __all__ = ["VIEWS", "rollup_insert"]
 
@@ -366,6 +367,8 @@ VIEWS: tuple[View, ...] = (
     *(_overview(scope) for scope in SCOPES),
     *SPREAD_VIEWS,
     *DROP_VIEWS,
+    COVERAGE_VIEW,
+    *AGREEMENT_VIEWS,
     *(_entity_view(scope) for scope in SCOPES),
     ACCESS_VIEW,
     _ledger_view(),

@@ -21,6 +21,7 @@ class Identity:
     Attributes:
         instance: Empty when the service is known and the pod behind it is not.
         pod_uid: Empty for everything that is no pod.
+        unresolved: Why it is not known to its instance, one of `UNRESOLVED`; empty if it is.
         shares_host: Whether it lives in the network namespace of its node, where loopback and the
             node's addresses lead to other processes too.
     """
@@ -33,6 +34,7 @@ class Identity:
     node: str = ""
     pod_uid: str = ""
     shares_host: bool = False
+    unresolved: str = ""
 
     @property
     def layer(self) -> str:

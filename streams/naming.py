@@ -67,7 +67,7 @@ class Naming:
         if pod is not None:
             return self._pod(cluster, pod), span, b""
         awaited = container if container and self._directory.has_pods else b""
-        return self._process(node, process), span, awaited
+        return self._process(node, process, "unknown_container" if awaited else ""), span, awaited
 
     def remote(
         self, cluster: str, address: bytes, port: int, time_ms: int
@@ -90,10 +90,12 @@ class Naming:
             return self._service(cluster, service), span, b""
         node = self._directory.node_at(address)
         if node is not None:
-            found = self._intern("node", node.name, node.name, node=node.name)
+            found = self._intern(
+                "node", node.name, node.name, node=node.name, unresolved="node_address"
+            )
             return found, span, b""
         awaited = address if self._directory.is_pod_address(address) else b""
-        identity, held = self._address(address, time_ms)
+        identity, held = self._address(address, time_ms, "unknown_pod" if awaited else "outside")
         return identity, _overlap(span, held), awaited
 
     def _pod(self, cluster: str, pod: Pod) -> Identity:
@@ -117,19 +119,23 @@ class Naming:
 
     def _service(self, cluster: str, service: Service) -> Identity:
         name = _service_name(cluster, service.name, service.namespace)
-        return self._intern("service", name, "", namespace=service.namespace)
+        return self._intern(
+            "service", name, "", namespace=service.namespace, unresolved="service_address"
+        )
 
-    def _process(self, node: str, process: str) -> Identity:
+    def _process(self, node: str, process: str, unresolved: str) -> Identity:
         if self._settings.process_services and process:
             service, instance = process, node
         else:
             service, instance = node, process or node
-        return self._intern("process", service, instance, node=node, shares_host=True)
+        return self._intern(
+            "process", service, instance, node=node, shares_host=True, unresolved=unresolved
+        )
 
-    def _address(self, address: bytes, time_ms: int) -> tuple[Identity, Span]:
+    def _address(self, address: bytes, time_ms: int, unresolved: str) -> tuple[Identity, Span]:
         if is_loopback(address):
             text = format_address(address)
-            return self._intern("loopback", text, text), ALWAYS
+            return self._intern("loopback", text, text, unresolved="loopback"), ALWAYS
         hour = time_ms // _HOUR_MS
         named = self._external.get(hour)
         if named is None:
@@ -143,12 +149,12 @@ class Naming:
             if len(named) < self._settings.external_names:
                 named.add(address)
             else:
-                text = OTHER_EXTERNAL
+                text, unresolved = OTHER_EXTERNAL, "too_many_outside"
         number = int.from_bytes(address, "big")
         for network, mask, name in self._ranges:
             if number & mask == network:
-                return self._intern("address", name, text), span
-        return self._intern("address", text, text), span
+                return self._intern("address", name, text, unresolved="named_range"), span
+        return self._intern("address", text, text, unresolved=unresolved), span
 
     def _intern(
         self,
@@ -161,9 +167,13 @@ class Naming:
         node: str = "",
         pod_uid: str = "",
         shares_host: bool = False,
+        unresolved: str = "",
     ) -> Identity:
         # The same object for the same answer, across changes of the directory.
-        fields = (kind, service, instance, namespace, workload, node, pod_uid, shares_host)
+        fields = (
+            *(kind, service, instance, namespace, workload, node, pod_uid, shares_host),
+            unresolved,
+        )
         identity = self._interned.get(fields)
         if identity is None:
             if len(self._interned) > _INTERNED_LIMIT:

@@ -1,4 +1,4 @@
-"""The rows of every scope and the ledger, from the sums of one minute."""
+"""The rows of every scope, of the coverage and the ledger, from the sums of one minute."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from schemas.catalogue import (
     BREAKDOWN_SCOPES,
     BREAKDOWNS,
     CALL_DISTRIBUTIONS,
+    COVERAGE,
     DISTRIBUTION_SCOPES,
     DISTRIBUTIONS,
     FIGURES,
@@ -18,6 +19,7 @@ from schemas.catalogue import (
     SCOPES,
 )
 from schemas.metrics import Histogram, MetricsTable, NameCounts
+from streams.coverage import coverage_of
 from streams.histograms import WIDTH
 from streams.requests import CALL_COLUMNS, CALL_WIDTH
 from streams.transfers import COLUMNS, EVENT_COLUMNS
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from schemas.catalogue import Distribution, Scope
+    from schemas.catalogue import CountTable, Distribution, Scope
     from schemas.columns import U32, U64
     from streams.minutes import MinuteSums
 
@@ -65,8 +67,9 @@ def minute_tables(sums: MinuteSums) -> tuple[list[str], list[MetricsTable]]:
     if sums.relations:
         minute = _Minute(sums, names)
         tables = [table for scope in SCOPES if (table := minute.table(scope)).rows]
+        tables.append(_count_table(COVERAGE, coverage_of(sums), names))
     if sums.ledger:
-        tables.append(_ledger_table(sums, names))
+        tables.append(_count_table(LEDGER, sums.ledger, names))
     return names.list(), tables
 
 
@@ -262,11 +265,15 @@ def _lost(group: NDArray[np.intp], node: U32, lost: dict[int, int], size: int) -
     return totals
 
 
-def _ledger_table(sums: MinuteSums, names: _Names) -> MetricsTable:
-    rows = sorted(sums.ledger)
-    counts = np.array([sums.ledger[row] for row in rows], np.uint64).reshape(-1, 3)
+def _count_table(
+    declared: CountTable,
+    counts: Mapping[tuple[str, str, str, str, str], Sequence[int]],
+    names: _Names,
+) -> MetricsTable:
+    rows = sorted(counts)
+    values = np.array([counts[row] for row in rows], np.uint64).reshape(len(rows), -1)
     keys = {
-        key: names.column([row[place] for row in rows]) for place, key in enumerate(LEDGER.keys)
+        key: names.column([row[place] for row in rows]) for place, key in enumerate(declared.keys)
     }
-    figures = {figure.name: counts[:, place] for place, figure in enumerate(LEDGER.figures)}
-    return MetricsTable(LEDGER.name, len(rows), keys, figures)
+    figures = {figure.name: values[:, place] for place, figure in enumerate(declared.figures)}
+    return MetricsTable(declared.name, len(rows), keys, figures)

@@ -214,6 +214,7 @@ class ServiceCluster(Cluster):
         """Start the program beyond the cluster, where nobody watches."""
         return subprocess.Popen(
             ["ip", "netns", "exec", self._outside, sys.executable, "-S", str(PROGRAM), *arguments],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PODWIRE_RUN": str(os.getpid())},

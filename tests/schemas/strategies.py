@@ -12,8 +12,8 @@ from hypothesis.extra import numpy as hnp
 from schemas.catalogue import (
     BREAKDOWN_SCOPES,
     BREAKDOWNS,
+    COUNT_TABLES,
     FIGURES,
-    LEDGER,
     PROVENANCE,
     SCOPES,
     distributions_of,
@@ -162,16 +162,19 @@ def blocks(draw: st.DrawFn) -> MetricsBlock:
         parts=parts,
         attempt=draw(names),
     )
-    chosen = draw(st.lists(st.sampled_from((*SCOPES, LEDGER)), max_size=3, unique=True))
+    chosen = draw(
+        st.lists(st.sampled_from((*SCOPES, *COUNT_TABLES.values())), max_size=3, unique=True)
+    )
     return MetricsBlock(identity, dictionary, [draw(_block_table(c, dictionary)) for c in chosen])
 
 
 @st.composite
 def _block_table(draw: st.DrawFn, scope: Any, dictionary: list[str]) -> MetricsTable:
     rows = draw(st.integers(0, 4))
-    declared = LEDGER.figures if scope is LEDGER else (*FIGURES, *PROVENANCE)
+    is_scope = scope.name not in COUNT_TABLES
+    declared = (*FIGURES, *PROVENANCE) if is_scope else scope.figures
     figures = draw(st.lists(st.sampled_from(declared), max_size=4, unique=True))
-    table = MetricsTable("ledger" if scope is LEDGER else scope.name, rows)
+    table = MetricsTable(scope.name, rows)
     for key in scope.keys:
         index = st.integers(0, len(dictionary) - 1)
         table.keys[key] = draw(hnp.arrays(np.dtype("<u4"), rows, elements=index))
@@ -179,7 +182,7 @@ def _block_table(draw: st.DrawFn, scope: Any, dictionary: list[str]) -> MetricsT
         table.figures[figure.name] = draw(hnp.arrays(np.dtype("<u8"), rows))
         if figure.optional and rows:
             table.measured[figure.name] = draw(hnp.arrays(np.dtype("<u8"), rows))
-    if scope is not LEDGER:
+    if is_scope:
         declared_ = st.sampled_from(distributions_of(scope.name))
         for distribution in draw(st.lists(declared_, max_size=3, unique=True)):
             table.histograms[distribution.name] = draw(_histogram(rows, distribution.bits))

@@ -184,6 +184,7 @@ def test_unknown_pod_behind_a_service_makes_no_instance_relation() -> None:
         "service",
         "instance",
         "service_relation",
+        "coverage",
         "ledger",
     ]
     key = ("", "node-a", "streams", "connection", "instance_relation_dropped")

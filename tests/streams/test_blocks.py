@@ -39,7 +39,8 @@ def test_parts_hold_all_rows_once_and_only_their_own_names() -> None:
         BlockIdentity("events", 3, MINUTE_S, 7, 9, 0, 1, "a")
     ]
     parts = minute_blocks(closed_minute(100), "events", 3, "a", rows_per_block=30)
-    assert len(parts) == 7  # 1 service, 1 instance, 100 and 100 relations, 2 of the ledger
+    # 1 service, 1 instance, 100 and 100 relations, 1 of the coverage, 2 of the ledger
+    assert len(parts) == 7
     assert [block.identity.part for block in parts] == list(range(7))
     assert {block.identity.parts for block in parts} == {7}
     assert max(sum(table.rows for table in block.tables) for block in parts) == 30

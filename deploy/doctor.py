@@ -1,0 +1,135 @@
+"""``podwire doctor``: what this machine can measure, and how well the stored names are known.
+
+The first part is the collector's own report. The second asks the database, if one answers where
+the sink writes to: that of a cluster, or of a running ``podwire local``.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote, urlencode, urlsplit
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from collector import doctor
+from schemas.config import load_file
+from schemas.errors import TransportError
+from sink.config import SinkConfig
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["HELP", "add_arguments", "ask", "coverage_table", "run"]
+
+HELP = doctor.HELP
+_TIMEOUT_S: Final = 3.0
+_LOCAL_PORT: Final = 8123
+QUERY: Final = """
+SELECT role, resolution, reason,
+       sum(connection_count) AS connections, sum(byte_count) AS bytes,
+       connections / nullIf(sum(connections) OVER (PARTITION BY role), 0) AS connection_share,
+       bytes / nullIf(sum(bytes) OVER (PARTITION BY role), 0) AS byte_share
+FROM coverage
+WHERE time >= now() - INTERVAL 1 HOUR
+GROUP BY role, resolution, reason
+ORDER BY role, connections DESC, bytes DESC
+FORMAT JSONEachRow
+SETTINGS output_format_json_quote_64bit_integers = 0
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the subcommand."""
+    parser.add_argument(
+        "--skip-coverage", action="store_true", help="do not ask the database how names are known"
+    )
+    doctor.add_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print both reports; 0 if the collector can work here, else 1."""
+    code = doctor.run(arguments)
+    if arguments.skip_coverage:
+        return code
+    file = load_file(arguments.config) if arguments.config else None
+    config = SinkConfig.load(file)
+    console = Console()
+    try:
+        rows = ask(config, QUERY)
+    except TransportError as error:
+        console.print(Text(f"coverage is not known: {error}"))
+        return code
+    console.print(coverage_table(rows))
+    return code
+
+
+def ask(config: SinkConfig, query: str) -> list[dict[str, Any]]:
+    """Return the rows of a query of format ``JSONEachRow``.
+
+    Args:
+        config: Where the sink writes to.
+        query: The query.
+
+    Raises:
+        TransportError: If nobody answers there, or the answer is a refusal.
+    """
+    url = config.url
+    if config.embedded:
+        url = f"http://{config.sql_host}:{config.sql_port or _LOCAL_PORT}"
+    parts = urlsplit(url)
+    secure = parts.scheme == "https"
+    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+    port = parts.port or (8443 if secure else 8123)
+    connection = kind(parts.hostname or "", port, timeout=_TIMEOUT_S)
+    where = f"{parts.scheme}://{parts.hostname}:{connection.port}"
+    headers = {"X-ClickHouse-User": unquote(parts.username or "default")}
+    password = config.password or unquote(parts.password or "")
+    if password:
+        headers["X-ClickHouse-Key"] = password
+    try:
+        options = urlencode({"database": config.database})
+        connection.request("POST", f"/?{options}", query.encode(), headers)
+        answer = connection.getresponse()
+        text = answer.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException) as error:
+        raise TransportError(f"no answer from {where}: {error}") from error
+    finally:
+        connection.close()
+    if answer.status != http.client.OK:
+        raise TransportError(f"{where}: {(text.splitlines() or [''])[0][:200]}")
+    return [json.loads(line) for line in text.splitlines() if line]
+
+
+def coverage_table(rows: list[dict[str, Any]]) -> Table:
+    """Return what `QUERY` found, for people."""
+    table = Table(
+        title="who is at the ends of connections, last hour",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="dim",
+    )
+    for column in ("seen by", "known to its"):
+        table.add_column(column)
+    for column in ("connections", "share", "bytes", "share"):
+        table.add_column(column, justify="right")
+    table.add_column("why no instance")
+    for row in rows:
+        table.add_row(
+            row["role"],
+            row["resolution"],
+            f"{row['connections']:,}",
+            _percent(row["connection_share"]),
+            f"{row['bytes']:,}",
+            _percent(row["byte_share"]),
+            row["reason"].replace("_", " "),
+        )
+    return table
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f} %"
