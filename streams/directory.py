@@ -204,6 +204,10 @@ class Directory:
         """The pod that held the address at the time; never a host-network pod."""
         return self._holder(Pod, self._pods_by_address.get(address), time_ms)
 
+    def is_contested(self, address: bytes) -> bool:
+        """Whether several pods held the address, so that clocks decide which one is meant."""
+        return len(self._pods_by_address.get(address, ())) > 1
+
     def host_pod_at(self, address: bytes, port: int, time_ms: int) -> tuple[Pod | None, Span]:
         """The host-network pod that serves the port on the node's address."""
         return self._holder(Pod, self._pods_by_host_port.get((address, port)), time_ms)
@@ -288,7 +292,8 @@ class Directory:
             return None, ALWAYS
         found = (self._records[uid] for uid in uids)
         records = [record for record in found if isinstance(record, kind)]
-        records.sort(key=lambda record: (record.created_ms, record.uid))
+        # Creations are told in whole seconds: of two in one, the one that is gone was first.
+        records.sort(key=lambda it: (it.created_ms, it.deleted_ms or ALWAYS[1], it.uid))
         lower = ALWAYS[0]
         for place, record in enumerate(records):
             if place:

@@ -62,11 +62,14 @@ class Naming:
         """Return who a local end is, for how long that holds, and what might still name it."""
         span = ALWAYS
         pod = self._directory.pod_of_container(container) if container else None
-        if pod is None and not is_loopback(address):
-            pod, span = self._directory.pod_at(address, time_ms)
         if pod is not None:
             return self._pod(cluster, pod), span, b""
+        # A container that nobody knows yet may be one of the pod that had the address before.
         awaited = container if container and self._directory.has_pods else b""
+        if not is_loopback(address):
+            pod, span = self._directory.pod_at(address, time_ms)
+        if pod is not None:
+            return self._pod(cluster, pod), span, awaited
         return self._process(node, process, "unknown_container" if awaited else ""), span, awaited
 
     def remote(

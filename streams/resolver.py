@@ -112,6 +112,8 @@ class Resolver:
             rows.translated_port > 0, rows.translated_port, rows.remote_port
         ).astype(np.uint64)
         role = _roles(rows)
+        local_contested = self._contested(local_address)
+        contested = self._contested(remote_address)
         locals_, local_index = self._local_ends(batch, cache, local_address, times, missing)
         server_port = np.where(role == Role.CLIENT, remote_port, np.uint64(0))
         remotes, remote_index = self._remote_ends(
@@ -127,6 +129,8 @@ class Resolver:
             local_index,
             remotes,
             remote_index,
+            contested,
+            local_contested,
         )
         pair = (local_index * len(remotes) + remote_index) * 2 + (role - 1)
         codes, index = np.unique(pair, return_inverse=True)
@@ -196,6 +200,17 @@ class Resolver:
 
         return _answered(keys, first, index, times, cache, cache.remotes, ask, missing), index
 
+    def _contested(self, address: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        first, index = distinct(address[:, 0], address[:, 1])
+        packed = np.ascontiguousarray(address[first]).tobytes()
+        is_contested = self._directory.is_contested
+        found = np.fromiter(
+            (is_contested(packed[place : place + 16]) for place in range(0, len(packed), 16)),
+            bool,
+            len(first),
+        )
+        return found[index]
+
     def _same_host(
         self,
         node: str,
@@ -207,12 +222,15 @@ class Resolver:
         local_index: NDArray[np.intp],
         remotes: list[Identity],
         remote_index: NDArray[np.intp],
+        contested: NDArray[np.bool_],
+        local_contested: NDArray[np.bool_],
     ) -> NDArray[np.intp]:
-        # Peers that Kubernetes does not name may share the node's namespace and have rows.
+        # Peers that Kubernetes does not name may share the node's namespace and have rows. And of
+        # an address that changed hands, a peer's row knows the holder better than any clock.
         open_ends = np.array([end.kind in ("address", "loopback", "node") for end in remotes])
         is_open = open_ends[remote_index]
         sharing = np.array([end.shares_host for end in locals_])
-        candidates = np.flatnonzero(is_open | sharing[local_index])
+        candidates = np.flatnonzero(is_open | sharing[local_index] | contested | local_contested)
         if not len(candidates):
             return remote_index
         peers = self._peers.find(
@@ -225,7 +243,10 @@ class Resolver:
             locals_,
             local_index[candidates],
         )
-        found = (peers >= 0) & is_open[candidates]
+        found = (peers >= 0) & (is_open | contested)[candidates]
+        for number in np.unique(peers[found & ~is_open[candidates]]).tolist():
+            if self._peers.identity(number, locals_).kind != "pod":
+                found &= (peers != number) | is_open[candidates]
         if not found.any():
             return remote_index
         remote_index = remote_index.copy()

@@ -73,6 +73,7 @@ class Scenario:
         cluster: Cluster,
         broker: KafkaBroker,
         base: dict[str, dict[str, Any]] | None = None,
+        has_file: bool = True,
     ) -> None:
         self.data = directory / "data"
         self.cluster = cluster
@@ -83,7 +84,7 @@ class Scenario:
         self.machine = Machine(
             LocalOptions(
                 data=self.data,
-                kube=self.kube_file,
+                kube=self.kube_file if has_file else None,
                 http_port=free_port(),
                 broker=broker.bootstrap_servers,
                 node=cluster.node,

@@ -2,8 +2,9 @@
 
 ``named_traffic.py server NAME HOST PORT [HOST PORT ...]`` answers each request with its name and on
 SIGTERM prints how many connections it had from whom. ``client NAME PLAN`` does the steps of a JSON
-file, each ``{"host", "port", "count"}``, and prints how many were answered by whom. ``proxy`` is
-the sidecar of a mesh: it takes what is redirected to it, inbound on 15006 and outbound on 15001,
+file, each ``{"host", "port", "count"}``, and prints how many were answered by whom; ``asker NAME
+HOST PORT [HOST PORT ...]`` asks all of them again and again until SIGTERM. ``proxy`` is the sidecar
+of a mesh: it takes what is redirected to it, inbound on 15006 and outbound on 15001,
 and passes it on. Standard library only: it runs inside the test pods.
 """
 
@@ -48,10 +49,15 @@ def read_exactly(connection: socket.socket, size: int) -> bytes:
 def serve(name: str, places: list[str]) -> None:
     served: dict[str, int] = {}
     lock = threading.Lock()
+    stop = threading.Event()
 
     def accept(listener: socket.socket) -> None:
-        while True:
-            connection, _ = listener.accept()
+        listener.settimeout(0.02)
+        while not stop.is_set():
+            try:
+                connection, _ = listener.accept()
+            except TimeoutError:
+                continue
             with connection:
                 connection.settimeout(10)
                 sender = read_exactly(connection, REQUEST).decode().rstrip()
@@ -59,10 +65,17 @@ def serve(name: str, places: list[str]) -> None:
                 with lock:
                     served[sender] = served.get(sender, 0) + 1
 
-    for host, port in zip(places[::2], places[1::2], strict=True):
-        threading.Thread(target=accept, args=(listen(host, int(port)),), daemon=True).start()
+    threads = [
+        threading.Thread(target=accept, args=(listen(host, int(port)),))
+        for host, port in zip(places[::2], places[1::2], strict=True)
+    ]
+    for thread in threads:
+        thread.start()
     print("ready", flush=True)
     signal.sigwait({signal.SIGTERM})
+    stop.set()  # what was accepted is answered
+    for thread in threads:
+        thread.join()
     print(json.dumps(served), flush=True)
 
 
@@ -84,6 +97,20 @@ def call(name: str, plan: str) -> None:
             answered[replier] = answered.get(replier, 0) + 1
     print(json.dumps(answered), flush=True)
     sys.stdin.read()  # so that whoever looks the process up finds it, for as long as is wanted
+
+
+def keep_asking(name: str, places: list[str]) -> None:
+    answered: dict[str, int] = {}
+    print("ready", flush=True)
+    while signal.sigtimedwait({signal.SIGTERM}, 0) is None:
+        for host, port in zip(places[::2], places[1::2], strict=True):
+            try:
+                replier = ask(name, host, int(port))
+            except (OSError, AssertionError):  # a server that is being replaced
+                continue
+            answered[replier] = answered.get(replier, 0) + 1
+        signal.sigtimedwait(set(), 0.002)
+    print(json.dumps(answered), flush=True)
 
 
 def proxy() -> None:
@@ -121,6 +148,8 @@ def main() -> None:
             serve(name, places)
         case ["client", name, plan]:
             call(name, plan)
+        case ["asker", name, *places]:
+            keep_asking(name, places)
         case ["proxy"]:
             proxy()
 

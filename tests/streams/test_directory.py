@@ -67,6 +67,21 @@ def test_a_pod_made_early_gets_the_address_when_the_old_one_ends() -> None:
     assert (before.name, after.name) == ("old-1", "new-1")
 
 
+@pytest.mark.parametrize("names", [("a-1", "b-1"), ("b-1", "a-1")])
+def test_of_two_pods_made_in_one_second_the_one_that_is_gone_was_first(
+    names: tuple[str, str],
+) -> None:
+    directory = Directory(tolerance_ms=0)
+    first, second = names
+    directory.apply(pod(first, "10.0.0.1", created_ms=10_000, deleted_ms=10_400))
+    directory.apply(pod(second, "10.0.0.1", created_ms=10_000))
+    address = pack_address("10.0.0.1")
+    assert address is not None
+    found = [directory.pod_at(address, time_ms)[0] for time_ms in (10_399, 10_400)]
+    assert [holder.name for holder in found if holder] == [first, second]
+    assert directory.is_contested(address)
+
+
 def test_host_network_pods_have_ports_not_addresses() -> None:
     directory = Directory()
     container = Container("main", "c-proxy", ports=[9100])

@@ -145,6 +145,21 @@ def test_local_pod_by_address_when_no_container_is_known() -> None:
     assert names(one(resolver, builder).local) == ("web.shop", "web-2")
 
 
+def test_a_container_nobody_knows_yet_is_waited_for_though_its_address_is_known() -> None:
+    """The address may have been another pod's until just now."""
+    directory, resolver = cluster()
+    builder = BatchBuilder()
+    row = builder.connection("10.0.0.1:40000", "10.0.0.3:80", container="c-next-1")
+    builder.open(row)
+    resolution = resolver.resolve(builder.batch())
+    assert resolution.missing == {"c-next-1"}
+    assert names(resolution.relations[0].local) == ("web.shop", "web-1")
+    directory.apply(pod("next-1", "10.0.0.1"))
+    resolution = resolver.resolve(builder.batch())
+    assert resolution.missing == set()
+    assert names(resolution.relations[0].local) == ("next.shop", "next-1")
+
+
 def test_cluster_name_goes_in_front() -> None:
     _, resolver = cluster()
     builder = BatchBuilder(cluster="prod")
@@ -270,6 +285,29 @@ def test_a_pod_that_a_translated_source_hides_is_found_behind_it() -> None:
     )
     builder.open(row, accept=True)
     assert names(one(resolver, builder, row).remote) == ("web.shop", "web-1")
+
+
+def test_of_an_address_that_changed_hands_the_peers_row_knows_the_holder() -> None:
+    """Both pods are older than the event by their objects, whose times are of seconds."""
+    directory, resolver = cluster()
+    old = pod("old-1", "10.0.0.9", created_ms=NOW_MS - 9000, deleted_ms=NOW_MS + 900)
+    new = pod("new-1", "10.0.0.9", created_ms=NOW_MS - 1000)
+    directory.apply(old)
+    directory.apply(new)
+    builder = BatchBuilder()
+    client = builder.connection("10.0.0.3:40000", "10.0.0.9:80", container="c-api-1", netns=1)
+    server = builder.connection(
+        "10.0.0.9:80", "10.0.0.3:40000", Role.SERVER, container="c-new-1", netns=2
+    )
+    far = builder.connection("10.0.0.3:40001", "10.0.0.9:80", container="c-api-1", netns=1)
+    nameless = builder.connection(
+        "10.0.0.9:80", "10.0.0.3:40001", Role.SERVER, container="c-unknown", process="x", netns=2
+    )
+    for row in (client, server, far, nameless):
+        builder.open(row, accept=row in (server, nameless))
+    assert names(one(resolver, builder, client).remote)[1] == "new-1"
+    # Without a pod at the other end the clocks decide: the old one had not gone yet.
+    assert names(one(resolver, builder, far).remote)[1] == "old-1"
 
 
 def test_node_mode_names_the_node() -> None:

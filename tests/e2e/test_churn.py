@@ -1,0 +1,195 @@
+"""Pods come and go, and their addresses are used again at once: every request keeps its names.
+
+An API server tells of a pod when a kubelet would: after it has begun, and after it has ended.
+``PODWIRE_CHURN=2000`` replaces so many pods.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from deploy.demo.cluster import Cluster
+from deploy.demo.kubernetes import Workload, _pod, _uid
+from deploy.local.machine import podwire_command
+from tests.collector_kube.fake_api import FakeApi
+from tests.collector_kube.test_credentials import kubeconfig
+from tests.e2e.harness import Scenario
+from tests.e2e.named_traffic import REQUEST, RESPONSE
+from tests.e2e.service_cluster import PROGRAM
+from tests.support.kafka import KafkaBroker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from deploy.demo.kubernetes import Pod
+
+pytestmark = [
+    pytest.mark.bpf,
+    pytest.mark.kafka,
+    pytest.mark.clickhouse,
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+]
+
+TURNS = int(os.environ.get("PODWIRE_CHURN", "60"))
+PORT = 8080
+TOLD_LATE_S = 0.15
+WORKLOADS = (Workload("asker", "churn", replicas=3), Workload("server", "churn", replicas=3))
+
+
+class Turnover:
+    """The pods of now: each place has an address for ever, and one pod after the other."""
+
+    def __init__(self, cluster: Cluster, api: FakeApi) -> None:
+        self.cluster = cluster
+        self.api = api
+        self.answered: dict[tuple[str, str], int] = {}
+        self.served: dict[tuple[str, str], int] = {}
+        self._running: list[tuple[Pod, subprocess.Popen[str]]] = []
+        self._untold: deque[tuple[float, Pod, Pod]] = deque()
+        for pod in cluster.pods:
+            self._running.append((pod, self._begin(pod)))
+            api.put(_dated(pod))
+
+    def turn(self, number: int) -> None:
+        """Replace one pod."""
+        place = number % len(self._running)
+        old, process = self._running[place]
+        self._end(old, process)
+        name = f"{old.name.rpartition('-')[0]}-{number:05}"
+        fresh = replace(
+            old,
+            name=name,
+            uid=_uid(f"churn/{name}"),
+            container_id=f"{number:064x}",
+        )
+        self.cluster.cgroup(fresh).mkdir(parents=True)
+        self._running[place] = fresh, self._begin(fresh)
+        self._untold.append((time.monotonic() + TOLD_LATE_S, old, fresh))
+        self.tell()
+
+    def tell(self, everything: bool = False) -> None:
+        """Let the API server know what is due."""
+        while self._untold and (everything or self._untold[0][0] <= time.monotonic()):
+            _, old, fresh = self._untold.popleft()
+            self.api.delete("pods", old.uid)
+            self.api.put(_dated(fresh))
+
+    def end(self) -> None:
+        """Stop all; askers first."""
+        self.tell(everything=True)
+        for pod, process in self._running:
+            self._end(pod, process)
+
+    def _begin(self, pod: Pod) -> subprocess.Popen[str]:
+        if pod.workload.name == "server":
+            arguments = ["server", pod.name, pod.ipv4, str(PORT), pod.ipv6, str(PORT)]
+        else:
+            arguments = ["asker", pod.name]
+            for server in self.cluster.pods_of("server"):
+                arguments += [server.ipv4, str(PORT), server.ipv6, str(PORT)]
+        argv = [sys.executable, "-S", str(PROGRAM), *arguments]
+        process: subprocess.Popen[str] = self.cluster.start(
+            pod, argv, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    def _end(self, pod: Pod, process: subprocess.Popen[str]) -> None:
+        process.terminate()
+        output, _ = process.communicate(timeout=30)
+        for other, count in json.loads(output).items():
+            if pod.workload.name == "server":
+                self.served[other, pod.name] = self.served.get((other, pod.name), 0) + count
+            else:
+                self.answered[pod.name, other] = self.answered.get((pod.name, other), 0) + count
+
+
+def _dated(pod: Pod) -> dict[str, Any]:
+    # Kubernetes tells times in whole seconds.
+    found = _pod(pod)
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    found["metadata"]["creationTimestamp"] = found["status"]["startTime"] = now
+    return found
+
+
+class ReusedCluster(Cluster):
+    """Pods of one place share a network namespace, as they share its address."""
+
+    def _netns_path(self, pod: Pod) -> str:
+        (place,) = (one for one in self.pods if one.ipv4 == pod.ipv4)
+        return super()._netns_path(place)
+
+
+@pytest.fixture
+def api() -> Iterator[FakeApi]:
+    with FakeApi() as api:
+        yield api
+
+
+@pytest.fixture
+def running(tmp_path: Path, api: FakeApi) -> Iterator[Scenario]:
+    with (
+        KafkaBroker.started(tmp_path / "kafka") as broker,
+        ReusedCluster("churn", WORKLOADS, "node-1") as cluster,
+    ):
+        base = {"streams": {"host_processes": "node"}}
+        scenario = Scenario(tmp_path, cluster, broker, base, has_file=False)
+        try:
+            yield scenario
+        finally:
+            scenario.abort()
+
+
+def test_every_request_keeps_its_names(running: Scenario, api: FakeApi, tmp_path: Path) -> None:
+    cluster = running.cluster
+    api.put(*(item for item in cluster.kube_list()["items"] if item["kind"] == "Node"))
+    running.watch()
+    config = tmp_path / "kubeconfig"
+    config.write_text(yaml.safe_dump(kubeconfig(cluster={"server": api.url})))
+    settings = running.machine.layout.config_file
+    command = podwire_command("kube", "--config", str(settings), "--kubeconfig", str(config))
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as kube:
+        try:
+            api.wait_for_watches("pods", "nodes")
+            turnover = Turnover(cluster, api)
+            for number in range(TURNS):
+                turnover.turn(number)
+                running.check()
+            turnover.end()
+            assert running.finish() == []
+        finally:
+            kube.terminate()
+    assert turnover.served == turnover.answered
+    assert len(turnover.answered) > TURNS
+    found = _rows(running)
+    expected: dict[tuple[str, str, str], int] = {}
+    for (client, server), count in turnover.answered.items():
+        expected["client", client, server] = count * RESPONSE
+        expected["server", client, server] = count * REQUEST
+    wrong = {key: size for key, size in found.items() if key not in expected}
+    assert wrong == {}
+    assert found == expected
+
+
+def _rows(run: Scenario) -> dict[tuple[str, str, str], Any]:
+    # What was refused or reset moved nothing: what was read tells the requests that count.
+    rows = run.query(
+        "SELECT role, client_instance, server_instance, sum(read_bytes) AS size"
+        " FROM podwire.instance_relation_metrics"
+        " WHERE client_service LIKE '%.churn' OR server_service LIKE '%.churn'"
+        " GROUP BY ALL HAVING size > 0"
+    )
+    return {(r["role"], r["client_instance"], r["server_instance"]): r["size"] for r in rows}
