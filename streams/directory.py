@@ -70,7 +70,8 @@ class Directory:
         self._nodes_by_address: dict[bytes, set[str]] = {}
         self._slices_by_service: dict[tuple[str, str], set[str]] = {}
         self._slices_by_pod: dict[tuple[str, str], set[str]] = {}
-        self._pod_ranges: dict[str, list[tuple[int, int]]] = {}
+        # Networks by mask: a cluster has thousands of ranges, but of one or two sizes.
+        self._pod_ranges: dict[int, Counter[int]] = {}
         self._last_service: dict[str, str] = {}
 
     # Changes
@@ -160,7 +161,8 @@ class Directory:
             if address := pack_address(text):
                 self._nodes_by_address.setdefault(address, set()).add(node.uid)
                 keys.addresses.append(address)
-        self._pod_ranges[node.uid] = [r for r in map(pack_network, node.pod_cidrs) if r]
+        for network, mask in filter(None, map(pack_network, node.pod_cidrs)):
+            self._pod_ranges.setdefault(mask, Counter())[network] += 1
 
     def _take_out(self, uid: str) -> None:
         record = self._records.pop(uid)
@@ -185,7 +187,13 @@ class Directory:
             _discard_all(self._slices_by_pod, _slice_references(record), uid)
         else:
             _discard_all(self._nodes_by_address, keys.addresses, uid)
-            self._pod_ranges.pop(uid, None)
+            for network, mask in filter(None, map(pack_network, record.pod_cidrs)):
+                networks = self._pod_ranges[mask]
+                networks[network] -= 1
+                if not networks[network]:
+                    del networks[network]
+                if not networks:
+                    del self._pod_ranges[mask]
 
     # Questions
 
@@ -234,11 +242,7 @@ class Directory:
     def is_pod_address(self, address: bytes) -> bool:
         """Whether the address lies in a node's pod range, known pod or not."""
         number = int.from_bytes(address, "big")
-        return any(
-            number & mask == network
-            for ranges in self._pod_ranges.values()
-            for network, mask in ranges
-        )
+        return any(number & mask in networks for mask, networks in self._pod_ranges.items())
 
     def service_of(self, pod: Pod) -> str:
         """Name of the service the pod stands for: the shortest, then the first in ASCII order.
