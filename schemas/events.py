@@ -144,8 +144,11 @@ class RequestOutcome(IntEnum):
     """How a call ended."""
 
     ANSWERED = 0
+    """The whole response was seen, or passed where it could not be seen."""
     ABORTED = 1
+    """A final response began and did not end: a reset, or the end of the connection."""
     UNANSWERED = 2
+    """No final response came before the end of the connection or a reset."""
 
 
 class RequestFlag(IntFlag):

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, Protocol
 
+from schemas.events import RequestOutcome as Outcome
+
 __all__ = [
     "NOT_GRPC",
     "NO_STATUS",
@@ -49,17 +51,6 @@ class Version(IntEnum):
     HTTP_1_0 = 10
     HTTP_1_1 = 11
     HTTP_2 = 20
-
-
-class Outcome(IntEnum):
-    """How a call ended."""
-
-    ANSWERED = 0
-    """The whole response was seen."""
-    ABORTED = 1
-    """A final response began and did not end: a reset, or the end of the connection."""
-    UNANSWERED = 2
-    """No final response came before the end of the connection or a reset."""
 
 
 class TraceProvider(IntEnum):

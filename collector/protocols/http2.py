@@ -30,7 +30,7 @@ from collector.protocols.frames import LARGEST_FRAME_SIZE, Setting
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from collector.protocols.frame_reader import Block
+    from collector.protocols.frame_sink import Block
 
 __all__ = ["Http2"]
 

@@ -451,11 +451,12 @@ def compare_lossy(
     lines = {(one.port, one.fields["path"]): one for _, missing in results for one in missing}
     problems = []
     for row in left:
-        problems.append(f"row without a line\n    {_brief(row)}")
+        text = f"row without a line\n    {_brief(row)}"
         one = lines.get((row[client_port], row["path"]))
         if one is not None:
             differences = ", ".join(one.differs(row, is_partial=True))
-            problems.append(f"{differences}\n    {json.dumps(one.line)}")
+            text += f"\n    {differences}\n    {json.dumps(one.line)}"
+        problems.append(text)
     return problems, [one for _, missing in results for one in missing if not one.is_optional]
 
 
