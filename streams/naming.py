@@ -64,11 +64,11 @@ class Naming:
         pod = self._directory.pod_of_container(container) if container else None
         if pod is not None:
             return self._pod(cluster, pod), span, b""
-        # A container that nobody knows yet may be one of the pod that had the address before.
         awaited = container if container and self._directory.has_pods else b""
         if not is_loopback(address):
             pod, span = self._directory.pod_at(address, time_ms)
-        if pod is not None:
+        # A container that is none of the pod's may be the next pod's with the address: better none.
+        if pod is not None and not (container and any(each.id for each in pod.containers)):
             return self._pod(cluster, pod), span, awaited
         return self._process(node, process, "unknown_container" if awaited else ""), span, awaited
 

@@ -153,7 +153,7 @@ def test_a_container_nobody_knows_yet_is_waited_for_though_its_address_is_known(
     builder.open(row)
     resolution = resolver.resolve(builder.batch())
     assert resolution.missing == {"c-next-1"}
-    assert names(resolution.relations[0].local) == ("web.shop", "web-1")
+    assert names(resolution.relations[0].local) == ("node-a", "node-a")
     directory.apply(pod("next-1", "10.0.0.1"))
     resolution = resolver.resolve(builder.batch())
     assert resolution.missing == set()
