@@ -22,6 +22,7 @@
 
 #include "programs/calls.h"
 #include "programs/buffers.h"
+#include "programs/heads.h"
 #include "programs/framing.h"
 #include "programs/payloads.h"
 #include "programs/transfers.h"

@@ -25,11 +25,19 @@ __all__ = [
     "Direction",
     "Kind",
     "MeasuredFlag",
+    "PayloadFlag",
     "ProcessEvent",
     "ReadFigure",
     "Role",
     "WriteFigure",
 ]
+
+
+class PayloadFlag(IntFlag):
+    """``enum podwire_payload_flag``."""
+
+    CLEAR = 1
+    BEGUN = 2
 
 
 class ConnectionEvent(IntEnum):
@@ -128,6 +136,7 @@ class ConnectionFlag(IntFlag):
     """``enum podwire_connection_flag``."""
 
     PREEXISTING = 1
+    TLS = 2
 
 
 class Kind(IntEnum):
@@ -147,9 +156,10 @@ class ProcessEvent(IntEnum):
 
     EXEC = 1
     EXIT = 2
+    MAPPED = 3
 
 
-LAYOUT_HASH: Final = "c27863b1160466bda8cc28fa581e8828e0ab5c2bed58abdb1f521214778c7bb1"
+LAYOUT_HASH: Final = "267f366c4fc3d0d3c16fb657d61562646019d6d9f93420baedfdbf69461a75a2"
 """See `hash_layout`."""
 
 CONNECTION_RECORD: Final = np.dtype(
@@ -288,7 +298,7 @@ PROCESS_RECORD: Final = np.dtype(
             "event",
             "pad",
             "comm",
-            "pad2",
+            "file",
         ],
         "formats": [
             "<u8",
@@ -329,7 +339,7 @@ PAYLOAD_RECORD: Final = np.dtype(
             "captured",
             "cpu",
             "direction",
-            "pad",
+            "flags",
         ],
         "formats": [
             "<u8",
@@ -426,8 +436,10 @@ COUNTS: Final = np.dtype(
             "ring_full",
             "map_full",
             "unannounced",
+            "unpaired",
         ],
         "formats": [
+            "<u8",
             "<u8",
             "<u8",
             "<u8",
@@ -438,8 +450,9 @@ COUNTS: Final = np.dtype(
             8,
             16,
             24,
+            32,
         ],
-        "itemsize": 32,
+        "itemsize": 40,
     }
 )
 """``struct podwire_counts``."""

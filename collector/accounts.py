@@ -24,8 +24,8 @@ def kernel_entries(increments: NDArray[np.uint64]) -> list[Entry]:
     """Return the ledger rows of the kernel stage.
 
     Args:
-        increments: Shape (kinds, 4): submitted, ring_full, map_full, unannounced of each kind of
-            ``enum podwire_kind`` since the last call.
+        increments: A row for each kind of ``enum podwire_kind``: the fields of ``struct
+            podwire_counts`` since the last call.
     """
     ledger = Ledger()
     for kind, counts in zip(_KERNEL_KINDS, increments.tolist(), strict=True):

@@ -27,7 +27,7 @@ ABI: Final = ROOT / "collector" / "abi.py"
 ARCHITECTURES: Final = {"x86_64": "x86", "aarch64": "arm64"}
 CORE: Final = ("podwire", "podwire-fd")
 """What is built per architecture and makes records; `collector.attach` chooses one."""
-VARIANTS: Final = (*CORE, "podwire-stages")
+VARIANTS: Final = (*CORE, "podwire-stages", "podwire-tls", "podwire-tls-fd")
 """All that is built per architecture."""
 FLAGS: Final = (
     "-target", "bpf", "-O2", "-g", "-Wall", "-Werror", "-mcpu=v3", "-fdebug-compilation-dir=.",

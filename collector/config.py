@@ -18,6 +18,7 @@ __all__ = [
     "object_path",
     "object_paths",
     "stages_path",
+    "tls_path",
 ]
 
 ARCHITECTURES = ("x86_64", "aarch64")
@@ -106,6 +107,11 @@ class CollectorConfig(Config):
         minimum=1024,
         maximum=1 << 22,
     )
+    tls: str = setting(
+        "on",
+        "on: messages inside TLS are read at the functions of TLS libraries; off: they are not",
+        choices=("on", "off"),
+    )
     object_file: str = setting("", "eBPF object to load [default: the one for this machine]")
     proc_path: str = setting("/proc", "Where the /proc of the node's own processes is")
     cgroup_path: str = setting("", "Where the node's /sys/fs/cgroup is [default: as mounted]")
@@ -160,6 +166,15 @@ def stages_path() -> Path:
         UnsupportedFeature: If none is built for this machine.
     """
     return _built("podwire-stages.bpf.o")[0]
+
+
+def tls_path(core: Path) -> Path:
+    """Return the eBPF object for what is inside TLS, to run beside a core object.
+
+    Raises:
+        UnsupportedFeature: If none is built for this machine.
+    """
+    return _built(core.name.replace("podwire", "podwire-tls", 1))[0]
 
 
 def allowed_twins(config: CollectorConfig) -> tuple[str, ...]:

@@ -2,7 +2,9 @@
 
 Pieces of a direction carry TCP's sequence numbers, so whatever was not captured - a call that the
 ring had no room for, bytes that need no look - is a gap of known length, and is told to the parser
-as such. Pure: the parsers come from outside, and what the kernel should leave out is returned.
+as such. What a connection says inside TLS is a conversation of its own, with a count of the clear
+bytes for sequence numbers. Pure: the parsers come from outside, and what the kernel should leave
+out is returned.
 
 Invariant: a close that `end` is told of takes effect at the second `apply` after it, because the
 last pieces of a connection can be drained after its close.
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from collector.abi import ConnectionFlag, Direction, Role
+from collector.abi import ConnectionFlag, Direction, PayloadFlag, Role
 from collector.protocols.calls import Call, Settings, Side
 from collector.protocols.detect import Protocol as Spoken
 from collector.protocols.exchange import Conversation
@@ -46,12 +48,14 @@ class Verdict:
         reads: Sequence number before which reads need not be captured, or None.
         writes: The same for writes.
         is_unwanted: Nothing more of it need be captured.
+        is_inside_tls: Whether this is about its clear bytes.
     """
 
     connection_id: int
     reads: int | None = None
     writes: int | None = None
     is_unwanted: bool = False
+    is_inside_tls: bool = False
 
 
 Found = tuple[int, Call]
@@ -60,9 +64,11 @@ Found = tuple[int, Call]
 
 @dataclass(slots=True)
 class _State:
-    # One connection. `expected`: sequence number of the next read and write, None before the first.
+    # One connection, or what is inside TLS of it. `expected`: sequence number of the next read and
+    # write, None before the first.
     exchange: Conversation | None
     request_direction: int
+    is_inside_tls: bool
     is_excluded: bool = False
     expected: list[int | None] = field(default_factory=lambda: [None, None])
     skipping: list[int | None] = field(default_factory=lambda: [None, None])
@@ -83,6 +89,7 @@ class Conversations:
         self._table = table
         self._settings = settings
         self._max = max_conversations
+        # By connection id; what is inside TLS by its complement
         self._states: dict[int, _State] = {}
         self._ending: list[dict[int, int]] = [{}, {}]
         self._calls: list[Found] = []
@@ -148,16 +155,17 @@ class Conversations:
             records[name].tolist()
             for name in (
                 *("connection_id", "direction", "position", "size", "captured"),
-                *("start_ns", "end_ns"),
+                *("start_ns", "end_ns", "flags"),
             )
         )
         states = self._states
-        for (connection_id, direction, position, size, captured, start_ns, end_ns), data in zip(
-            zip(*columns, strict=True), pieces.captured(), strict=True
-        ):
-            state = states.get(connection_id)
+        for (
+            (connection_id, direction, position, size, captured, start_ns, end_ns, flags),
+            data,
+        ) in zip(zip(*columns, strict=True), pieces.captured(), strict=True):
+            state = states.get(~connection_id if flags else connection_id)
             if state is None:
-                state = self._begin(connection_id, direction, data)
+                state = self._begin(connection_id, direction, data, flags)
             if state is None:
                 self.unknown += 1
                 continue
@@ -205,11 +213,10 @@ class Conversations:
                     self.uncaptured_bytes += missing
                 exchange.skip(side, size - captured, start_ns, end_ns)
             if exchange.done:
-                self._calls += [(connection_id, call) for call in exchange.done]
-                exchange.done.clear()
+                self._take(connection_id, state)
             if exchange.protocol is Spoken.OTHER:
                 state.exchange = None
-                self._verdicts.append(Verdict(connection_id, is_unwanted=True))
+                self._refuse(connection_id, state)
             elif size >= _WORTH_ASKING or state.skipping[place] is not None:
                 self._skip_ahead(connection_id, state, side, place)
 
@@ -224,9 +231,24 @@ class Conversations:
             return
         state.skipping[place] = until
         reads, writes = state.skipping
-        self._verdicts.append(Verdict(connection_id, reads, writes))
+        self._verdicts.append(
+            Verdict(connection_id, reads, writes, is_inside_tls=state.is_inside_tls)
+        )
 
-    def _begin(self, connection_id: int, direction: int, data: bytes) -> _State | None:
+    def _refuse(self, connection_id: int, state: _State) -> None:
+        self._verdicts.append(
+            Verdict(connection_id, is_unwanted=True, is_inside_tls=state.is_inside_tls)
+        )
+
+    def _take(self, connection_id: int, state: _State) -> None:
+        assert state.exchange is not None
+        for call in state.exchange.done:
+            call.is_inside_tls = state.is_inside_tls
+            self._calls.append((connection_id, call))
+        state.exchange.done.clear()
+
+    def _begin(self, connection_id: int, direction: int, data: bytes, flags: int) -> _State | None:
+        is_inside_tls = bool(flags & PayloadFlag.CLEAR)
         slot = int(self._table.find(np.array([connection_id], np.uint64))[0])
         if slot < 0:
             return None
@@ -235,16 +257,19 @@ class Conversations:
             self.given_up += 1
             del self._states[next(iter(self._states))]
         if row["excluded"]:
-            state = _State(None, Direction.READ, is_excluded=True)
-            self._verdicts.append(Verdict(connection_id, is_unwanted=True))
+            state = _State(None, Direction.READ, is_inside_tls, is_excluded=True)
+            self._refuse(connection_id, state)
         else:
-            is_joined = bool(row["flags"] & ConnectionFlag.PREEXISTING)
-            if is_joined:
+            is_preexisting = bool(row["flags"] & ConnectionFlag.PREEXISTING)
+            is_joined = not flags & PayloadFlag.BEGUN if is_inside_tls else is_preexisting
+            if is_preexisting:
                 self._correct_role(slot, direction, data)
             is_server = self._table.rows["role"][slot] == Role.SERVER
             request = Direction.READ if is_server else Direction.WRITE
-            state = _State(Conversation([], self._settings, is_joined), request)
-        self._states[connection_id] = state
+            state = _State(Conversation([], self._settings, is_joined), request, is_inside_tls)
+        if is_inside_tls:
+            self._table.rows["flags"][slot] |= ConnectionFlag.TLS
+        self._states[~connection_id if is_inside_tls else connection_id] = state
         return state
 
     def _correct_role(self, slot: int, direction: int, data: bytes) -> None:
@@ -259,8 +284,8 @@ class Conversations:
         self._table.rows["role"][slot] = role
 
     def _close(self, connection_id: int, end_ns: int) -> None:
-        state = self._states.pop(connection_id, None)
-        if state is None or state.exchange is None:
-            return
-        state.exchange.close(end_ns)
-        self._calls += [(connection_id, call) for call in state.exchange.done]
+        for key in (connection_id, ~connection_id):
+            state = self._states.pop(key, None)
+            if state is not None and state.exchange is not None:
+                state.exchange.close(end_ns)
+                self._take(connection_id, state)

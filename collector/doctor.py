@@ -28,6 +28,7 @@ from collector.figures import STAGE_FIGURES, availability, measured
 from collector.libbpf import load_library
 from collector.netlink import host_path, read_conntrack
 from collector.stages import Stages, start_stages
+from collector.tls.watcher import start_tls
 from schemas.config import KafkaConfig, load_file
 from schemas.errors import BpfError, PodwireError
 from schemas.topics import EVENTS
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from collector.libbpf import BpfObject
+    from collector.tls.probes import File
+    from collector.tls.watcher import Watcher
 
 __all__ = ["HELP", "Check", "add_arguments", "run"]
 
@@ -77,6 +80,8 @@ class Found:
     stages: Stages = field(default_factory=lambda: Stages(None))
     without_parsers: str = ""
     """Why no message is parsed, if so."""
+    tls_files: tuple[File, ...] = ()
+    """Files of TLS libraries in use."""
 
     @property
     def all_hooks(self) -> tuple[Hook, ...]:
@@ -155,16 +160,34 @@ def load_check(config: CollectorConfig) -> tuple[list[Check], Found]:
     except PodwireError as error:
         return [Check("programs", False, "not loaded", str(error).splitlines()[0])], Found()
     stages = start_stages(config, opened, constants)
+    tls = start_tls(config, opened, constants)
+    files = () if tls.probes is None else tuple(each for each in tls.probes.files if each.library)
+    found = Found(tuple(hooks), stages, "" if parses else SWITCHED_OFF, files)
+    inside = tls_check(tls)
+    tls.close()
     for each in (stages.object, opened):
         if each is not None:
             each.close()
-    found = Found(tuple(hooks), stages, "" if parses else SWITCHED_OFF)
     attached = sum(hook.attached for hook in hooks)
     text = f"{attached} of {len(hooks)} attached ({'/'.join(opened.path.parts[-2:])})"
     if passed_over:
         text += f"; {passed_over}"
     core = Check("programs", attached == len(hooks), text, "see the hooks below")
-    return [core, _stages_check(found)], found
+    return [core, _stages_check(found), inside], found
+
+
+def tls_check(tls: Watcher) -> Check:
+    """Say which TLS libraries are read here, and of how many files that could not be found out."""
+    if tls.probes is None:
+        return Check("TLS", True, tls.reason, is_partial=True)
+    libraries = [file for file in tls.probes.files if file.library]
+    refused = sum(not file.functions for file in libraries)
+    forbidden = tls.probes.failed["forbidden"]
+    text = f"{len(libraries) - refused} of {len(libraries)} files of TLS libraries are read"
+    if forbidden:
+        text += f"; {forbidden} processes cannot be looked at"
+    advice = "run as root or with CAP_SYS_PTRACE" if forbidden else "see the files below"
+    return Check("TLS", True, text, advice, is_partial=bool(forbidden or refused))
 
 
 def _stages_check(found: Found) -> Check:
@@ -245,6 +268,14 @@ def report(console: Console, checks: list[Check], found: Found) -> None:
             ways = ", ".join(target.ways)
             why = footnotes.marks(target.refusals)
             table.add_row(target.name, _mark(bool(ways), "-"), ways, Text(why))
+        console.print("", table)
+    if found.tls_files:
+        table = _table("TLS libraries in use", "file", "state", "library", "functions", "why not")
+        for file in found.tls_files:
+            count = str(file.functions)
+            table.add_row(
+                Text(file.path), _mark(bool(file.functions)), file.library, count, file.reason or ""
+            )
         console.print("", table)
     table = _table("figures", "figure", "state", "through, or what is missing")
     for row in availability(found.all_hooks, found.stages.reason, found.without_parsers):

@@ -57,6 +57,7 @@ _FUNCTIONS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "bpf_program__set_autoload": (_INT, (_POINTER, _BOOL)),
     "bpf_program__fd": (_INT, (_POINTER,)),
     "bpf_program__attach": (_POINTER, (_POINTER,)),
+    "bpf_program__attach_uprobe": (_POINTER, (_POINTER, _BOOL, _INT, _TEXT, _SIZE)),
     "bpf_link__fd": (_INT, (_POINTER,)),
     "bpf_link__destroy": (_INT, (_POINTER,)),
     "bpf_iter_create": (_INT, (_INT,)),
@@ -71,6 +72,7 @@ _FUNCTIONS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "bpf_map__value_size": (_U32, (_POINTER,)),
     "bpf_map__initial_value": (_POINTER, (_POINTER, ctypes.POINTER(_SIZE))),
     "bpf_map_lookup_elem": (_INT, (_INT, _POINTER, _POINTER)),
+    "bpf_map_delete_elem": (_INT, (_INT, _POINTER)),
     "bpf_map_update_elem": (_INT, (_INT, _POINTER, _POINTER, ctypes.c_uint64)),
     "bpf_obj_get_info_by_fd": (_INT, (_INT, _POINTER, ctypes.POINTER(_U32))),
     "btf__find_by_name_kind": (ctypes.c_int32, (_POINTER, _TEXT, _U32)),
@@ -96,6 +98,7 @@ _LOG_BUFFER_BYTES: Final = 1 << 18
 _LOG_LINES: Final = 200
 _TAIL_LINES: Final = 15
 _DEBUG_LEVEL: Final = 2
+_EVERY_PROCESS: Final = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,6 +385,35 @@ class BpfObject:
             f"attach {program}", "bpf_program__attach", self._programs[program][1]
         )
 
+    def attach_function(self, program: str, path: str, offset: int, *, at_return: bool) -> int:
+        """Attach a loaded program to a function of a file, for every process that uses it.
+
+        Args:
+            program: Of a ``uprobe`` or ``uretprobe`` section.
+            path: Of the file; the probe belongs to the inode, the path need not stay.
+            offset: Of the function's first instruction in the file.
+            at_return: Whether it runs when the function returns, else when it is entered.
+
+        Returns:
+            A link for `release`.
+        """
+        self.library.clear_log()
+        return int(
+            self.library.checked(
+                f"attach {program}",
+                "bpf_program__attach_uprobe",
+                self._programs[program][1],
+                at_return,
+                _EVERY_PROCESS,
+                os.fsencode(path),
+                offset,
+            )
+        )
+
+    def release(self, link: int) -> None:
+        """Detach what `attach_function` attached; once."""
+        self.library.call("bpf_link__destroy", link)
+
     def run_iterator(self, program: str) -> bytes:
         """Run an attached ``iter/`` program over all objects now; return what it printed."""
         fd = self.library.checked(
@@ -461,6 +493,11 @@ class BpfObject:
         self.library.checked(
             f"write map {map_name}", "bpf_map_update_elem", self.map_fd(map_name), key, value, 0
         )
+
+    def delete_from_map(self, map_name: str, key: bytes) -> bool:
+        """Delete a key of a map; whether it was there."""
+        deleted = self.library.call("bpf_map_delete_elem", self.map_fd(map_name), key)
+        return int(deleted) == 0
 
     def close(self) -> None:
         """Detach, unload and free everything; safe to repeat."""

@@ -264,7 +264,8 @@ class Pipeline:
     def _enter_processes(self, processes: NDArray[Any]) -> None:
         count = len(processes)
         if count:
-            self._resolver.forget(np.unique(processes["pid"]).tolist())
+            other = processes[processes["event"] != ProcessEvent.MAPPED]
+            self._resolver.forget(np.unique(other["pid"]).tolist())
             if self._conntrack is not None:
                 exited = processes["pid"][processes["event"] == ProcessEvent.EXIT]
                 self._conntrack.forget(exited.tolist())

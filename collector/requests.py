@@ -13,7 +13,7 @@ import numpy as np
 
 from collector.protocols.calls import NOT_GRPC, UNMEASURED
 from schemas.columns import UNMEASURED_U32, UNMEASURED_U64
-from schemas.events import GRPC_UNKNOWN, Requests
+from schemas.events import GRPC_UNKNOWN, RequestFlag, Requests
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,7 +115,7 @@ def request_columns(
         connection=np.zeros(count, np.uint32),
         version=column("version", np.uint8),
         outcome=column("outcome", np.uint8),
-        flags=np.zeros(count, np.uint8),
+        flags=column("is_inside_tls", np.uint8) * np.uint8(RequestFlag.TLS),
         method=texts("method"),
         path=texts("path"),
         host=texts("host"),

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -24,12 +25,12 @@ from collector.payload_ring import NO_PIECES, PayloadRing, create_payload_ring
 from collector.pipeline import Drained
 from collector.ringbuf import Ring, SequenceTracker, create_ring
 from collector.stages import OFF, Stages, start_stages
+from collector.tls.watcher import Watcher, start_tls
 from schemas.errors import BpfError, ConfigError, DecodeError, LayoutMismatch
 from schemas.telemetry import counter, gauge
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -106,6 +107,7 @@ class KernelSource:
             "podwire_id_base": time.clock_gettime_ns(time.CLOCK_MONOTONIC),
             "podwire_stages": int(config.stages != "off"),
             "podwire_payloads": int(config.protocols != "off"),
+            "podwire_tls": int(config.tls != "off" and config.protocols != "off"),
         }
         self._rings: dict[str, Ring] = {}
         self._payloads: PayloadRing | None = None
@@ -114,17 +116,19 @@ class KernelSource:
         for path in paths:
             require_layout(path)
         self.stages = Stages(None)
+        self.tls = Watcher(None, Path(config.proc_path))
 
         def prepare(core: BpfObject) -> None:
             # Before the core makes records: the first must not lack what hooks attached later would
             # have added, and no ring fills up while the hooks are tried.
-            self._close_stages()
+            self._close_others()
             self.stages = start_stages(config, core, constants)
+            self.tls = start_tls(config, core, constants)
 
         try:
             self._object, self.hooks, passed_over = attach_first(paths, constants, sizes, prepare)
         except BaseException:
-            self._close_stages()
+            self._close_others()
             raise
         hooks = (*self.hooks, *self.stages.hooks)
         self.measured, self.measured_ipv6 = measured(hooks), measured(hooks, family=6)
@@ -156,6 +160,7 @@ class KernelSource:
         # open sockets than the ring holds.
         self._finder = threading.Thread(target=self._find_older, name="older-sockets", daemon=True)
         self._finder.start()
+        self.tls.start()
         attached = sum(hook.attached for hook in (*self.hooks, *self.stages.hooks))
         gauge("podwire_collector_hooks").labels("attached").set(attached)
         gauge("podwire_collector_hooks").labels("missing").set(len(self.missing_hooks))
@@ -210,7 +215,10 @@ class KernelSource:
             pieces = self._payloads.drain()
             self.sequences["payloads"].add(pieces.records["cpu"], pieces.records["sequence"])
         connections = self._drain("connections")
-        return Drained(connections, transfers, self._drain("processes"), drops, pieces)
+        processes = self._drain("processes")
+        if len(processes):
+            self.tls.notice(processes)
+        return Drained(connections, transfers, processes, drops, pieces)
 
     def tell(self, verdicts: Sequence[Verdict]) -> None:
         """Say what need not be captured any more; that it is not heard costs only time."""
@@ -221,9 +229,12 @@ class KernelSource:
                     value["position"][place] = position
                     value["is_skipping"][place] = 1
             value["is_unwanted"] = verdict.is_unwanted
+            holder, name = self._object, "verdicts"
+            if verdict.is_inside_tls and self.tls.object is not None:
+                holder, name = self.tls.object, "tls_verdicts"
             try:
                 key = verdict.connection_id.to_bytes(8, sys.byteorder)
-                self._object.update_map("verdicts", key, value.tobytes())
+                holder.update_map(name, key, value.tobytes())
             except BpfError as error:
                 counter("podwire_errors_total").labels("collector", "verdict").inc()
                 _LOG.debug("a verdict was not heard: %s", error)
@@ -243,7 +254,7 @@ class KernelSource:
         return (*self._rings.values(), *payloads)
 
     def counts(self) -> NDArray[np.uint64]:
-        """Return the increments of the kernel's counters, summed over CPUs, shape (6, 4)."""
+        """Return the increments of the kernel's counters, summed over CPUs, one row a kind."""
         self._count_skipped()
         for ring in self._every_ring():
             gauge("podwire_collector_ring_used_bytes").labels(ring.name).set(ring.used)
@@ -280,6 +291,7 @@ class KernelSource:
         """Detach every program; the rings can still be drained."""
         if self._finder is not None:
             self._finder.join()
+        self.tls.detach()
         # What the stages add to a flow, the core tells: they end first.
         if self.stages.object is not None:
             self.stages.object.detach()
@@ -293,9 +305,10 @@ class KernelSource:
             ring.close()
         self._rings.clear()
         self._payloads = None
-        self._close_stages()
+        self._close_others()
         self._object.close()
 
-    def _close_stages(self) -> None:
+    def _close_others(self) -> None:
+        self.tls.close()
         if self.stages.object is not None:
             self.stages.object.close()

@@ -32,6 +32,7 @@ Reason = Literal[
     "ring_full",  # kernel: no room in the ring buffer
     "map_full",  # kernel: no memory for socket or task state
     "unannounced",  # kernel: the connection record had not fitted, so its events cannot be named
+    "unpaired",  # kernel: bytes inside TLS of a session whose connection is not known
     "malformed",  # a record or row that fails its checks
     "unknown_connection",  # collector: an event of a connection that was never announced
     "untold",  # collector: bytes that a parser needed, of calls that no record tells of

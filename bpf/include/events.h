@@ -120,6 +120,7 @@ enum podwire_measured_flag {
 
 enum podwire_connection_flag {
 	PODWIRE_PREEXISTING = 1, /* opened before the collector started */
+	PODWIRE_TLS = 2, /* it began with TLS, or a TLS library has moved bytes on it */
 };
 
 /* What the counters are kept by; see struct podwire_counts. */
@@ -140,6 +141,7 @@ struct podwire_counts {
 	__u64 ring_full;   /* no room in the ring */
 	__u64 map_full;    /* no memory for the state of its socket or task */
 	__u64 unannounced; /* its connection's announcement had not fitted */
+	__u64 unpaired;	   /* bytes inside TLS whose connection is not known */
 };
 
 struct podwire_connection_record {
@@ -199,6 +201,7 @@ struct podwire_drop_record {
 enum podwire_process_event {
 	PODWIRE_EXEC = 1,
 	PODWIRE_EXIT = 2,
+	PODWIRE_MAPPED = 3, /* code of a file that no process has mapped before */
 };
 
 struct podwire_process_record {
@@ -210,7 +213,12 @@ struct podwire_process_record {
 	__u8 event; /* enum podwire_process_event */
 	__u8 pad;
 	__u8 comm[16];
-	__u64 pad2;
+	__u64 file; /* that was mapped: its key in `known_files` */
+};
+
+enum podwire_payload_flag {
+	PODWIRE_CLEAR = 1, /* inside TLS; positions count the clear bytes of a direction from 0 */
+	PODWIRE_BEGUN = 2, /* and 0 was where the clear bytes began */
 };
 
 /*
@@ -222,12 +230,12 @@ struct podwire_payload_record {
 	__u64 start_ns; /* write: of the call; read: arrival of its first byte, or 0 */
 	__u64 end_ns;	/* when the call had moved it */
 	__u64 sequence;
-	__u32 position; /* of the first byte in its direction: TCP's sequence number */
+	__u32 position; /* of the first byte in its direction: TCP's sequence number; see flags */
 	__u32 size;	/* bytes that this record stands for */
 	__u32 captured; /* how many of them follow, from the first on */
 	__u16 cpu;
 	__u8 direction; /* enum podwire_direction */
-	__u8 pad;
+	__u8 flags;	/* enum podwire_payload_flag */
 };
 
 /* What user space says of a connection's payload, by its id; see programs/payloads.h. */

@@ -88,6 +88,21 @@ enum payload_state {
 	PAYLOAD_UNWANTED = 2,
 };
 
+/* The call of a TLS library that a task is in, and what system calls inside it have shown. */
+struct tls_call {
+	__u64 session; /* 0: none */
+	__u64 stack;   /* where it was entered */
+	__u64 connection_id; /* on which its bytes were moved; 0: none were */
+	__u64 arrived_ns;    /* of the first that were read; 0: not known */
+	__u64 greeted_id; /* whose ClientHello the task has read since it read or wrote anything */
+	__u64 asking;	  /* session of a client whose ClientHello is about to be written */
+	__u64 asking_ns;
+	__u32 askers;	 /* sessions of which that is true; only one is kept */
+	__u8 is_first;	 /* nothing had been moved on the connection before */
+	__u8 is_unclear; /* there was more than one at a time */
+	__u8 pad[2];
+};
+
 /* What happens inside the system call that a task is in. */
 struct call_state {
 	__u64 start_ns;
@@ -107,6 +122,7 @@ struct call_state {
 	__u8 has_sent_syn;
 	__u8 held_kind; /* enum podwire_kind + 1 of `held`; 0: nothing held */
 	__u8 is_told; /* one of several equal programs has told of these bytes */
+	struct tls_call tls;
 	/* A connect's failure or a close, to be completed with the end of the call. */
 	struct podwire_connection_record held;
 };
@@ -116,6 +132,7 @@ enum other_call {
 	CALL_CONNECT = 64,
 	CALL_ACCEPT = 65,
 	CALL_CLOSE = 66,
+	CALL_MAP = 67,
 };
 
 /* An established connection that no application has accepted, by the address of its sock. */
@@ -235,6 +252,57 @@ struct {
 	__type(value, struct podwire_verdict);
 } verdicts SEC(".maps");
 
+/* The clear bytes inside a TLS connection; an entry is of a connection with PODWIRE_TLS only. */
+struct tls_stream {
+	__u32 position[2]; /* of the next read, write */
+	__u64 arrived_ns;  /* of what was read last; 0: not known */
+	__u8 payload;	   /* enum payload_state */
+	__u8 looks;
+	__u8 looked_at;
+	__u8 is_begun; /* seen from its first byte on */
+	__u8 pad[4];
+};
+
+/* By connection id; the core ends them with the connection. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 18);
+	__type(key, __u64);
+	__type(value, struct tls_stream);
+} tls_streams SEC(".maps");
+
+struct tls_session_key {
+	__u64 session; /* address of the library's own state of it */
+	__u32 pid;
+	__u32 pad;
+};
+
+struct tls_session {
+	__u64 connection_id; /* 0: not known yet */
+	__u8 role;	     /* enum podwire_role; 0: not known */
+	__u8 is_asking;	     /* its ClientHello was to be written next */
+	__u8 is_lost;	     /* it has moved bytes and its connection is not known */
+	__u8 pad[5];
+};
+
+/* One that is evicted is known again at the next system call that is made for it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1 << 17);
+	__type(key, struct tls_session_key);
+	__type(value, struct tls_session);
+} tls_sessions SEC(".maps");
+
+/* Files of which code was mapped and user space was told; it deletes what it wants to be told of
+ * again. One that is evicted is only told twice. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64);
+	__type(value, __u8);
+} known_files SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, PODWIRE_KINDS);
@@ -242,10 +310,25 @@ struct {
 	__type(value, struct podwire_counts);
 } counts SEC(".maps");
 
+/* Counters are bumped atomically although they are per CPU: a softirq may interrupt the update. */
+#define count(kind, field)                                                                         \
+	({                                                                                         \
+		__u32 key_ = (kind);                                                               \
+		struct podwire_counts *counts_ = bpf_map_lookup_elem(&counts, &key_);              \
+		if (counts_)                                                                       \
+			__sync_fetch_and_add(&counts_->field, 1);                                  \
+	})
+
 /* Set by user space before loading. */
 const volatile __u32 podwire_own_pid = 0; /* process whose traffic is not recorded; 0: none */
 const volatile __u64 podwire_id_base = 0; /* CLOCK_MONOTONIC nanoseconds at load */
 const volatile __u32 podwire_payloads = 0; /* whether messages are captured for the parsers */
+const volatile __u32 podwire_tls = 0; /* whether files with code are told of when they are mapped */
+
+static __always_inline bool is_own_process(void)
+{
+	return podwire_own_pid && bpf_get_current_pid_tgid() >> 32 == podwire_own_pid;
+}
 
 /*
  * Connection id = podwire_id_base + a counter. Unique for the life of the boot: one increment of a
@@ -262,6 +345,7 @@ struct podwire_abi {
 	struct podwire_verdict verdict;
 	struct podwire_drop_record drop;
 	struct podwire_counts counts;
+	enum podwire_payload_flag payload_flag;
 	enum podwire_connection_event connection_event;
 	enum podwire_role role;
 	enum podwire_direction direction;

@@ -7,15 +7,6 @@
 #ifndef PODWIRE_RING_H
 #define PODWIRE_RING_H
 
-/* Counters are bumped atomically although they are per CPU: a softirq may interrupt the update. */
-#define count(kind, field)                                                                         \
-	({                                                                                         \
-		__u32 key_ = (kind);                                                               \
-		struct podwire_counts *counts_ = bpf_map_lookup_elem(&counts, &key_);              \
-		if (counts_)                                                                       \
-			__sync_fetch_and_add(&counts_->field, 1);                                  \
-	})
-
 static __always_inline __u32 kind_of_event(__u8 event)
 {
 	if (event == PODWIRE_ANNOUNCED)

@@ -86,18 +86,26 @@ static __always_inline bool is_being_released(struct sock *sk)
 	return BPF_CORE_READ((struct file___count *)file, f_count.counter) == 0;
 }
 
-/* The sock behind an fd of the current task, unverified; NULL when it is no TCP socket. */
-static __always_inline struct sock *sock_of_fd(__u32 fd, struct socket **socket)
+/* The file behind an fd of the current task, unverified, or NULL. */
+static __always_inline struct file *file_of_fd(__u32 fd)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
 	struct file **slots = BPF_CORE_READ(table, fd);
 	struct file *file = 0;
-	struct sock *sk;
 
 	if (fd >= BPF_CORE_READ(table, max_fds))
 		return 0;
 	bpf_probe_read_kernel(&file, sizeof(file), slots + fd);
+	return file;
+}
+
+/* The sock behind an fd of the current task, unverified; NULL when it is no TCP socket. */
+static __always_inline struct sock *sock_of_fd(__u32 fd, struct socket **socket)
+{
+	struct file *file = file_of_fd(fd);
+	struct sock *sk;
+
 	if (!file || (BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) != S_IFSOCK)
 		return 0;
 	*socket = BPF_CORE_READ(file, private_data);

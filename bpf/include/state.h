@@ -3,11 +3,6 @@
 #ifndef PODWIRE_STATE_H
 #define PODWIRE_STATE_H
 
-static __always_inline bool is_own_process(void)
-{
-	return podwire_own_pid && bpf_get_current_pid_tgid() >> 32 == podwire_own_pid;
-}
-
 static __always_inline void own_by_current(struct owner *owner)
 {
 	__u64 pid_tid = bpf_get_current_pid_tgid();

@@ -12,6 +12,7 @@ const volatile __u8 call_by_number[512] = {
 	[0] = PODWIRE_CALL_READ,
 	[1] = PODWIRE_CALL_WRITE,
 	[3] = CALL_CLOSE,
+	[9] = CALL_MAP,
 	[19] = PODWIRE_CALL_READV,
 	[20] = PODWIRE_CALL_WRITEV,
 	[33] = CALL_CLOSE, /* dup2 */
@@ -45,6 +46,7 @@ const volatile __u8 call_by_number[512] = {
 	[207] = PODWIRE_CALL_RECVFROM,
 	[211] = PODWIRE_CALL_SENDMSG,
 	[212] = PODWIRE_CALL_RECVMSG,
+	[222] = CALL_MAP,
 	[242] = CALL_ACCEPT, /* accept4 */
 	[243] = PODWIRE_CALL_RECVMMSG,
 	[269] = PODWIRE_CALL_SENDMMSG,
@@ -79,12 +81,14 @@ static __always_inline bool is_compat(struct task_struct *task)
 #define CALL_ARGUMENT_2(regs) ((regs)->si)
 #define CALL_ARGUMENT_3(regs) ((regs)->dx)
 #define CALL_ARGUMENT_4(regs) ((regs)->r10)
+#define CALL_ARGUMENT_5(regs) ((regs)->r8)
 #else
 #define CALL_NUMBER(regs) ((long)(regs)->syscallno)
 #define CALL_ARGUMENT_1(regs) ((regs)->regs[0])
 #define CALL_ARGUMENT_2(regs) ((regs)->regs[1])
 #define CALL_ARGUMENT_3(regs) ((regs)->regs[2])
 #define CALL_ARGUMENT_4(regs) ((regs)->regs[3])
+#define CALL_ARGUMENT_5(regs) ((regs)->regs[4])
 #endif
 
 #endif

@@ -48,6 +48,8 @@ enum {
 #if defined(__TARGET_ARCH_x86)
 struct pt_regs {
 	unsigned long r10;
+	unsigned long r8;
+	unsigned long cx;
 	unsigned long dx;
 	unsigned long si;
 	unsigned long di;
@@ -81,8 +83,15 @@ typedef struct {
 	atomic64_t refcnt;
 } file_ref_t;
 
+struct super_block {
+	__u32 s_dev;
+};
+
 struct inode {
 	__u16 i_mode;
+	unsigned long i_ino;
+	__u32 i_generation;
+	struct super_block *i_sb;
 };
 
 struct file {

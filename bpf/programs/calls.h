@@ -179,6 +179,9 @@ static __noinline int end_unseen(struct call_state *call)
 	return 0;
 }
 
+/* See processes.h. */
+static __always_inline int exit_map(struct pt_regs *regs, long result);
+
 static __always_inline int exit_call(struct pt_regs *regs, long result)
 {
 	__u8 kind = call_of_number(CALL_NUMBER(regs));
@@ -187,6 +190,8 @@ static __always_inline int exit_call(struct pt_regs *regs, long result)
 
 	if (!kind)
 		return 0;
+	if (kind == CALL_MAP)
+		return exit_map(regs, result);
 	call = current_call();
 	if (!call || !call->is_active)
 		return 0;
@@ -216,7 +221,7 @@ static __always_inline int enter_call(struct pt_regs *regs, long number, bool is
 	struct task_struct *task;
 	struct call_state *call;
 
-	if (!kind)
+	if (!kind || kind == CALL_MAP)
 		return 0;
 	task = current_task();
 	if (is_compat(task) || is_own_process())

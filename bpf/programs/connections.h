@@ -247,6 +247,8 @@ static __always_inline int destroyed(struct sock *sk)
 		tell_rest(sk, st, PODWIRE_READ);
 		tell_rest(sk, st, PODWIRE_WRITE);
 	}
+	if (st->flags & PODWIRE_TLS)
+		bpf_map_delete_elem(&tls_streams, &st->connection_id);
 	end_flow(sk);
 	forget_state(sk);
 	return 0;

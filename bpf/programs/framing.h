@@ -6,50 +6,12 @@
  */
 
 enum {
-	MAX_FRAME = 1 << 20,
 	MAX_EXTENSION = 1 << 14,
 	PREFACE_SIZE = 24,
 	LEAST_CONTENT = 2048, /* less costs less to copy than to tell apart */
 	LEAST_CROWDED = 64,
-	DATA_FRAME = 0,
 	PADDED_FLAG = 0x08,
 };
-
-static __always_inline __u32 frame_length(const __u8 *head)
-{
-	return (__u32)head[0] << 16 | (__u32)head[1] << 8 | head[2];
-}
-
-/* A frame that may come first, by all that RFC 9113 section 6 says of its header. */
-static __always_inline bool is_frame(const __u8 *head, __u32 size)
-{
-	__u32 length = frame_length(head);
-	__u32 stream = (__u32)head[5] << 24 | (__u32)head[6] << 16 | (__u32)head[7] << 8 | head[8];
-	__u8 flags = head[4];
-
-	if (size < FRAME_HEADER || length > MAX_FRAME || stream >> 31)
-		return false;
-	switch (head[3]) {
-	case DATA_FRAME:
-		return stream && !(flags & ~0x09);
-	case 1: /* HEADERS */
-		return stream && length && !(flags & ~0x2d);
-	case 2: /* PRIORITY */
-		return stream && length == 5;
-	case 3: /* RST_STREAM */
-		return stream && length == 4;
-	case 4: /* SETTINGS */
-		return !stream && length % 6 == 0 && !(flags & ~0x01);
-	case 6: /* PING */
-		return !stream && length == 8 && !(flags & ~0x01);
-	case 7: /* GOAWAY */
-		return !stream && length >= 8;
-	case 8: /* WINDOW_UPDATE */
-		return length == 4;
-	default:
-		return false;
-	}
-}
 
 /* A frame that may follow another. */
 static __always_inline bool is_next_frame(const __u8 *head)
@@ -65,13 +27,6 @@ static __always_inline bool is_next_frame(const __u8 *head)
 	default:
 		return is_frame(head, FRAME_HEADER);
 	}
-}
-
-/* What a client says first (RFC 9113 section 3.4); no method is "PRI". */
-static __always_inline bool is_preface(const __u8 *head, __u32 size)
-{
-	return size > 5 && head[0] == 'P' && head[1] == 'R' && head[2] == 'I' && head[3] == ' ' &&
-	       head[4] == '*' && head[5] == ' ';
 }
 
 /* Be ready for the frames of a call; false where it is not known where they lie. */

@@ -7,57 +7,8 @@
  * message begins, until one looks like it.
  */
 
-enum {
-	HEAD_BYTES = 16,  /* what a decision is made from */
-	SOME_BYTES = 8192, /* of a call when the ring is crowded */
-	FEW_BYTES = 1024, /* of a call when it is nearly full */
-	MAX_LOOKS = 200,  /* at an older connection */
-};
-
 /* Which of several equal programs this is; each has a piece of its own for either direction. */
 enum { TURNS = PIECES / 2 };
-
-static __always_inline bool is_upper(__u8 letter)
-{
-	return (letter >= 'A' && letter <= 'Z') || letter == '-' || letter == '_';
-}
-
-/*
- * METHOD SP and what a target may begin with (RFC 9112 section 3), the preface of HTTP/2 among them
- * (RFC 9113 section 3.4: PRI * HTTP/2.0), or as much of it as there is.
- */
-static __always_inline bool is_request(const __u8 *head, __u32 size)
-{
-	__u8 after;
-
-	for (__u32 i = 0; i < HEAD_BYTES - 1; i++) {
-		if (is_upper(head[i]))
-			continue;
-		if (i >= size)
-			return true;
-		if (head[i] != ' ' || i < 2)
-			return false;
-		after = head[i + 1];
-		return i + 1 >= size || after == '/' || after == '*' || after == 'h' ||
-		       after == 'H' || (head[0] == 'C' && head[1] == 'O' && head[2] == 'N');
-	}
-	return false;
-}
-
-/* "HTTP/1.", "PROXY " or the signature of its second version, empty lines before a request. */
-static __always_inline bool is_other_beginning(const __u8 *head, __u32 size)
-{
-	static const char answer[] = "HTTP/1.", proxy[] = "PROXY ";
-	bool is_answer = true, is_proxy = true;
-
-	for (__u32 i = 0; i < sizeof(answer) - 1; i++)
-		if (i < size && head[i] != answer[i])
-			is_answer = false;
-	for (__u32 i = 0; i < sizeof(proxy) - 1; i++)
-		if (i < size && head[i] != proxy[i])
-			is_proxy = false;
-	return is_answer || is_proxy || (size >= 2 && head[0] == '\r' && head[1] == '\n');
-}
 
 /* Decide by the first bytes of a call. A server of HTTP/2 may speak first. */
 static __noinline int decide(struct call_state *call, struct socket_state *st, __u32 size)
@@ -81,37 +32,17 @@ static __noinline int decide(struct call_state *call, struct socket_state *st, _
 		if (bpf_probe_read_user(head, length, (void *)from.now.base))
 			size = 0;
 	}
-	if (size && (is_request(head, length) || is_other_beginning(head, length) ||
-		     is_frame(head, length))) {
+	if (size && is_beginning(head, length)) {
 		st->payload = PAYLOAD_WANTED;
 		st->is_http2 = is_preface(head, length) || is_frame(head, length);
 		return 0;
 	}
+	if (podwire_tls && size && is_hello(head, length))
+		note_hello(call, st);
 	st->looks++;
 	if (st->looks >= MAX_LOOKS || (size && !(st->flags & PODWIRE_PREEXISTING)))
 		st->payload = PAYLOAD_UNWANTED;
 	return 0;
-}
-
-static __always_inline bool is_filled(__u32 sixteenths)
-{
-	return bpf_ringbuf_query(&payloads, BPF_RB_AVAIL_DATA) >
-	       bpf_ringbuf_query(&payloads, BPF_RB_RING_SIZE) / 16 * sixteenths;
-}
-
-/*
- * Bodies must not crowd out heads: from half of the ring on, only the beginning of a call is copied.
- * What is left out of a body of known length is not missed.
- */
-static __always_inline __u32 most_bytes(void)
-{
-	return is_filled(12) ? FEW_BYTES : is_filled(8) ? SOME_BYTES : 0xffffffff;
-}
-
-/* The rest is for what is told at the end of connections that lost something. */
-static __always_inline bool is_full(void)
-{
-	return is_filled(15);
 }
 
 static __always_inline int submit_piece(struct piece *piece)
@@ -290,7 +221,7 @@ static __always_inline void capture(struct call_state *call, struct sock *sk,
 	piece->record.end_ns = bpf_ktime_get_ns();
 	piece->record.start_ns = is_write ? call->start_ns : arrival_by_task();
 	piece->record.direction = call->direction;
-	piece->record.pad = 0;
+	piece->record.flags = 0;
 	piece->record.position = end - size;
 	verdict = bpf_map_lookup_elem(&verdicts, &st->connection_id);
 	if (verdict && verdict->is_unwanted) {
@@ -338,7 +269,7 @@ static __noinline int tell_position(struct sock *sk, struct socket_state *st, bo
 	record->position = position_after(sk, is_write);
 	record->size = record->captured = 0;
 	record->direction = is_write ? PODWIRE_WRITE : PODWIRE_READ;
-	record->pad = 0;
+	record->flags = 0;
 	record->sequence = next_payload_sequence(&lane);
 	record->cpu = lane;
 	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);

@@ -102,6 +102,7 @@ class Call:
             `UNMEASURED` without one.
         end_ns: ``end_ns`` of the piece that held the last byte of the response; without a whole
             response the time at which that was certain.
+        is_inside_tls: Whether these were the clear bytes of TLS; parsers do not know.
     """
 
     version: int
@@ -119,6 +120,7 @@ class Call:
     first_byte_ns: int = UNMEASURED
     end_ns: int = 0
     trace: Trace | None = None
+    is_inside_tls: bool = False
 
 
 class Exchange(Protocol):

@@ -26,6 +26,7 @@ LOSS_REASONS: Final = frozenset(
         "ring_full",
         "map_full",
         "unannounced",
+        "unpaired",
         "malformed",
         "unknown_connection",
         "undelivered",

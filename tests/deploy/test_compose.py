@@ -82,7 +82,7 @@ def test_only_the_collector_is_root_and_has_two_capabilities() -> None:
         if part.arguments == ["collector"]:
             assert (part.user, part.capabilities, part.host_pid) == (
                 "0:0",
-                {"BPF", "PERFMON"},
+                {"BPF", "PERFMON", "SYS_PTRACE"},
                 True,
             )
         else:

@@ -123,7 +123,8 @@ def test_only_the_collector_is_root_and_has_three_capabilities(part: Part) -> No
     assert context["capabilities"]["drop"] == ["ALL"]
     assert "privileged" not in context
     if command_of(part) == "collector":
-        assert (part.user, part.capabilities) == ("0:0", {"BPF", "NET_ADMIN", "PERFMON"})
+        capabilities = {"BPF", "NET_ADMIN", "PERFMON", "SYS_PTRACE"}
+        assert (part.user, part.capabilities) == ("0:0", capabilities)
         assert part.host_pid
         assert part.raw["spec"]["template"]["spec"]["hostNetwork"] is True
     else:

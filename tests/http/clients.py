@@ -41,6 +41,7 @@ __all__ = [
     "node_grpc_calls",
     "node_http2",
     "raw",
+    "run_tool",
     "wrk",
 ]
 
@@ -75,7 +76,8 @@ class Sent:
 NOTHING: Final = Sent(0, 0)
 
 
-def _run(command: Sequence[str], **options: Any) -> str:
+def run_tool(command: Sequence[str], **options: Any) -> str:
+    """Run a program to its end, which must be a good one; what it printed."""
     if shutil.which(command[0]) is None:
         unmet("bpf", f"no {command[0]} on PATH (deploy/apt-packages.txt)")
     answer = subprocess.run(
@@ -130,7 +132,7 @@ def wrk(
         file.write(script.replace("LIMIT", str(limit)))
         file.flush()
         options = ["-t1", f"-c{connections}", f"-d{seconds}s", "-s", file.name]
-        said = _run(["wrk", *options, _url(address)])
+        said = run_tool(["wrk", *options, _url(address)])
     found = re.search(r"(\d+) requests in", said)
     assert found is not None, said
     return Sent(int(found[1]), int(found[1]), connections * depth)
@@ -153,7 +155,7 @@ def h2load(
         if body:
             file.truncate(body)
             options += ["-d", file.name]
-        said = _run(["h2load", *options, *(_url(address, path) for path in paths)])
+        said = run_tool(["h2load", *options, *(_url(address, path) for path in paths)])
     found = re.search(r"requests: (\d+) total, (\d+) started, (\d+) done, (\d+) succeeded", said)
     assert found is not None, said
     return Sent(int(found[2]), int(found[3]))
@@ -673,7 +675,7 @@ def grpc_calls(address: Address, count: int) -> Sent:
 
 def _node(script: str, *words: str, grpc_modules: bool = False) -> Sent:
     environment = os.environ | ({"NODE_PATH": str(node_path())} if grpc_modules else {})
-    said = json.loads(_run(["node", str(HERE / "node" / script), *words], env=environment))
+    said = json.loads(run_tool(["node", str(HERE / "node" / script), *words], env=environment))
     return Sent(said["requests"], said["answered"])
 
 

@@ -25,6 +25,7 @@ from schemas.events import (
     GRPC_UNKNOWN,
     ConnectionFlag,
     EventBatch,
+    RequestFlag,
     Requests,
     Role,
     decode_batch,
@@ -92,6 +93,7 @@ def rows_of(batches: Iterable[EventBatch]) -> list[Row]:
             row |= {name: of[name][place] for name in ("local_port", "remote_port", "netns", "pid")}
             row["role"] = _ROLES.get(of["role"][place], "")
             row["container"] = batch.names[of["container"][place]]
+            row["tls"] = bool(row.pop("flags") & RequestFlag.TLS)
             row["preexisting"] = bool(of["flags"][place] & ConnectionFlag.PREEXISTING)
             found.append(row)
     return found
@@ -282,7 +284,7 @@ class Witness:
             row |= {name: None if row[name] == UNMEASURED else row[name] for name in sizes}
             row |= {"version": int(call.version), "outcome": int(call.outcome)}
             row |= {"role": "server", "local_port": self._target[1], "remote_port": tap.port}
-            row |= {"container": "", "preexisting": False}
+            row |= {"container": "", "preexisting": False, "tls": False}
             self._rows.append(row)
         tap.exchange.done.clear()
 

@@ -1,0 +1,465 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Calls of TLS libraries: what an application says and hears in clear. The connection is that of the
+ * system calls made inside them, which the core's programs note in the task's state; so nothing here
+ * depends on the layout of a library's own structures.
+ *
+ * Two probes of one function, of a file that is reached by two ways, do no more than one: the second
+ * entry repeats the first, and the second return finds no frame.
+ */
+
+enum {
+	FRAMES = 1 << 14,
+	/* A call inside another one is not farther down the stack; what is, is another stack. */
+	STACK_BETWEEN = 1 << 15,
+	SMALL_BYTES = 512,
+	MEDIUM_BYTES = 2048,
+	CLEAR_BYTES = PIECE_BYTES,
+};
+
+enum tls_kind {
+	TLS_READ,	/* (session, buffer, size), returns bytes or an error */
+	TLS_WRITE,
+	TLS_READ_EX,	/* (session, buffer, size, bytes), returns 1 or an error */
+	TLS_WRITE_EX,
+	TLS_SENDFILE,	/* (session, descriptor, offset, size, flags), returns bytes or an error */
+	TLS_HANDSHAKE,	/* (session) */
+	TLS_CONNECT,
+	TLS_ACCEPT,
+};
+
+/* A call that has not returned, by the address of its return address. */
+struct tls_frame_key {
+	__u64 stack;
+	__u32 pid;
+	__u32 pad;
+};
+
+struct tls_frame {
+	__u64 session;
+	__u64 buffer;
+	__u64 moved_at; /* where an _ex call puts how many bytes it has moved */
+	__u64 start_ns;
+	__u64 outer; /* session of the call that this one was made by; 0: none */
+	__u64 outer_stack;
+	__u8 kind; /* enum tls_kind */
+	__u8 pad[7];
+};
+
+/* What never returns, of a task that is killed, is the oldest one day. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, FRAMES);
+	__type(key, struct tls_frame_key);
+	__type(value, struct tls_frame);
+} tls_frames SEC(".maps");
+
+/* As `verdicts`, of the clear bytes of connections. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_VERDICTS);
+	__type(key, __u64);
+	__type(value, struct podwire_verdict);
+} tls_verdicts SEC(".maps");
+
+/* Clear bytes on their way into the ring. */
+struct clear {
+	__u64 connection_id;
+	__u64 start_ns;
+	__u64 end_ns;
+	__u64 buffer;
+	__u32 position;
+	__u32 left;
+	__u8 direction;
+	__u8 flags;
+	__u8 pad[6];
+};
+
+static __always_inline bool is_tls_write(__u8 kind)
+{
+	return kind == TLS_WRITE || kind == TLS_WRITE_EX || kind == TLS_SENDFILE;
+}
+
+static __always_inline int enter_tls(struct pt_regs *ctx, __u8 kind)
+{
+	struct tls_frame_key key = {
+		.stack = FRAME_AT_ENTRY(ctx),
+		.pid = bpf_get_current_pid_tgid() >> 32,
+	};
+	struct tls_frame frame = {}, *before;
+	struct call_state *call;
+	struct tls_call *in;
+
+	if (is_own_process())
+		return 0;
+	call = create_call(current_task());
+	if (!call)
+		return 0; /* its return finds no frame */
+	in = &call->tls;
+	frame.session = ARGUMENT_1(ctx);
+	if (in->session && in->stack == key.stack) {
+		before = bpf_map_lookup_elem(&tls_frames, &key);
+		if (before) {
+			frame.outer = before->outer;
+			frame.outer_stack = before->outer_stack;
+		}
+	} else if (in->session && in->stack - key.stack < STACK_BETWEEN) {
+		frame.outer = in->session;
+		frame.outer_stack = in->stack;
+	} else {
+		in->connection_id = 0;
+		in->arrived_ns = 0;
+		in->is_first = 0;
+	}
+	frame.kind = kind;
+	frame.buffer = ARGUMENT_2(ctx);
+	frame.moved_at = ARGUMENT_4(ctx);
+	frame.start_ns = bpf_ktime_get_ns();
+	if (bpf_map_update_elem(&tls_frames, &key, &frame, BPF_ANY))
+		return 0;
+	in->session = frame.session;
+	in->stack = key.stack;
+	return 0;
+}
+
+/* How many bytes a call has moved. */
+static __always_inline __u32 moved_by(const struct tls_frame *frame, int result)
+{
+	__u64 moved = 0;
+
+	if (result <= 0 || frame->kind >= TLS_HANDSHAKE)
+		return 0;
+	if (frame->kind != TLS_READ_EX && frame->kind != TLS_WRITE_EX)
+		return result;
+	if (result != 1 ||
+	    bpf_probe_read_user(&moved, sizeof(moved), (void *)frame->moved_at))
+		return 0;
+	return moved;
+}
+
+/* A client's session without system calls of its own, seen before its ClientHello was written. */
+static __always_inline void begin_asking(struct tls_session *session, __u64 address,
+					 struct tls_call *in)
+{
+	__u64 now = bpf_ktime_get_ns();
+
+	if (in->asking == address)
+		return;
+	if (session->is_asking) {
+		session->is_lost = 1; /* something else came between */
+		return;
+	}
+	if (in->askers && now - in->asking_ns > ASKING_NS) {
+		in->askers = 0;
+		in->is_unclear = 0;
+	}
+	session->is_asking = 1;
+	in->askers++;
+	if (in->askers > 1)
+		in->is_unclear = 1;
+	in->asking = address;
+	in->asking_ns = now;
+}
+
+/*
+ * The connection of a session: that of the system calls of this call or of an earlier one, else by a
+ * ClientHello; 0 if it is not known.
+ */
+static __always_inline __u64 connection_of(const struct tls_frame *frame, struct tls_call *in,
+					   bool has_moved)
+{
+	struct tls_session_key key = session_key(frame->session);
+	struct tls_session *known, fresh = {};
+
+	if (frame->kind == TLS_CONNECT)
+		fresh.role = PODWIRE_ROLE_CLIENT;
+	if (frame->kind == TLS_ACCEPT)
+		fresh.role = PODWIRE_ROLE_SERVER;
+	known = bpf_map_lookup_elem(&tls_sessions, &key);
+	if (!known) {
+		bpf_map_update_elem(&tls_sessions, &key, &fresh, BPF_NOEXIST);
+		known = bpf_map_lookup_elem(&tls_sessions, &key);
+	}
+	if (!known)
+		return in->connection_id;
+	if (in->connection_id) {
+		if (in->asking == frame->session)
+			end_asking(in);
+		known->connection_id = in->connection_id;
+	} else if (!known->connection_id && !known->is_lost && !frame->outer) {
+		if (has_moved) {
+			known->is_lost = 1;
+		} else if (known->role == PODWIRE_ROLE_SERVER && in->greeted_id) {
+			known->connection_id = in->greeted_id;
+			in->greeted_id = 0;
+			begin_stream(known->connection_id, true);
+		} else if (known->role == PODWIRE_ROLE_CLIENT) {
+			begin_asking(known, frame->session, in);
+		}
+	}
+	return known->connection_id;
+}
+
+static __always_inline struct tls_stream *stream_of(__u64 connection_id, __u8 kind,
+						    const struct tls_call *in)
+{
+	struct tls_stream *stream = bpf_map_lookup_elem(&tls_streams, &connection_id);
+
+	/* Without a sign of life the connection may be gone, with all that would end the entry. */
+	if (stream || !in->connection_id)
+		return stream;
+	begin_stream(connection_id, kind >= TLS_HANDSHAKE || in->is_first);
+	return bpf_map_lookup_elem(&tls_streams, &connection_id);
+}
+
+/* As decide() of payloads.h, of what is in clear. */
+static __always_inline void decide_clear(struct tls_stream *stream, const struct clear *of)
+{
+	__u8 head[2 * HEAD_BYTES] = {};
+	__u32 length = of->left < HEAD_BYTES ? of->left : HEAD_BYTES;
+
+	if (stream->looked_at == of->direction)
+		return;
+	stream->looked_at = of->direction;
+	length = at_most_mask(length, 2 * HEAD_BYTES - 1);
+	if (bpf_probe_read_user(head, length, (void *)of->buffer))
+		return;
+	if (is_beginning(head, length)) {
+		stream->payload = PAYLOAD_WANTED;
+		return;
+	}
+	stream->looks++;
+	if (stream->looks >= MAX_LOOKS || stream->is_begun)
+		stream->payload = PAYLOAD_UNWANTED;
+}
+
+static __always_inline void fill_clear(struct podwire_payload_record *record,
+				       const struct clear *of, __u32 size)
+{
+	__u32 lane;
+
+	record->connection_id = of->connection_id;
+	record->start_ns = of->start_ns;
+	record->end_ns = of->end_ns;
+	record->position = of->position;
+	record->size = size;
+	record->captured = 0;
+	record->direction = of->direction;
+	record->flags = of->flags;
+	record->sequence = next_payload_sequence(&lane);
+	record->cpu = lane;
+}
+
+/* Reserved in one of few sizes, which the verifier must know, and filled from the task's memory: no
+ * place on the way that another task could come upon, as a probe may be preempted. */
+#define SUBMIT_CLEAR(of, length, room)                                                             \
+	({                                                                                         \
+		struct podwire_payload_record *record_ =                                           \
+			bpf_ringbuf_reserve(&payloads, sizeof(*record_) + (room), 0);              \
+		if (record_) {                                                                     \
+			fill_clear(record_, of, length);                                           \
+			if (!bpf_probe_read_user((void *)(record_ + 1), length,                    \
+						 (void *)(of)->buffer))                            \
+				record_->captured = length;                                        \
+			bpf_ringbuf_submit(record_, BPF_RB_NO_WAKEUP);                             \
+		}                                                                                  \
+		record_ != 0;                                                                      \
+	})
+
+static __always_inline bool submit_clear(const struct clear *of, __u32 length)
+{
+	barrier_var(length);
+	if (length <= SMALL_BYTES)
+		return SUBMIT_CLEAR(of, length, SMALL_BYTES);
+	barrier_var(length);
+	if (length <= MEDIUM_BYTES)
+		return SUBMIT_CLEAR(of, length, MEDIUM_BYTES);
+	barrier_var(length);
+	if (length > CLEAR_BYTES)
+		return false;
+	return SUBMIT_CLEAR(of, length, CLEAR_BYTES);
+}
+
+static __always_inline void count_clear(bool is_submitted)
+{
+	if (is_submitted)
+		count(PODWIRE_KIND_PAYLOAD, submitted);
+	else
+		count(PODWIRE_KIND_PAYLOAD, ring_full);
+}
+
+/* Take one piece; returns 1 at the end. */
+static long clear_step(__u32 step, struct clear *of)
+{
+	__u32 length = of->left;
+
+	if (!length)
+		return 1;
+	if (length > CLEAR_BYTES)
+		length = CLEAR_BYTES;
+	count_clear(submit_clear(of, length));
+	of->buffer += length;
+	of->position += length;
+	of->left -= length;
+	return 0;
+}
+
+/* Bytes that are not copied are told of by their size. */
+static __always_inline void tell_size(struct clear *of, __u32 size)
+{
+	struct podwire_payload_record *record;
+
+	if (!size)
+		return;
+	record = bpf_ringbuf_reserve(&payloads, sizeof(*record), 0);
+	if (record) {
+		fill_clear(record, of, size);
+		bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+	}
+	count_clear(record != 0);
+	of->buffer += size;
+	of->position += size;
+}
+
+static __noinline int tell_clear(struct clear *of, struct tls_stream *stream)
+{
+	struct podwire_verdict *verdict;
+	__u32 rest = 0, skipped = 0, size;
+	bool is_write;
+	__s32 unneeded;
+
+	if (!of || !stream)
+		return 0;
+	is_write = of->direction == PODWIRE_WRITE;
+	size = of->left;
+	if (stream->payload == PAYLOAD_UNDECIDED)
+		decide_clear(stream, of);
+	if (stream->payload != PAYLOAD_WANTED)
+		return 0;
+	verdict = bpf_map_lookup_elem(&tls_verdicts, &of->connection_id);
+	if (verdict && verdict->is_unwanted) {
+		stream->payload = PAYLOAD_UNWANTED;
+		return 0;
+	}
+	if (verdict && verdict->is_skipping[is_write]) {
+		unneeded = verdict->position[is_write] - of->position;
+		if (unneeded > 0)
+			skipped = unneeded < size ? unneeded : size;
+	}
+	if (!of->buffer)
+		skipped = size;
+	tell_size(of, skipped);
+	size -= skipped;
+	if (size > FEW_BYTES && is_crowded()) {
+		rest = size - FEW_BYTES;
+		size = FEW_BYTES;
+	}
+	of->left = size;
+	LOOP(MAX_STEPS, clear_step, of);
+	tell_size(of, rest + of->left);
+	return 0;
+}
+
+static __always_inline int exit_tls(struct pt_regs *ctx)
+{
+	struct tls_frame_key key = {
+		.stack = FRAME_AT_RETURN(ctx),
+		.pid = bpf_get_current_pid_tgid() >> 32,
+	};
+	struct tls_frame *found = bpf_map_lookup_elem(&tls_frames, &key), frame;
+	struct tls_stream *stream;
+	struct call_state *call;
+	struct clear clear = {};
+	bool is_write;
+
+	if (!found)
+		return 0;
+	frame = *found;
+	bpf_map_delete_elem(&tls_frames, &key);
+	call = current_call();
+	if (!call)
+		return 0;
+	call->tls.session = frame.outer;
+	call->tls.stack = frame.outer_stack;
+	clear.left = moved_by(&frame, RESULT(ctx));
+	clear.connection_id = connection_of(&frame, &call->tls, clear.left > 0);
+	if (!clear.connection_id) {
+		if (clear.left)
+			count(PODWIRE_KIND_PAYLOAD, unpaired);
+		return 0;
+	}
+	stream = stream_of(clear.connection_id, frame.kind, &call->tls);
+	/* What a session inside another one moves is cipher text to the inner one. */
+	if (!stream || !clear.left || frame.outer)
+		return 0;
+	is_write = is_tls_write(frame.kind);
+	if (call->tls.arrived_ns)
+		stream->arrived_ns = call->tls.arrived_ns;
+	clear.direction = is_write ? PODWIRE_WRITE : PODWIRE_READ;
+	clear.flags = PODWIRE_CLEAR | (stream->is_begun ? PODWIRE_BEGUN : 0);
+	clear.start_ns = is_write ? frame.start_ns : stream->arrived_ns;
+	clear.end_ns = bpf_ktime_get_ns();
+	clear.buffer = frame.kind == TLS_SENDFILE ? 0 : frame.buffer;
+	clear.position = stream->position[is_write];
+	stream->position[is_write] = clear.position + clear.left;
+	tell_clear(&clear, stream);
+	return 0;
+}
+
+/* The return stands first and is attached first: an entry without it would leave its frame. */
+SEC("uretprobe")
+int tls_exit(struct pt_regs *ctx)
+{
+	return exit_tls(ctx);
+}
+
+#define TLS_ENTER(name, kind)                                                                      \
+	SEC("uprobe")                                                                              \
+	int name(struct pt_regs *ctx)                                                              \
+	{                                                                                          \
+		return enter_tls(ctx, kind);                                                       \
+	}
+
+TLS_ENTER(tls_read, TLS_READ)
+TLS_ENTER(tls_write, TLS_WRITE)
+TLS_ENTER(tls_read_ex, TLS_READ_EX)
+TLS_ENTER(tls_write_ex, TLS_WRITE_EX)
+TLS_ENTER(tls_sendfile, TLS_SENDFILE)
+TLS_ENTER(tls_handshake, TLS_HANDSHAKE)
+TLS_ENTER(tls_connect, TLS_CONNECT)
+TLS_ENTER(tls_accept, TLS_ACCEPT)
+
+/* A session is given its role: at its beginning, whatever had its address before. */
+static __always_inline int begin_session(struct pt_regs *ctx, __u8 role)
+{
+	struct tls_session_key key = session_key(ARGUMENT_1(ctx));
+	struct tls_session fresh = {.role = role};
+
+	bpf_map_update_elem(&tls_sessions, &key, &fresh, BPF_ANY);
+	return 0;
+}
+
+SEC("uprobe")
+int tls_as_client(struct pt_regs *ctx)
+{
+	return begin_session(ctx, PODWIRE_ROLE_CLIENT);
+}
+
+SEC("uprobe")
+int tls_as_server(struct pt_regs *ctx)
+{
+	return begin_session(ctx, PODWIRE_ROLE_SERVER);
+}
+
+/* The address may be another session's at once. */
+SEC("uprobe")
+int tls_free(struct pt_regs *ctx)
+{
+	struct tls_session_key key = session_key(ARGUMENT_1(ctx));
+	struct call_state *call = current_call();
+
+	if (call && call->tls.asking == key.session)
+		end_asking(&call->tls);
+	bpf_map_delete_elem(&tls_sessions, &key);
+	return 0;
+}

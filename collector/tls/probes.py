@@ -1,0 +1,218 @@
+"""Probes at the functions of TLS libraries: file by file, for every process that uses a file.
+
+A file is looked at once, whoever has it mapped: at the start in every process, later when a
+process is the first to map it (the kernel's programs tell: ``bpf/programs/processes.h``) or to
+execute it. Its probes belong to the inode, so they hold for all processes that there are and will
+be. They go when nobody has used the file for a while: not at once, as short-lived programs would
+then be missed each time anew.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal
+
+from collector.tls.elf import Malformed, find_functions
+from collector.tls.libraries import AT_RETURN, FUNCTIONS, LIBRARIES
+from collector.tls.mappings import Unseen, all_processes, mapped_code, open_mapped
+from schemas.errors import BpfError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from pathlib import Path
+
+    from collector.libbpf import BpfObject
+    from collector.tls.elf import Functions
+    from collector.tls.libraries import Library
+    from collector.tls.mappings import Mapping
+
+__all__ = ["KNOWN_FILES", "LINGER_S", "File", "Probes", "Reason"]
+
+KNOWN_FILES: Final = "known_files"
+"""The kernel's map of the files that it has told of."""
+LINGER_S: Final = 600.0
+"""How long a file keeps its probes that nobody uses."""
+_MAX_FILES: Final = 65_536
+
+Reason = Literal[Malformed, Unseen, "not_a_file", "refused"]
+"""Why a file has no probes: see `Malformed` and `Unseen`; it is a device or the like; the kernel
+refused a probe."""
+
+
+@dataclass(slots=True)
+class File:
+    """A file that was looked at.
+
+    Attributes:
+        path: Where it was found, as its process sees it.
+        library: Name of the family, empty if it is no TLS library.
+        functions: How many of its functions have probes.
+        reason: Why it has none, if something was wrong.
+        changed_ns: Its change time when it was looked at.
+        links: For `BpfObject.release`.
+        keys: Of the kernel, under which it may be known.
+        last_used_s: When a process was last seen to use it.
+    """
+
+    path: str
+    library: str = ""
+    functions: int = 0
+    reason: Reason | None = None
+    changed_ns: int = 0
+    links: list[int] = field(default_factory=list)
+    keys: set[int] = field(default_factory=set)
+    last_used_s: float = 0.0
+
+
+class Probes:
+    """All probes of one object with the programs of ``bpf/programs/tls.h``, loaded.
+
+    Args:
+        programs: That object.
+        proc: Where the node's ``/proc`` is.
+        now_s: The clock, seconds.
+    """
+
+    def __init__(
+        self, programs: BpfObject, proc: Path, now_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._programs = programs
+        self._proc = proc
+        self._now_s = now_s
+        self._files: dict[tuple[int, int], File] = {}
+        self.failed: Counter[str] = Counter()
+        """Looks that found no answer, by `Reason`."""
+
+    @property
+    def files(self) -> list[File]:
+        """Files of TLS libraries, and those that something was wrong with."""
+        return [file for file in self._files.values() if file.library or file.reason]
+
+    def look_everywhere(self) -> None:
+        """Look at the files of every process, and release those that nobody uses any more."""
+        used: set[tuple[int, int]] = set()
+        for pid in all_processes(self._proc):
+            mappings = mapped_code(self._proc, pid)
+            if mappings == "forbidden":
+                self.failed[mappings] += 1
+            for mapping in () if isinstance(mappings, str) else mappings:
+                identity = mapping.device, mapping.inode
+                if identity not in used:
+                    used.add(identity)
+                    self._look_at(pid, mapping)
+        now_s = self._now_s()
+        for identity in used & self._files.keys():
+            self._files[identity].last_used_s = now_s
+        for identity, file in list(self._files.items()):
+            if now_s - file.last_used_s > (LINGER_S if file.links else 0):
+                self._release(self._files.pop(identity))
+
+    def look_at(self, pid: int, keys: Collection[int] = ()) -> None:
+        """Look at the files of a process.
+
+        Args:
+            pid: Of the process.
+            keys: Of files that the kernel told of with it; told again if they cannot be seen.
+        """
+        mappings = mapped_code(self._proc, pid)
+        if isinstance(mappings, str):
+            self.failed[mappings] += 1
+            self._tell_again(keys)
+            return
+        for mapping in mappings:
+            file = self._look_at(pid, mapping, is_again=True)
+            if file is None:
+                self._tell_again(keys)
+            elif file.links:
+                file.keys |= set(keys)
+
+    def close(self) -> None:
+        """Detach everything."""
+        for file in self._files.values():
+            self._release(file)
+        self._files.clear()
+
+    def _tell_again(self, keys: Collection[int]) -> None:
+        for key in keys:
+            self._programs.delete_from_map(KNOWN_FILES, struct.pack("=Q", key))
+
+    def _release(self, file: File) -> None:
+        for link in file.links:
+            self._programs.release(link)
+        file.links.clear()
+        self._tell_again(file.keys)
+
+    def _look_at(self, pid: int, mapping: Mapping, is_again: bool = False) -> File | None:
+        # None if it could not be opened. One that was looked at may be another file since, with the
+        # inode of one that is gone; not while it has probes, which hold the inode.
+        identity = mapping.device, mapping.inode
+        file = self._files.get(identity)
+        if file is not None and (file.links or not is_again):
+            file.last_used_s = self._now_s()
+            return file
+        descriptor = open_mapped(self._proc, pid, mapping)
+        if descriptor is None:
+            self.failed["gone"] += 1
+            return None
+        try:
+            changed_ns = os.fstat(descriptor).st_ctime_ns
+            if file is None or file.changed_ns != changed_ns:
+                file = self._examine(descriptor, os.fsdecode(mapping.path))
+                file.changed_ns = changed_ns
+                if file.reason:
+                    self.failed[file.reason] += 1
+        finally:
+            os.close(descriptor)
+        file.last_used_s = self._now_s()
+        if len(self._files) < _MAX_FILES:
+            self._files[identity] = file
+        else:
+            self._release(file)
+        return file
+
+    def _examine(self, descriptor: int, path: str) -> File:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return File(path, reason="not_a_file")
+
+        def read(place: int, size: int) -> bytes:
+            try:
+                return os.pread(descriptor, size, place)
+            except OSError:  # of a file system that is gone: as if it were shorter
+                return b""
+
+        functions, reason = find_functions(read, FUNCTIONS)
+        if reason:
+            return File(path, reason=reason)
+        for library in LIBRARIES:
+            if library.needed <= functions.keys():
+                return self._attach(descriptor, path, library, functions)
+        return File(path)
+
+    def _attach(self, descriptor: int, path: str, library: Library, found: Functions) -> File:
+        file = File(path, library.name)
+        # This very file, whatever becomes of its name.
+        way = f"/proc/self/fd/{descriptor}"
+        try:
+            for name in sorted(found.keys() & library.programs.keys()):
+                # The return first: an entry without it would leave its frame.
+                for program, at_return in ((AT_RETURN, True), (library.programs[name], False)):
+                    file.links.append(
+                        self._programs.attach_function(
+                            program, way, found[name], at_return=at_return
+                        )
+                    )
+                file.functions += 1
+            for name in sorted(found.keys() & library.marks.keys()):
+                link = self._programs.attach_function(
+                    library.marks[name], way, found[name], at_return=False
+                )
+                file.links.append(link)
+        except BpfError:
+            self._release(file)
+            file.functions, file.reason = 0, "refused"
+        return file

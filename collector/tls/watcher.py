@@ -1,0 +1,162 @@
+"""Runs the probes: the object with their programs, and a thread that looks at new files.
+
+Beside the drain, which must not wait for files that may be on other machines' disks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from collector.abi import ProcessEvent
+from collector.config import tls_path
+from collector.libbpf import BpfObject
+from collector.tls.probes import Probes
+from schemas.errors import PodwireError
+from schemas.telemetry import counter, gauge
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from collector.config import CollectorConfig
+
+__all__ = ["OFF", "Watcher", "start_tls"]
+
+OFF: Final = "switched off by collector.tls"
+_LOG: Final = logging.getLogger("podwire.collector")
+_EVERY_S: Final = 30.0
+"""From one look at all processes to the next."""
+_MAX_EXECUTED: Final = 65_536
+
+
+class Watcher:
+    """Probes that run, or the reason why not.
+
+    Args:
+        programs: The loaded object; None if nothing runs.
+        proc: Where the node's ``/proc`` is.
+        reason: Why there is no object.
+    """
+
+    def __init__(self, programs: BpfObject | None, proc: Path, reason: str = "") -> None:
+        self.object = programs
+        self.reason = reason
+        self._proc = proc
+        self.probes = Probes(programs, proc) if programs is not None else None
+        self._executed: set[tuple[int, int, int]] = set()
+        self._told: queue.SimpleQueue[NDArray[Any] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._failed: dict[str, int] = {}
+
+    def start(self) -> None:
+        """Begin to look at what is told and, now and then, everywhere."""
+        if self.probes is not None:
+            self._thread = threading.Thread(target=self._run, name="tls-files", daemon=True)
+            self._thread.start()
+
+    def notice(self, records: NDArray[Any]) -> None:
+        """Take process records; returns at once."""
+        if self._thread is not None:
+            told = records[records["event"] != ProcessEvent.EXIT]
+            if len(told):
+                self._told.put(told)
+
+    def detach(self) -> None:
+        """Detach every probe."""
+        if self._thread is not None:
+            self._told.put(None)
+            self._thread.join()
+            self._thread = None
+        if self.probes is not None:
+            self.probes.close()
+
+    def close(self) -> None:
+        """Detach and unload; safe to repeat."""
+        self.detach()
+        if self.object is not None:
+            self.object.close()
+
+    def _run(self) -> None:
+        assert self.probes is not None
+        due_s = 0.0  # at once: what was mapped while the programs were attached
+        while True:
+            now_s = time.monotonic()
+            if now_s >= due_s:
+                self.probes.look_everywhere()
+                due_s = now_s + _EVERY_S
+            self._export()
+            try:
+                told = self._told.get(timeout=max(0.0, due_s - now_s))
+            except queue.Empty:
+                continue
+            if told is None:
+                return
+            self._look_at(told)
+
+    def _look_at(self, told: NDArray[Any]) -> None:
+        assert self.probes is not None
+        keys: dict[int, set[int]] = defaultdict(set)
+        for pid, event, file in told[["pid", "event", "file"]].tolist():
+            if event == ProcessEvent.MAPPED:
+                keys[pid].add(file)
+            elif self._is_new_program(pid):
+                keys[pid] |= set()
+        for pid, files in keys.items():
+            self.probes.look_at(pid, files)
+
+    def _is_new_program(self, pid: int) -> bool:
+        # Its libraries are told of when they are mapped; not the file of the program itself.
+        try:
+            found = os.stat(self._proc / str(pid) / "exe")
+        except OSError:  # it has ended
+            return False
+        program = found.st_dev, found.st_ino, found.st_ctime_ns
+        if program in self._executed:
+            return False
+        if len(self._executed) >= _MAX_EXECUTED:
+            self._executed.clear()
+        self._executed.add(program)
+        return True
+
+    def _export(self) -> None:
+        assert self.probes is not None
+        attached = sum(bool(file.links) for file in self.probes.files)
+        gauge("podwire_collector_tls_files").set(attached)
+        for reason, count in self.probes.failed.items():
+            total = counter("podwire_collector_tls_files_failed_total").labels(reason)
+            total.inc(count - self._failed.get(reason, 0))
+            self._failed[reason] = count
+
+
+def start_tls(config: CollectorConfig, core: BpfObject, constants: Mapping[str, int]) -> Watcher:
+    """Load the programs beside a core object, and attach them to what is in use now.
+
+    Never raises a `PodwireError`: the core figures need none of it.
+    """
+    proc = Path(config.proc_path)
+    if config.tls == "off" or config.protocols == "off":
+        return Watcher(None, proc, OFF)
+    try:
+        programs = BpfObject(tls_path(core.path))
+        try:
+            known = programs.constants & constants.keys()
+            programs.set_rodata({name: constants[name] for name in known})
+            programs.share_maps(core)
+            programs.load()
+        except BaseException:
+            programs.close()
+            raise
+    except PodwireError as error:
+        return Watcher(None, proc, str(error).splitlines()[0])
+    watcher = Watcher(programs, proc)
+    assert watcher.probes is not None
+    watcher.probes.look_everywhere()
+    return watcher
