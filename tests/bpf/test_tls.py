@@ -1,0 +1,215 @@
+"""Clear bytes of TLS sessions against the bytes that the applications themselves gave and got."""
+
+from __future__ import annotations
+
+import functools
+import ssl
+import threading
+from typing import TYPE_CHECKING, TypeVar
+
+import pytest
+
+from collector.abi import ConnectionFlag, Direction, Kind, PayloadFlag, Role
+from collector.config import CollectorConfig
+from collector.tls.watcher import Watcher, start_tls
+from tests.bpf.harness import Watch
+from tests.bpf.test_connections import listening, pair, port_of
+from tests.bpf.test_payloads import HEAD, noise, stream
+from tests.tls.servers import make_certificate
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.bpf
+
+ANSWER = b"HTTP/1.1 200 OK\r\n\r\n"
+ENDS = ((Role.CLIENT, Direction.WRITE), (Role.SERVER, Direction.READ))
+"""Who says what a client says, and who hears it."""
+
+
+@pytest.fixture(scope="module")
+def contexts(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Of a client and of a server."""
+    certificate, key = make_certificate(tmp_path_factory.mktemp("tls"))
+    client = ssl.create_default_context()
+    client.check_hostname = False
+    client.verify_mode = ssl.CERT_NONE
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(certificate, key)
+    return client, server
+
+
+@pytest.fixture(scope="module")
+def _inside(variant: Path) -> Iterator[tuple[Watch, Watcher]]:
+    watch = Watch(path=variant, constants={"podwire_payloads": 1, "podwire_tls": 1})
+    watcher = start_tls(CollectorConfig(), watch.object, {})
+    assert watcher.reason == ""
+    yield watch, watcher
+    watcher.close()
+    watch.close()
+
+
+@pytest.fixture
+def inside(_inside: tuple[Watch, Watcher]) -> Watch:
+    """The programs with those for TLS, emptied of what was there before."""
+    watch, _ = _inside
+    watch.drain()
+    watch.pieces.clear()
+    for records in watch.seen.values():
+        records.clear()
+    return watch
+
+
+T = TypeVar("T")
+
+
+class Blocking:
+    """A session whose library reads and writes the socket."""
+
+    def __init__(self, context: ssl.SSLContext, end: socket.socket, is_server: bool) -> None:
+        self._tls = context.wrap_socket(end, server_side=is_server, do_handshake_on_connect=False)
+        self._tls.settimeout(20)
+
+    def shake(self) -> None:
+        self._tls.do_handshake()
+
+    def say(self, data: bytes) -> None:
+        self._tls.sendall(data)
+
+    def hear(self, size: int) -> bytes:
+        heard = b""
+        while len(heard) < size:
+            heard += self._tls.recv(size - len(heard))
+        return heard
+
+    def close(self) -> None:
+        self._tls.close()
+
+
+class InMemory:
+    """A session that is given the socket's bytes, and whose bytes are written for it."""
+
+    def __init__(self, context: ssl.SSLContext, end: socket.socket, is_server: bool) -> None:
+        self._end = end
+        self._end.settimeout(20)
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._in, self._out, server_side=is_server)
+
+    def _until_done(self, call: Callable[[], T]) -> T:
+        while True:
+            try:
+                done = call()
+            except ssl.SSLWantReadError:
+                self._flush()
+                self._in.write(self._end.recv(100_000))
+            else:
+                self._flush()
+                return done
+
+    def _flush(self) -> None:
+        if data := self._out.read():
+            self._end.sendall(data)
+
+    def shake(self) -> None:
+        self._until_done(self._tls.do_handshake)
+
+    def say(self, data: bytes) -> None:
+        self._until_done(lambda: self._tls.write(data))
+
+    def hear(self, size: int) -> bytes:
+        heard = b""
+        while len(heard) < size:
+            heard += self._until_done(functools.partial(self._tls.read, size - len(heard)))
+        return heard
+
+    def close(self) -> None:
+        self._end.close()
+
+
+def talk(
+    contexts: tuple[ssl.SSLContext, ssl.SSLContext],
+    kind: type[Blocking | InMemory],
+    said: list[bytes],
+    before: Callable[[], None] = lambda: None,
+) -> int:
+    """A client says things, a server answers each; the server's port."""
+    with listening() as server:
+        near, far = pair(server)
+        client, accepted = kind(contexts[0], near, False), kind(contexts[1], far, True)
+        shaking = threading.Thread(target=accepted.shake)
+        shaking.start()
+        client.shake()
+        shaking.join()
+        before()
+        for data in said:
+            saying = threading.Thread(target=client.say, args=(data,))
+            saying.start()
+            assert accepted.hear(len(data)) == data
+            saying.join()
+            accepted.say(ANSWER)
+            assert client.hear(len(ANSWER)) == ANSWER
+        client.close()
+        accepted.close()
+        return port_of(server)
+
+
+@pytest.mark.parametrize("kind", [Blocking, InMemory])
+@pytest.mark.parametrize("size", [len(HEAD), 513, 3_000, 100_001])
+def test_what_both_ends_say(
+    inside: Watch,
+    contexts: tuple[ssl.SSLContext, ssl.SSLContext],
+    kind: type[Blocking | InMemory],
+    size: int,
+) -> None:
+    said = [HEAD + noise(size - len(HEAD)), HEAD]
+    port = talk(contexts, kind, said)
+    inside.drain()
+    for role, direction in ENDS:
+        found = inside.pieces_of(port, role, direction)
+        assert found[0][0] == 0
+        assert stream(found) == b"".join(said)
+    for role, direction in ((Role.SERVER, Direction.WRITE), (Role.CLIENT, Direction.READ)):
+        assert stream(inside.pieces_of(port, role, direction)) == 2 * ANSWER
+    flags = {int(flag) for pieces in inside.pieces for flag in pieces.records["flags"]}
+    assert PayloadFlag.CLEAR | PayloadFlag.BEGUN in flags
+    closed = inside.connections(port)
+    assert (closed["flags"][closed["event"] == 4] == ConnectionFlag.TLS).all()
+
+
+def test_sessions_older_than_the_probes(
+    variant: Path, contexts: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    """The next system call inside the library pairs them; without any, their bytes are counted."""
+    watch = Watch(path=variant, constants={"podwire_payloads": 1, "podwire_tls": 1})
+    watchers = []
+
+    def begin() -> None:
+        watchers.append(start_tls(CollectorConfig(), watch.object, {}))
+
+    try:
+        port = talk(contexts, Blocking, [HEAD, HEAD], begin)
+        watchers.pop().close()
+        watch.drain()
+        assert stream(watch.pieces_of(port, Role.SERVER, Direction.READ)) == 2 * HEAD
+        before = watch.counts(Kind.PAYLOAD)["unpaired"]
+        port = talk(contexts, InMemory, [HEAD, HEAD], begin)
+        watch.drain()
+        assert watch.pieces_of(port, Role.SERVER, Direction.READ) == []
+        assert watch.counts(Kind.PAYLOAD)["unpaired"] >= before + 8
+    finally:
+        for watcher in watchers:
+            watcher.close()
+        watch.close()
+
+
+def test_nothing_is_left_of_a_connection(
+    inside: Watch, contexts: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    port = talk(contexts, Blocking, [HEAD])
+    inside.drain()
+    ids = set(inside.connections(port)["connection_id"].tolist())
+    left = {int.from_bytes(key, "little") for key in inside.keys("tls_streams")}
+    assert ids
+    assert not ids & left
