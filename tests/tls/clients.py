@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tests.http.clients import Address
 
-__all__ = ["aio", "curl", "curl_each", "h2load", "node", "python"]
+__all__ = ["aio", "curl", "curl_each", "h2load", "node", "python", "wget"]
 
 
 def _url(address: Address, path: str = "") -> str:
@@ -76,3 +76,10 @@ def node(address: Address, path: str, count: int, connections: int) -> Sent:
     where = [str(address[1]), path, str(count), str(connections)]
     run_tool(["node", str(HERE / "node_tls.js"), "ask", *where])
     return Sent(count, count)
+
+
+def wget(address: Address, paths: Sequence[str]) -> Sent:
+    """One wget, on one connection."""
+    options = ["-q", "--no-check-certificate", "-O", "/dev/null"]
+    run_tool(["wget", *options, *(_url(address, path) for path in paths)])
+    return Sent(len(paths), len(paths))

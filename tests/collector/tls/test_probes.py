@@ -1,0 +1,179 @@
+"""Which files get probes, when they go, and what is said of those that get none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from collector.tls.libraries import FUNCTIONS, LIBRARIES
+from collector.tls.probes import KNOWN_FILES, LINGER_S, Probes
+from schemas.errors import BpfError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from collector.libbpf import BpfObject
+
+
+class FakeObject:
+    """Counts what is attached."""
+
+    def __init__(self) -> None:
+        self.links: dict[int, tuple[str, int, bool]] = {}
+        self.deleted: list[bytes] = []
+        self.refuse = ""
+
+    def attach_function(self, program: str, path: str, offset: int, *, at_return: bool) -> int:
+        if program == self.refuse:
+            raise BpfError(f"attach {program}", 22)
+        number = len(self.links) + 1
+        self.links[number] = (os.readlink(path), offset, at_return)
+        return number
+
+    def release(self, link: int) -> None:
+        del self.links[link]
+
+    def delete_from_map(self, map_name: str, key: bytes) -> bool:
+        assert map_name == KNOWN_FILES
+        self.deleted.append(key)
+        return True
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    """A library of its own inode that has the functions of OpenSSL."""
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc")
+    source = tmp_path / "tls.c"
+    source.write_text("".join(f"int {name}(void) {{ return 0; }}\n" for name in sorted(FUNCTIONS)))
+    path = tmp_path / "libanything.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(path), str(source)], check=True)
+    return path
+
+
+class User:
+    """A process that has a library mapped."""
+
+    def __init__(self, path: Path) -> None:
+        code = f"import ctypes; ctypes.CDLL({str(path)!r}); print(flush=True); input()"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self._process.stdout is not None
+        self._process.stdout.readline()
+        self.pid = self._process.pid
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture
+def user(library: Path) -> Iterator[User]:
+    made = User(library)
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def proc(tmp_path: Path, user: User) -> Path:
+    """A ``/proc`` with that process alone."""
+    folder = tmp_path / "proc"
+    folder.mkdir()
+    (folder / str(user.pid)).symlink_to(f"/proc/{user.pid}")
+    return folder
+
+
+def create(fake: FakeObject, proc: Path, clock: Clock) -> Probes:
+    made: Any = fake
+    programs: BpfObject = made
+    return Probes(programs, proc, clock)
+
+
+def test_a_library_is_found_by_its_functions_and_once(
+    proc: Path, user: User, library: Path
+) -> None:
+    fake, clock = FakeObject(), Clock()
+    probes = create(fake, proc, clock)
+    probes.look_everywhere()
+    ours = [file for file in probes.files if file.path == str(library)]
+    assert [(file.library, file.functions) for file in ours] == [
+        ("OpenSSL", len(LIBRARIES[0].programs))
+    ]
+    count = len(fake.links)
+    probes.look_everywhere()
+    probes.look_at(user.pid, {7})
+    assert len(fake.links) == count
+    probes.close()
+    assert fake.links == {}
+
+
+def test_probes_go_some_time_after_the_last_user(proc: Path, user: User) -> None:
+    fake, clock = FakeObject(), Clock()
+    probes = create(fake, proc, clock)
+    probes.look_at(user.pid, {7})
+    assert fake.links
+    user.end()
+    clock.now_s = LINGER_S - 1
+    probes.look_everywhere()
+    assert fake.links
+    clock.now_s = LINGER_S + 1
+    probes.look_everywhere()
+    assert fake.links == {}
+    assert fake.deleted == [(7).to_bytes(8, sys.byteorder)] * len(fake.deleted) != []
+    assert probes.files == []
+
+
+def test_a_deleted_file_is_read_all_the_same(proc: Path, user: User, library: Path) -> None:
+    library.unlink()
+    fake = FakeObject()
+    probes = create(fake, proc, Clock())
+    probes.look_at(user.pid)
+    if os.geteuid() == 0:
+        assert {path for path, _, _ in fake.links.values()} >= {f"{library} (deleted)"}
+    else:
+        assert probes.failed["gone"] == 1
+
+
+def test_a_process_that_is_gone_is_counted_and_told_of_again(proc: Path, user: User) -> None:
+    user.end()
+    fake = FakeObject()
+    probes = create(fake, proc, Clock())
+    probes.look_at(user.pid, {3, 4})
+    assert probes.failed == {"gone": 1}
+    assert len(fake.deleted) == 2
+
+
+@pytest.mark.parametrize("program", ["tls_exit", "tls_write", "tls_free"])
+def test_all_or_nothing_of_a_file_is_attached(proc: Path, user: User, program: str) -> None:
+    fake = FakeObject()
+    fake.refuse = program
+    probes = create(fake, proc, Clock())
+    probes.look_at(user.pid)
+    assert fake.links == {}
+    assert probes.failed["refused"] >= 1
+
+
+def test_a_file_that_is_cut_short_has_a_reason(proc: Path, user: User, library: Path) -> None:
+    whole = library.read_bytes()
+    os.truncate(library, 5_000)
+    fake = FakeObject()
+    probes = create(fake, proc, Clock())
+    probes.look_at(user.pid)
+    os.truncate(library, 0)
+    library.write_bytes(whole)  # before the process looks at its pages again
+    (file,) = [file for file in probes.files if file.path == str(library)]
+    assert (file.reason, file.library, file.functions) == ("truncated", "", 0)

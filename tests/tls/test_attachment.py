@@ -1,0 +1,145 @@
+"""No process is missed once its library was seen, wherever that is and however short it lives."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from tests.http import truth
+from tests.http.observed import Collector
+from tests.http.servers import NodeServer
+from tests.requirements import require, unmet
+from tests.tls import clients
+from tests.tls.servers import HOST, TlsNginx
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.http.truth import Row
+
+pytestmark = pytest.mark.bpf
+
+CURLS: Final = int(os.environ.get("PODWIRE_CURLS", "200"))
+"""How many short-lived processes; ``PODWIRE_CURLS=1000`` makes it last."""
+SETTLED: Final = 5
+LOOP: Final = """
+for number in $(seq {count}); do
+  curl -sSk --http1.1 -o /dev/null {url}/$number?{tag} || exit 1
+done
+"""
+SIGHT: Final = f"{sys.executable} -c 'import ctypes, time; ctypes.CDLL(\"%s\"); time.sleep(3)'"
+"""A process that has a library for long enough to be looked at, however busy the machine."""
+
+
+@pytest.fixture
+def nginx(tmp_path: Path) -> Iterator[TlsNginx]:
+    require("bpf")
+    with (
+        NodeServer(tmp_path / "node", "http") as node,
+        TlsNginx(tmp_path / "nginx", node.port) as server,
+    ):
+        yield server
+
+
+def loop(nginx: TlsNginx, count: int, tag: str) -> str:
+    url = f"https://{HOST}:{nginx.port}/size/5"
+    return LOOP.format(count=count, url=url, tag=tag)
+
+
+def libssl() -> Path:
+    """The library of this machine's curl."""
+    curl = shutil.which("curl")
+    if curl is None:
+        unmet("bpf", "no curl on PATH (Debian: curl)")
+    said = subprocess.run(["ldd", curl], capture_output=True, text=True, check=True).stdout
+    found = [line.split()[2] for line in said.splitlines() if "libssl.so" in line]
+    if not found:
+        unmet("bpf", "this curl has no libssl of its own")
+    return Path(found[0]).resolve()
+
+
+def paths(rows: list[Row], role: str) -> list[str]:
+    return sorted(row["path"] for row in rows if row["role"] == role and row["tls"])
+
+
+def test_short_lived_processes(nginx: TlsNginx, tmp_path: Path) -> None:
+    collector = Collector(tmp_path)
+    collector.start()
+    subprocess.run(["sh", "-c", loop(nginx, CURLS, "short")], check=True, timeout=900)
+    collector.stop()
+    nginx.stop()
+    lines = nginx.lines()
+    assert len(lines) == CURLS
+    rows = collector.rows()
+    for role in ("server", "client"):
+        truth.check(rows, truth.from_nginx(lines, nginx.port, role), role, nginx.port)
+
+
+def test_a_library_that_comes_later(nginx: TlsNginx, tmp_path: Path) -> None:
+    """The process that is the first ever to have it may be a connection ahead; none after it is."""
+    collector = Collector(tmp_path)
+    collector.start()
+    folder = tmp_path / "later"
+    folder.mkdir()
+    shutil.copy(libssl(), folder / "libssl.so.3")
+    environment = os.environ | {"LD_LIBRARY_PATH": str(folder)}
+    script = SIGHT % (folder / "libssl.so.3") + loop(nginx, SETTLED, "later")
+    command = ["sh", "-c", script]
+    subprocess.run(command, check=True, timeout=60, env=environment)
+    collector.stop()
+    nginx.stop()
+    rows = collector.rows()
+    assert len(paths(rows, "server")) == SETTLED
+    assert paths(rows, "client") == paths(rows, "server")
+
+
+def test_a_library_of_another_mount_namespace(nginx: TlsNginx, tmp_path: Path) -> None:
+    if shutil.which("unshare") is None:
+        unmet("bpf", "no unshare (Debian: util-linux)")
+    collector = Collector(tmp_path)
+    collector.start()
+    folder = tmp_path / "there"
+    folder.mkdir()
+    script = f"""
+    mount -t tmpfs none {folder} && cp {libssl()} {folder}/libssl.so.3 || exit 1
+    export LD_LIBRARY_PATH={folder}
+    {SIGHT % (folder / "libssl.so.3")}
+    {loop(nginx, SETTLED, "there")}
+    """
+    subprocess.run(["unshare", "--mount", "sh", "-c", script], check=True, timeout=60)
+    assert list(folder.iterdir()) == []
+    collector.stop()
+    nginx.stop()
+    rows = collector.rows()
+    assert len(paths(rows, "server")) == SETTLED
+    assert paths(rows, "client") == paths(rows, "server")
+
+
+def test_gnutls(nginx: TlsNginx, tmp_path: Path) -> None:
+    """Debian's wget."""
+    wget = shutil.which("wget")
+    if wget is None:
+        unmet("bpf", "no wget (Debian: wget)")
+    linked = subprocess.run(["ldd", wget], capture_output=True, text=True, check=True).stdout
+    if "libgnutls" not in linked:
+        unmet("bpf", "this wget does without GnuTLS")
+    collector = Collector(tmp_path)
+    collector.start()
+    address = HOST, nginx.port
+    clients.wget(address, ["/return/204"])  # the first process with this library
+    for _ in range(SETTLED):
+        clients.wget(address, ["/static/1k", "/static/0", "/copied/1m"])
+    collector.stop()
+    nginx.stop()
+    rows, lines = collector.rows(), nginx.lines()
+    assert len(lines) == 1 + 3 * SETTLED
+    for role in ("server", "client"):
+        settled = [row for row in rows if row["path"] != "/return/204"]
+        expected = truth.from_nginx(lines[1:], nginx.port, role)
+        truth.check(settled, expected, role, nginx.port)
