@@ -24,6 +24,14 @@ struct {
 	__type(value, struct call_state);
 } calls SEC(".maps");
 
+/* By thread id; apart from `calls`, because of the probes that use it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1 << 14);
+	__type(key, __u32);
+	__type(value, struct tls_call);
+} tls_calls SEC(".maps");
+
 /* What new entries begin as; too large for the stack. */
 static const struct socket_state new_socket = {};
 static const struct call_state new_call = {};
@@ -171,11 +179,31 @@ static __always_inline struct call_state *create_call(struct task_struct *task)
 	return bpf_map_lookup_elem(&calls, &key);
 }
 
+static __always_inline struct tls_call *current_tls(void)
+{
+	__u32 key = bpf_get_current_pid_tgid();
+
+	return bpf_map_lookup_elem(&tls_calls, &key);
+}
+
+static __always_inline struct tls_call *create_tls(void)
+{
+	__u32 key = bpf_get_current_pid_tgid();
+	struct tls_call *found = bpf_map_lookup_elem(&tls_calls, &key), fresh = {};
+
+	if (found)
+		return found;
+	bpf_map_update_elem(&tls_calls, &key, &fresh, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&tls_calls, &key);
+}
+
 static __always_inline void forget_call(void)
 {
 	__u32 key = bpf_get_current_pid_tgid();
 
 	bpf_map_delete_elem(&calls, &key);
+	if (podwire_tls)
+		bpf_map_delete_elem(&tls_calls, &key);
 }
 
 static __always_inline struct socket_state *find_state(struct sock *sk)

@@ -122,7 +122,7 @@ struct call_state {
 	__u8 has_sent_syn;
 	__u8 held_kind; /* enum podwire_kind + 1 of `held`; 0: nothing held */
 	__u8 is_told; /* one of several equal programs has told of these bytes */
-	struct tls_call tls;
+	struct tls_call tls; /* not used in hashes.h */
 	/* A connect's failure or a close, to be completed with the end of the call. */
 	struct podwire_connection_record held;
 };
@@ -263,11 +263,11 @@ struct tls_stream {
 	__u8 pad[4];
 };
 
-/* By connection id; the core ends them with the connection. */
+/* By connection id; the core ends them with the connection. Like all maps of probes it is allocated at
+ * once, because kernels before v6.1 warn of others. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1 << 18);
+	__uint(max_entries, 1 << 16);
 	__type(key, __u64);
 	__type(value, struct tls_stream);
 } tls_streams SEC(".maps");

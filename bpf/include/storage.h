@@ -124,6 +124,20 @@ static __always_inline struct socket_state *find_state(struct sock *sk)
 	return bpf_sk_storage_get(&sockets, sk, 0, 0);
 }
 
+static __always_inline struct tls_call *current_tls(void)
+{
+	struct call_state *call = current_call();
+
+	return call ? &call->tls : 0;
+}
+
+static __always_inline struct tls_call *create_tls(void)
+{
+	struct call_state *call = create_call(current_task());
+
+	return call ? &call->tls : 0;
+}
+
 /* The kernel frees both with their owners. */
 static __always_inline void forget_state(struct sock *sk)
 {

@@ -94,7 +94,7 @@ static __noinline int moved(struct call_state *call, __u32 size)
 	if (st->is_own)
 		return 0;
 	if (podwire_tls)
-		note_tls(call, st, call->direction);
+		note_tls(st, call->direction);
 	call->connection_id = st->connection_id;
 	call->is_announced = st->announcement != ANNOUNCED_NEVER;
 	call->size = size;

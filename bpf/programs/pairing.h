@@ -10,19 +10,22 @@ static __always_inline bool is_hello(const __u8 *head, __u32 size)
 /* A connection's first bytes are a ClientHello that no library has moved itself. */
 static __always_inline void note_hello(struct call_state *call, struct socket_state *st)
 {
+	struct tls_session_key key = {};
 	struct tls_session paired = {
 		.connection_id = st->connection_id,
 		.role = PODWIRE_ROLE_CLIENT,
 	};
-	struct tls_call *in = &call->tls;
-	struct tls_session_key key = session_key(in->asking);
+	struct tls_call *in = create_tls();
 
 	st->flags |= PODWIRE_TLS;
+	if (!in)
+		return;
 	if (call->direction == PODWIRE_READ) {
 		in->greeted_id = st->connection_id;
 		return;
 	}
 	if (in->asking && !in->is_unclear && bpf_ktime_get_ns() - in->asking_ns < ASKING_NS) {
+		key = session_key(in->asking);
 		bpf_map_update_elem(&tls_sessions, &key, &paired, BPF_ANY);
 		begin_stream(st->connection_id, true);
 	}
@@ -30,13 +33,14 @@ static __always_inline void note_hello(struct call_state *call, struct socket_st
 }
 
 /* A TLS library has moved bytes on a socket: what it says in clear comes from the library. */
-static __always_inline void note_tls(struct call_state *call, struct socket_state *st,
-				     __u8 direction)
+static __always_inline void note_tls(struct socket_state *st, __u8 direction)
 {
-	struct tls_call *in = &call->tls;
+	struct tls_call *in = current_tls();
 	struct tls_stream *stream;
 	__u64 arrived_ns = 0;
 
+	if (!in)
+		return;
 	in->greeted_id = 0;
 	if (!in->session && !(st->flags & PODWIRE_TLS))
 		return;

@@ -87,15 +87,13 @@ static __always_inline int enter_tls(struct pt_regs *ctx, __u8 kind)
 		.pid = bpf_get_current_pid_tgid() >> 32,
 	};
 	struct tls_frame frame = {}, *before;
-	struct call_state *call;
 	struct tls_call *in;
 
 	if (is_own_process())
 		return 0;
-	call = create_call(current_task());
-	if (!call)
+	in = create_tls();
+	if (!in)
 		return 0; /* its return finds no frame */
-	in = &call->tls;
 	frame.session = ARGUMENT_1(ctx);
 	if (in->session && in->stack == key.stack) {
 		before = bpf_map_lookup_elem(&tls_frames, &key);
@@ -368,33 +366,33 @@ static __always_inline int exit_tls(struct pt_regs *ctx)
 	};
 	struct tls_frame *found = bpf_map_lookup_elem(&tls_frames, &key), frame;
 	struct tls_stream *stream;
-	struct call_state *call;
 	struct clear clear = {};
+	struct tls_call *in;
 	bool is_write;
 
 	if (!found)
 		return 0;
 	frame = *found;
 	bpf_map_delete_elem(&tls_frames, &key);
-	call = current_call();
-	if (!call)
+	in = current_tls();
+	if (!in)
 		return 0;
-	call->tls.session = frame.outer;
-	call->tls.stack = frame.outer_stack;
+	in->session = frame.outer;
+	in->stack = frame.outer_stack;
 	clear.left = moved_by(&frame, RESULT(ctx));
-	clear.connection_id = connection_of(&frame, &call->tls, clear.left > 0);
+	clear.connection_id = connection_of(&frame, in, clear.left > 0);
 	if (!clear.connection_id) {
 		if (clear.left)
 			count(PODWIRE_KIND_PAYLOAD, unpaired);
 		return 0;
 	}
-	stream = stream_of(clear.connection_id, frame.kind, &call->tls);
+	stream = stream_of(clear.connection_id, frame.kind, in);
 	/* What a session inside another one moves is cipher text to the inner one. */
 	if (!stream || !clear.left || frame.outer)
 		return 0;
 	is_write = is_tls_write(frame.kind);
-	if (call->tls.arrived_ns)
-		stream->arrived_ns = call->tls.arrived_ns;
+	if (in->arrived_ns)
+		stream->arrived_ns = in->arrived_ns;
 	clear.direction = is_write ? PODWIRE_WRITE : PODWIRE_READ;
 	clear.flags = PODWIRE_CLEAR | (stream->is_begun ? PODWIRE_BEGUN : 0);
 	clear.start_ns = is_write ? frame.start_ns : stream->arrived_ns;
@@ -456,10 +454,10 @@ SEC("uprobe")
 int tls_free(struct pt_regs *ctx)
 {
 	struct tls_session_key key = session_key(ARGUMENT_1(ctx));
-	struct call_state *call = current_call();
+	struct tls_call *in = current_tls();
 
-	if (call && call->tls.asking == key.session)
-		end_asking(&call->tls);
+	if (in && in->asking == key.session)
+		end_asking(in);
 	bpf_map_delete_elem(&tls_sessions, &key);
 	return 0;
 }

@@ -102,8 +102,8 @@ static __always_inline void moved(struct sock *sk, __u32 size, __u8 direction, i
 	}
 	if (st->is_own)
 		return;
-	if (podwire_tls && call)
-		note_tls(call, st, direction);
+	if (podwire_tls)
+		note_tls(st, direction);
 	if (call && call->is_active && call->kind < CALL_CONNECT) {
 		if (call->size && (call->connection_id != st->connection_id ||
 				   call->direction != direction)) {
