@@ -17,6 +17,7 @@
 #include "include/tls.h"
 #include "include/arguments.h"
 
+#include "programs/buffers.h"
 #include "programs/heads.h"
 #include "programs/tls.h"
 

@@ -18,11 +18,13 @@
 #include "include/figures.h"
 #include "include/ring.h"
 #include "include/state.h"
+#include "include/tls.h"
 #include "include/syscalls.h"
 
 #include "programs/calls.h"
 #include "programs/buffers.h"
 #include "programs/heads.h"
+#include "programs/pairing.h"
 #include "programs/framing.h"
 #include "programs/payloads.h"
 #include "programs/transfers.h"

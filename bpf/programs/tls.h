@@ -295,7 +295,7 @@ static long clear_step(__u32 step, struct clear *of)
 		return 1;
 	if (length > CLEAR_BYTES)
 		length = CLEAR_BYTES;
-	count_clear(submit_clear(of, length));
+	count_clear(!is_full() && submit_clear(of, length));
 	of->buffer += length;
 	of->position += length;
 	of->left -= length;
@@ -322,7 +322,7 @@ static __always_inline void tell_size(struct clear *of, __u32 size)
 static __noinline int tell_clear(struct clear *of, struct tls_stream *stream)
 {
 	struct podwire_verdict *verdict;
-	__u32 rest = 0, skipped = 0, size;
+	__u32 rest = 0, skipped = 0, size, most;
 	bool is_write;
 	__s32 unneeded;
 
@@ -348,9 +348,12 @@ static __noinline int tell_clear(struct clear *of, struct tls_stream *stream)
 		skipped = size;
 	tell_size(of, skipped);
 	size -= skipped;
-	if (size > FEW_BYTES && is_crowded()) {
-		rest = size - FEW_BYTES;
-		size = FEW_BYTES;
+	if (size > FEW_BYTES) {
+		most = most_bytes();
+		if (size > most) {
+			rest = size - most;
+			size = most;
+		}
 	}
 	of->left = size;
 	LOOP(MAX_STEPS, clear_step, of);
