@@ -14,10 +14,12 @@ from tests.requirements import unmet
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["HOST", "AioServer", "NodeTlsServer", "TlsNginx", "make_certificate"]
+__all__ = ["HOST", "RING_BYTES", "AioServer", "NodeTlsServer", "TlsNginx", "make_certificate"]
 
 HERE: Final = Path(__file__).parent
 HOST: Final = "127.0.0.1"
+RING_BYTES: Final = 256 << 20
+"""Of a collector's payload ring: a busy machine shows as time and not as loss."""
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:

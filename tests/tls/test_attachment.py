@@ -16,7 +16,7 @@ from tests.http.observed import Collector
 from tests.http.servers import NodeServer
 from tests.requirements import require, unmet
 from tests.tls import clients
-from tests.tls.servers import HOST, TlsNginx
+from tests.tls.servers import HOST, RING_BYTES, TlsNginx
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +69,7 @@ def paths(rows: list[Row], role: str) -> list[str]:
 
 
 def test_short_lived_processes(nginx: TlsNginx, tmp_path: Path) -> None:
-    collector = Collector(tmp_path)
+    collector = Collector(tmp_path, RING_BYTES)
     collector.start()
     subprocess.run(["sh", "-c", loop(nginx, CURLS, "short")], check=True, timeout=900)
     collector.stop()
@@ -83,7 +83,7 @@ def test_short_lived_processes(nginx: TlsNginx, tmp_path: Path) -> None:
 
 def test_a_library_that_comes_later(nginx: TlsNginx, tmp_path: Path) -> None:
     """The process that is the first ever to have it may be a connection ahead; none after it is."""
-    collector = Collector(tmp_path)
+    collector = Collector(tmp_path, RING_BYTES)
     collector.start()
     folder = tmp_path / "later"
     folder.mkdir()
@@ -102,7 +102,7 @@ def test_a_library_that_comes_later(nginx: TlsNginx, tmp_path: Path) -> None:
 def test_a_library_of_another_mount_namespace(nginx: TlsNginx, tmp_path: Path) -> None:
     if shutil.which("unshare") is None:
         unmet("bpf", "no unshare (Debian: util-linux)")
-    collector = Collector(tmp_path)
+    collector = Collector(tmp_path, RING_BYTES)
     collector.start()
     folder = tmp_path / "there"
     folder.mkdir()
@@ -129,7 +129,7 @@ def test_gnutls(nginx: TlsNginx, tmp_path: Path) -> None:
     linked = subprocess.run(["ldd", wget], capture_output=True, text=True, check=True).stdout
     if "libgnutls" not in linked:
         unmet("bpf", "this wget does without GnuTLS")
-    collector = Collector(tmp_path)
+    collector = Collector(tmp_path, RING_BYTES)
     collector.start()
     address = HOST, nginx.port
     clients.wget(address, ["/return/204"])  # the first process with this library

@@ -11,7 +11,7 @@ from tests.http.observed import Collector
 from tests.http.servers import NodeServer
 from tests.requirements import require
 from tests.tls import clients
-from tests.tls.servers import HOST, AioServer, NodeTlsServer, TlsNginx
+from tests.tls.servers import HOST, RING_BYTES, AioServer, NodeTlsServer, TlsNginx
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +46,7 @@ def nginx(tmp_path: Path) -> Iterator[TlsNginx]:
 
 @pytest.fixture
 def collector(tmp_path: Path) -> Collector:
-    return Collector(tmp_path)
+    return Collector(tmp_path, RING_BYTES)
 
 
 def check_nginx(rows: list[Row], nginx: TlsNginx, port: int, count: int) -> None:
