@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.bpf
 
-NODE, POD = "podwire-ct-node", "podwire-ct-pod"
+NODE, POD = f"podwire-ct-{os.getpid()}-node", f"podwire-ct-{os.getpid()}-pod"
 SERVER = ("10.77.0.2", "fd77::2")
 SERVICE = ("10.99.0.9", "fd99::9")
 Rooms = dict[socket.AddressFamily, socket.socket]
