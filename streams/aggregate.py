@@ -229,17 +229,21 @@ def _add_header(found: dict[int, Contribution], header: BatchHeader) -> None:
     for entry in header.ledger:
         key = (header.cluster, header.node, entry.stage, entry.kind, entry.reason)
         part.count(key, entry.in_count, entry.out_count, entry.dropped_count)
-        if _is_loss(entry):
-            lost += entry.dropped_count
+        lost += _events_lost(entry)
     if lost:
         part.lost[header.node] = part.lost.get(header.node, 0) + lost
 
 
-def _is_loss(entry: Entry) -> bool:
+def _events_lost(entry: Entry) -> int:
+    # What nobody asked for is not lost, and neither is what a session inside TLS says that belongs
+    # to no known connection: its connection is counted all the same.
+    if entry.reason in ("excluded", "unpaired"):
+        return 0
+    if entry.kind == "payload_byte":  # of how many messages is not known
+        return min(entry.dropped_count, 1)
     # Of payload only what the kernel could not hand over: parsers drop what is no HTTP.
-    if entry.reason == "excluded":
-        return False
-    return entry.kind in EVENT_COLUMNS or (entry.kind == "payload" and entry.stage == "kernel")
+    is_loss = entry.kind in EVENT_COLUMNS or (entry.kind == "payload" and entry.stage == "kernel")
+    return entry.dropped_count if is_loss else 0
 
 
 def duplicate(batch: EventBatch) -> Contribution:
