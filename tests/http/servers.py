@@ -11,7 +11,6 @@ import os
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from tests.requirements import unmet
+from tests.support.kafka import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -142,15 +142,6 @@ def node_path() -> Path:
     return modules
 
 
-def _free_ports(address: str, count: int) -> list[int]:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    held = [socket.create_server((address, 0), family=family) for _ in range(count)]
-    ports: list[int] = [each.getsockname()[1] for each in held]
-    for each in held:
-        each.close()
-    return ports
-
-
 class Server:
     """A process that serves; use as a context manager.
 
@@ -166,7 +157,7 @@ class Server:
         self.work = work
         self.address = address
         self.log = work / "access.log"
-        (self.port,) = _free_ports(address, 1)
+        self.port = free_port(address)
         self.process: subprocess.Popen[bytes] | None = None
 
     def argv(self) -> Sequence[str]:
@@ -216,8 +207,9 @@ class Server:
     def _is_ready(self) -> bool:
         assert self.process is not None
         assert self.process.stdout is not None
-        readable, _, _ = select.select([self.process.stdout], [], [], READY_S)
-        return bool(readable) and self.process.stdout.readline() == b"ready\n"
+        waiting = select.poll()
+        waiting.register(self.process.stdout, select.POLLIN)
+        return bool(waiting.poll(READY_S * 1000)) and self.process.stdout.readline() == b"ready\n"
 
     def stop(self) -> None:
         """End it in order; safe to repeat."""
@@ -262,7 +254,7 @@ class Nginx(Server):
         self, work: Path, backend: int, address: str = "127.0.0.1", workers: int = 1
     ) -> None:
         super().__init__(work, address)
-        self.port, self.port2 = _free_ports(address, 2)
+        self.port, self.port2 = free_port(address), free_port(address)
         self._backend = backend
         self._workers = workers
 

@@ -168,8 +168,9 @@ def test_the_local_container_is_named_by_its_pod() -> None:
     names = [batch.names[place] for place in batch.parties.local_container]
     assert names == list(wanted.values())
     instances = [batch.names[place] for place in batch.parties.local_instance]
-    # Whose pod is known by its address alone has a pod, but no container.
-    assert instances[-2:] == ["job-1", "job-1"]
+    # Whose pod is known by its address alone has a pod, but no container; a container that is none
+    # of the pod's has neither.
+    assert instances[-2:] == ["node-a", "job-1"]
     assert instances[4:6] == ["agent-1", "gone-1"]
 
 

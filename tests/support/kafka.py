@@ -104,15 +104,16 @@ def fetch() -> None:
         done.write_bytes(wanted)
 
 
-def free_port() -> int:
-    """A free TCP port on loopback, below the range the kernel gives to clients.
+def free_port(address: str = "127.0.0.1") -> int:
+    """A free TCP port of loopback, below the range the kernel gives to clients.
 
     While a killed broker is down, no client's own socket can take its port.
     """
     for _ in range(100):
         port = random.randrange(20_000, _EPHEMERAL_FROM)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family) as probe, contextlib.suppress(OSError):
+            probe.bind((address, port))
             return port
     raise RuntimeError("no free port on loopback")
 
