@@ -163,11 +163,7 @@ class Http2:
         """See `Exchange.close`."""
         self._is_closed = True
         while self._streams:
-            stream = self._streams.pop(next(iter(self._streams)))
-            if stream.is_response_doubtful:
-                self.given_up += 1
-            else:
-                self._break_off(stream, end_ns)
+            self._break_off(self._streams.pop(next(iter(self._streams))), end_ns)
 
     # What FrameReader calls.
 
@@ -207,6 +203,7 @@ class Http2:
             stream.request_size += size
         else:
             stream.response_size += size
+            stream.has_final = True  # even if its header went by unread (RFC 9113 section 8.1)
             stream.is_response_doubtful = False
 
     def on_end(self, side: Side, stream_id: int, end_ns: int) -> None:
@@ -348,6 +345,9 @@ class Http2:
         self._finish(stream, Outcome.ANSWERED if is_answered else Outcome.UNANSWERED, end_ns)
 
     def _break_off(self, stream: _Stream, end_ns: int) -> None:
+        if stream.is_response_doubtful:  # it may have been answered, wholly or in part, or not
+            self.given_up += 1
+            return
         self._finish(stream, Outcome.ABORTED if stream.has_final else Outcome.UNANSWERED, end_ns)
 
     def _finish(self, stream: _Stream, outcome: Outcome, end_ns: int) -> None:

@@ -174,9 +174,8 @@ class Scene:
     def check_lossy(self, unread: Mapping[str, int]) -> dict[str, list[Expected]]:
         """Compare rows and logs where bytes are missing; the lines without a row, by place.
 
-        A small share may be wrong. In HTTP/1, where requests and responses are lost at once,
-        nothing says which belong together; in HTTP/2 a stream whose response is lost looks
-        unanswered.
+        Of HTTP/1 a small share may be wrong: where requests and responses are lost at once, nothing
+        says which belong together. Streams have numbers.
 
         Raises:
             AssertionError: If more rows are wrong.
@@ -187,9 +186,8 @@ class Scene:
             wrong, missing[name] = truth.compare_lossy(
                 self._rows, expected, "server", place.port, unread.get(name, 0)
             )
-            assert len(wrong) <= _MOST_WRONG * len(expected), f"{name}: {len(wrong)}\n" + "\n".join(
-                wrong[:10]
-            )
+            most = _MOST_WRONG * len(expected) if name in ("h1", "node") else 0
+            assert len(wrong) <= most, f"{name}: {len(wrong)}\n" + "\n".join(wrong[:10])
         return missing
 
     def close(self) -> None:

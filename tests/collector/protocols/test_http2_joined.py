@@ -29,6 +29,7 @@ from tests.collector.protocols.wire import (
     literal,
     parse,
     request,
+    reset,
     timeless,
 )
 
@@ -39,6 +40,7 @@ def assert_true(call: Call, expected: Expected) -> None:
     assert call.path in ("", expected.path)
     assert call.host in ("", expected.host)
     assert call.status in (NO_STATUS, expected.status)
+    assert call.outcome == expected.outcome
     assert call.grpc_status in (UNMEASURED, expected.grpc_status)
     assert call.request_body_size in (UNMEASURED, expected.request_body)
     assert call.response_body_size in (UNMEASURED, expected.response_body)
@@ -233,6 +235,20 @@ def test_gap_in_responses_leaves_only_what_is_sure() -> None:
     assert [(c.path, c.status, c.response_body_size, c.outcome) for c in done] == [
         ("/3", NO_STATUS, UNMEASURED, Outcome.ANSWERED),
         ("/5", 200, UNMEASURED, Outcome.ANSWERED),
+    ]
+    assert parser.given_up == 1
+
+
+def test_reset_after_a_gap_says_only_of_answers_that_were_seen_that_they_were_broken_off() -> None:
+    done: list[Call] = []
+    parser = Http2(done, Settings())
+    for stream_id in (1, 3):
+        parser.feed(Side.REQUEST, headers_of(stream_id), 1, 1)
+    parser.skip(Side.RESPONSE, 500, 2, 2)
+    parser.feed(Side.RESPONSE, reset(1) + body(3, b"half") + reset(3), 3, 3)
+    parser.close(4)
+    assert [(c.path, c.status, c.response_body_size, c.outcome) for c in done] == [
+        ("/3", NO_STATUS, UNMEASURED, Outcome.ABORTED)
     ]
     assert parser.given_up == 1
 
