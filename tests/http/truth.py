@@ -122,7 +122,7 @@ def _is_unknown(row: Row, name: str) -> bool:
     if name == "outcome":
         return row["outcome"] == Outcome.ANSWERED and row["response_body_size"] is None
     if name == "status":
-        return row["outcome"] == Outcome.ANSWERED and row["status"] == NO_STATUS
+        return row["outcome"] != Outcome.UNANSWERED and row["status"] == NO_STATUS
     if name == "grpc_status":
         return row["grpc_status"] == UNMEASURED
     return _value(row, name) in (None, "")
