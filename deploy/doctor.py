@@ -6,16 +6,15 @@ the sink writes to: that of a cluster, or of a running ``podwire local``.
 
 from __future__ import annotations
 
-import http.client
 import json
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote, urlencode, urlsplit
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from collector import doctor
+from deploy.endpoint import QueryError, ask
 from schemas.config import load_file
 from schemas.errors import TransportError
 from sink.config import SinkConfig
@@ -23,7 +22,7 @@ from sink.config import SinkConfig
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["HELP", "add_arguments", "ask", "coverage_table", "run"]
+__all__ = ["HELP", "add_arguments", "coverage", "coverage_table", "run"]
 
 HELP = doctor.HELP
 _TIMEOUT_S: Final = 3.0
@@ -37,7 +36,6 @@ FROM coverage
 WHERE time >= now() - INTERVAL 1 HOUR
 GROUP BY role, resolution, reason
 ORDER BY role, connections DESC, bytes DESC
-FORMAT JSONEachRow
 SETTINGS output_format_json_quote_64bit_integers = 0
 """
 
@@ -59,49 +57,36 @@ def run(arguments: argparse.Namespace) -> int:
     config = SinkConfig.load(file)
     console = Console()
     try:
-        rows = ask(config, QUERY)
-    except TransportError as error:
+        rows = coverage(config)
+    except (QueryError, TransportError) as error:
         console.print(Text(f"coverage is not known: {error}"))
         return code
     console.print(coverage_table(rows))
     return code
 
 
-def ask(config: SinkConfig, query: str) -> list[dict[str, Any]]:
-    """Return the rows of a query of format ``JSONEachRow``.
+def coverage(config: SinkConfig) -> list[dict[str, Any]]:
+    """Return what the database says of the last hour, see `QUERY`.
 
     Args:
         config: Where the sink writes to.
-        query: The query.
 
     Raises:
-        TransportError: If nobody answers there, or the answer is a refusal.
+        QueryError: If the database refuses.
+        TransportError: If nobody answers there.
     """
     url = config.url
     if config.embedded:
         url = f"http://{config.sql_host}:{config.sql_port or _LOCAL_PORT}"
-    parts = urlsplit(url)
-    secure = parts.scheme == "https"
-    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-    port = parts.port or (8443 if secure else 8123)
-    connection = kind(parts.hostname or "", port, timeout=_TIMEOUT_S)
-    where = f"{parts.scheme}://{parts.hostname}:{connection.port}"
-    headers = {"X-ClickHouse-User": unquote(parts.username or "default")}
-    password = config.password or unquote(parts.password or "")
-    if password:
-        headers["X-ClickHouse-Key"] = password
-    try:
-        options = urlencode({"database": config.database})
-        connection.request("POST", f"/?{options}", query.encode(), headers)
-        answer = connection.getresponse()
-        text = answer.read().decode(errors="replace")
-    except (OSError, http.client.HTTPException) as error:
-        raise TransportError(f"no answer from {where}: {error}") from error
-    finally:
-        connection.close()
-    if answer.status != http.client.OK:
-        raise TransportError(f"{where}: {(text.splitlines() or [''])[0][:200]}")
-    return [json.loads(line) for line in text.splitlines() if line]
+    text = ask(
+        url,
+        QUERY,
+        config.database,
+        password=config.password,
+        output_format="JSONEachRow",
+        timeout_s=_TIMEOUT_S,
+    )
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def coverage_table(rows: list[dict[str, Any]]) -> Table:

@@ -7,20 +7,19 @@ its SQL endpoint, else the directory is opened here.
 from __future__ import annotations
 
 import fcntl
-import http.client
 import sys
-import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from deploy.endpoint import QueryError, ask, first_line
 from deploy.local.settings import CONFIG_NAME, DATABASE_NAME, LOCK_NAME
 from schemas.config import load_file
-from schemas.errors import ConfigError, PodwireError, TransportError
+from schemas.errors import ConfigError, TransportError
 
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["HELP", "Database", "QueryError", "add_arguments", "run"]
+__all__ = ["HELP", "Database", "add_arguments", "run"]
 
 HELP = "Ask the data that local or demo stored"
 EPILOG = """\
@@ -32,10 +31,6 @@ examples:
 PROMPT: Final = "podwire> "
 TIMEOUT_S: Final = 300.0
 LOOPBACK: Final = "127.0.0.1"
-
-
-class QueryError(PodwireError):
-    """ClickHouse refused the query; its own words."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,24 +102,9 @@ class Database:
             try:
                 return str(self._session.query(sql, output_format))
             except RuntimeError as error:
-                raise QueryError(_first_line(str(error))) from error
-        return self._ask(sql, output_format)
-
-    def _ask(self, sql: str, output_format: str) -> str:
-        assert self._port is not None
-        connection = http.client.HTTPConnection(LOOPBACK, self._port, timeout=TIMEOUT_S)
-        options = urllib.parse.urlencode({"database": "podwire", "default_format": output_format})
-        try:
-            connection.request("POST", f"/?{options}", body=sql.encode())
-            response = connection.getresponse()
-            text = response.read().decode(errors="replace")
-        except (OSError, http.client.HTTPException) as error:
-            raise TransportError(f"SQL endpoint on port {self._port}: {error}") from error
-        finally:
-            connection.close()
-        if response.status != http.client.OK:
-            raise QueryError(_first_line(text))
-        return text
+                raise QueryError(first_line(str(error))) from error
+        url = f"http://{LOOPBACK}:{self._port}"
+        return ask(url, sql, "podwire", output_format=output_format, timeout_s=TIMEOUT_S)
 
 
 def _open(data: Path, directory: Path) -> Any:
@@ -171,8 +151,3 @@ def _prompt(database: Database) -> int:
             _print(database.query(sql, _format()))
         except (QueryError, TransportError) as error:
             sys.stderr.write(f"{error}\n")
-
-
-def _first_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0] if lines else "no answer"

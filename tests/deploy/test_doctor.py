@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from deploy.doctor import QUERY, ask, coverage_table
+from deploy.doctor import QUERY, coverage, coverage_table
+from deploy.endpoint import QueryError
 from schemas.errors import TransportError
 from sink.config import SinkConfig
 from tests.support.kafka import free_port
@@ -51,8 +52,11 @@ def url() -> Iterator[str]:
 
 
 def test_the_database_is_asked_where_the_sink_writes(url: str) -> None:
-    rows = ask(SinkConfig(url=url, database="pw"), QUERY)
-    assert _Database.asked == ("/?database=pw", QUERY, "reader", "secret")
+    rows = coverage(SinkConfig(url=url, database="pw"))
+    assert _Database.asked == (
+        "/?database=pw&default_format=JSONEachRow",
+        *(QUERY, "reader", "secret"),
+    )
     assert [row["connections"] for row in rows] == [99, 1]
     output = io.StringIO()
     Console(file=output, width=120).print(coverage_table(rows))
@@ -64,12 +68,12 @@ def test_the_database_is_asked_where_the_sink_writes(url: str) -> None:
 def test_an_embedded_engine_answers_through_its_endpoint(url: str) -> None:
     port = int(url.rpartition(":")[2])
     config = SinkConfig(url="chdb:///nowhere", sql_port=port)
-    assert len(ask(config, QUERY)) == 2
+    assert len(coverage(config)) == 2
 
 
 def test_refusals_and_silence_are_told(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_Database, "status", 404)
-    with pytest.raises(TransportError, match="Code: 60"):
-        ask(SinkConfig(url=url), QUERY)
+    with pytest.raises(QueryError, match="Code: 60"):
+        coverage(SinkConfig(url=url))
     with pytest.raises(TransportError, match="no answer"):
-        ask(SinkConfig(url=f"http://127.0.0.1:{free_port()}"), QUERY)
+        coverage(SinkConfig(url=f"http://127.0.0.1:{free_port()}"))
