@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from tests.http import truth
-from tests.http.observed import Collector
-from tests.http.servers import NodeServer
-from tests.requirements import require, unmet
+from tests.requirements import unmet
 from tests.tls import clients
-from tests.tls.servers import HOST, RING_BYTES, TlsNginx
+from tests.tls.servers import HOST
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.http.truth import Row
+    from tests.http.observed import Collector
+    from tests.tls.servers import TlsNginx
 
 pytestmark = pytest.mark.bpf
 
@@ -35,16 +32,6 @@ done
 """
 SIGHT: Final = f"{sys.executable} -c 'import ctypes, time; ctypes.CDLL(\"%s\"); time.sleep(3)'"
 """A process that has a library for long enough to be looked at, however busy the machine."""
-
-
-@pytest.fixture
-def nginx(tmp_path: Path) -> Iterator[TlsNginx]:
-    require("bpf")
-    with (
-        NodeServer(tmp_path / "node", "http") as node,
-        TlsNginx(tmp_path / "nginx", node.port) as server,
-    ):
-        yield server
 
 
 def loop(nginx: TlsNginx, count: int, tag: str) -> str:
@@ -64,12 +51,18 @@ def libssl() -> Path:
     return Path(found[0]).resolve()
 
 
-def paths(rows: list[Row], role: str) -> list[str]:
-    return sorted(row["path"] for row in rows if row["role"] == role and row["tls"])
+def check_settled(nginx: TlsNginx, collector: Collector) -> None:
+    """Fail unless both ends of every call that was made are known."""
+    collector.stop()
+    nginx.stop()
+    expected = sorted(line["uri"].partition("?")[0] for line in nginx.lines())
+    assert len(expected) == SETTLED
+    for role, port in (("server", "local_port"), ("client", "remote_port")):
+        found = [r for r in collector.rows() if r["role"] == role and r[port] == nginx.port]
+        assert sorted(row["path"] for row in found if row["tls"]) == expected, role
 
 
-def test_short_lived_processes(nginx: TlsNginx, tmp_path: Path) -> None:
-    collector = Collector(tmp_path, RING_BYTES)
+def test_short_lived_processes(nginx: TlsNginx, collector: Collector) -> None:
     collector.start()
     subprocess.run(["sh", "-c", loop(nginx, CURLS, "short")], check=True, timeout=900)
     collector.stop()
@@ -81,9 +74,8 @@ def test_short_lived_processes(nginx: TlsNginx, tmp_path: Path) -> None:
         truth.check(rows, truth.from_nginx(lines, nginx.port, role), role, nginx.port)
 
 
-def test_a_library_that_comes_later(nginx: TlsNginx, tmp_path: Path) -> None:
+def test_a_library_that_comes_later(nginx: TlsNginx, collector: Collector, tmp_path: Path) -> None:
     """The process that is the first ever to have it may be a connection ahead; none after it is."""
-    collector = Collector(tmp_path, RING_BYTES)
     collector.start()
     folder = tmp_path / "later"
     folder.mkdir()
@@ -92,17 +84,14 @@ def test_a_library_that_comes_later(nginx: TlsNginx, tmp_path: Path) -> None:
     script = SIGHT % (folder / "libssl.so.3") + loop(nginx, SETTLED, "later")
     command = ["sh", "-c", script]
     subprocess.run(command, check=True, timeout=60, env=environment)
-    collector.stop()
-    nginx.stop()
-    rows = collector.rows()
-    assert len(paths(rows, "server")) == SETTLED
-    assert paths(rows, "client") == paths(rows, "server")
+    check_settled(nginx, collector)
 
 
-def test_a_library_of_another_mount_namespace(nginx: TlsNginx, tmp_path: Path) -> None:
+def test_a_library_of_another_mount_namespace(
+    nginx: TlsNginx, collector: Collector, tmp_path: Path
+) -> None:
     if shutil.which("unshare") is None:
         unmet("bpf", "no unshare (Debian: util-linux)")
-    collector = Collector(tmp_path, RING_BYTES)
     collector.start()
     folder = tmp_path / "there"
     folder.mkdir()
@@ -114,14 +103,10 @@ def test_a_library_of_another_mount_namespace(nginx: TlsNginx, tmp_path: Path) -
     """
     subprocess.run(["unshare", "--mount", "sh", "-c", script], check=True, timeout=60)
     assert list(folder.iterdir()) == []
-    collector.stop()
-    nginx.stop()
-    rows = collector.rows()
-    assert len(paths(rows, "server")) == SETTLED
-    assert paths(rows, "client") == paths(rows, "server")
+    check_settled(nginx, collector)
 
 
-def test_gnutls(nginx: TlsNginx, tmp_path: Path) -> None:
+def test_gnutls(nginx: TlsNginx, collector: Collector) -> None:
     """Debian's wget."""
     wget = shutil.which("wget")
     if wget is None:
@@ -129,7 +114,6 @@ def test_gnutls(nginx: TlsNginx, tmp_path: Path) -> None:
     linked = subprocess.run(["ldd", wget], capture_output=True, text=True, check=True).stdout
     if "libgnutls" not in linked:
         unmet("bpf", "this wget does without GnuTLS")
-    collector = Collector(tmp_path, RING_BYTES)
     collector.start()
     address = HOST, nginx.port
     clients.wget(address, ["/return/204"])  # the first process with this library

@@ -7,18 +7,16 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from tests.http import truth
-from tests.http.observed import Collector
-from tests.http.servers import NodeServer
-from tests.requirements import require
 from tests.tls import clients
-from tests.tls.servers import HOST, RING_BYTES, AioServer, NodeTlsServer, TlsNginx
+from tests.tls.servers import HOST, AioServer, NodeTlsServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.http.observed import Collector
     from tests.http.servers import Server
     from tests.http.truth import Row
+    from tests.tls.servers import TlsNginx
 
 pytestmark = pytest.mark.bpf
 
@@ -32,21 +30,6 @@ _CURLS: Final = [
     ("/size/70000/up", ("--data-binary", "@-")),
     ("/chunked/3/100", ()),
 ]
-
-
-@pytest.fixture
-def nginx(tmp_path: Path) -> Iterator[TlsNginx]:
-    require("bpf")
-    with (
-        NodeServer(tmp_path / "node", "http") as node,
-        TlsNginx(tmp_path / "nginx", node.port) as server,
-    ):
-        yield server
-
-
-@pytest.fixture
-def collector(tmp_path: Path) -> Collector:
-    return Collector(tmp_path, RING_BYTES)
 
 
 def check_nginx(rows: list[Row], nginx: TlsNginx, port: int, count: int) -> None:
@@ -115,7 +98,6 @@ def test_libraries_that_make_no_system_calls(
     tmp_path: Path, collector: Collector, kind: type[AioServer | NodeTlsServer]
 ) -> None:
     """Event loops move the bytes themselves; sessions are paired with sockets all the same."""
-    require("bpf")
     with kind(tmp_path / "server") as server:
         collector.start()
         address = HOST, server.port
