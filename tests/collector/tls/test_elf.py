@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import struct
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collector.tls.elf import find_functions
+from tests.requirements import program, unmet
 
 NAMES: Final = ("SSL_read", "SSL_write", "read")
 CODE: Final = 0x1000
@@ -98,7 +98,6 @@ def test_any_bytes_give_an_answer(seed: int, count: int) -> None:
     find(bytes(image[: chosen.choice([len(image), chosen.randrange(len(image))])]))
 
 
-@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
 def test_real_files_agree_with_nm() -> None:
     import ssl
 
@@ -112,10 +111,10 @@ def test_real_files_agree_with_nm() -> None:
     )
     assert ssl.OPENSSL_VERSION
     if library is None:
-        pytest.skip(f"{sys.executable} has no libssl of its own")
+        unmet("tools", f"{sys.executable} has no libssl of its own")
     image = Path(library).read_bytes()
     listed = subprocess.run(
-        ["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True
+        [program("nm"), "-D", "--defined-only", library], capture_output=True, text=True, check=True
     )
     functions, reason = find(image)
     assert reason is None

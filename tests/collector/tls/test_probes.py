@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import pytest
 from collector.tls.libraries import FUNCTIONS, LIBRARIES
 from collector.tls.probes import KNOWN_FILES, LINGER_S, Probes
 from schemas.errors import BpfError
+from tests.requirements import program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,12 +55,10 @@ class Clock:
 @pytest.fixture
 def library(tmp_path: Path) -> Path:
     """A library of its own inode that has the functions of OpenSSL."""
-    if shutil.which("gcc") is None:
-        pytest.skip("no gcc")
     source = tmp_path / "tls.c"
     source.write_text("".join(f"int {name}(void) {{ return 0; }}\n" for name in sorted(FUNCTIONS)))
     path = tmp_path / "libanything.so"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(path), str(source)], check=True)
+    subprocess.run([program("gcc"), "-shared", "-fPIC", "-o", str(path), str(source)], check=True)
     return path
 
 
