@@ -291,7 +291,7 @@ class KernelSource:
         """Detach every program; the rings can still be drained."""
         if self._finder is not None:
             self._finder.join()
-        self.tls.detach()
+        self.tls.stop()
         # What the stages add to a flow, the core tells: they end first.
         if self.stages.object is not None:
             self.stages.object.detach()

@@ -62,6 +62,21 @@ struct {
 	__type(value, struct podwire_verdict);
 } tls_verdicts SEC(".maps");
 
+/* Set when nobody reads the ring any more: to detach the probes takes the kernel seconds. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} tls_stopped SEC(".maps");
+
+static __always_inline bool is_stopped(void)
+{
+	__u32 zero = 0, *stopped = bpf_map_lookup_elem(&tls_stopped, &zero);
+
+	return stopped && *stopped;
+}
+
 /* Clear bytes on their way into the ring. */
 struct clear {
 	__u64 connection_id;
@@ -89,7 +104,7 @@ static __always_inline int enter_tls(struct pt_regs *ctx, __u8 kind)
 	struct tls_frame frame = {}, *before;
 	struct tls_call *in;
 
-	if (is_own_process())
+	if (is_stopped() || is_own_process())
 		return 0;
 	in = create_tls();
 	if (!in)

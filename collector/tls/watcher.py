@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -32,6 +33,8 @@ __all__ = ["OFF", "Watcher", "start_tls"]
 
 OFF: Final = "switched off by collector.tls"
 _LOG: Final = logging.getLogger("podwire.collector")
+_STOPPED: Final = "tls_stopped"
+"""Their map that ends what they do, see ``bpf/programs/tls.h``."""
 _EVERY_S: Final = 30.0
 """From one look at all processes to the next."""
 _MAX_EXECUTED: Final = 65_536
@@ -69,20 +72,24 @@ class Watcher:
             if len(told):
                 self._told.put(told)
 
-    def detach(self) -> None:
-        """Detach every probe."""
+    def stop(self) -> None:
+        """Look at no more files, and let the programs do nothing more; quick."""
         if self._thread is not None:
             self._told.put(None)
             self._thread.join()
             self._thread = None
-        if self.probes is not None:
-            self.probes.close()
+        if self.object is not None:
+            self.object.update_map(_STOPPED, bytes(4), (1).to_bytes(4, sys.byteorder))
 
     def close(self) -> None:
-        """Detach and unload; safe to repeat."""
-        self.detach()
-        if self.object is not None:
-            self.object.close()
+        """Detach, a tenth of a second a probe, and unload; safe to repeat."""
+        if self.object is None:
+            return
+        self.stop()
+        if self.probes is not None:
+            self.probes.close()
+        self.object.close()
+        self.object = None
 
     def _run(self) -> None:
         assert self.probes is not None

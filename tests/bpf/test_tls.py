@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
-from collector.abi import ConnectionFlag, Direction, Kind, PayloadFlag, Role
+from collector.abi import ConnectionEvent, ConnectionFlag, Direction, Kind, PayloadFlag, Role
 from collector.config import CollectorConfig
 from collector.tls.watcher import Watcher, start_tls
 from tests.bpf.harness import Watch
@@ -201,6 +201,23 @@ def test_sessions_older_than_the_probes(
     finally:
         for watcher in watchers:
             watcher.close()
+        watch.close()
+
+
+def test_nothing_more_is_told_once_they_are_stopped(
+    variant: Path, contexts: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    """At once, and not when the kernel has let go of all probes."""
+    watch = Watch(path=variant, constants={"podwire_payloads": 1, "podwire_tls": 1})
+    watcher = start_tls(CollectorConfig(), watch.object, {})
+    try:
+        port = talk(contexts, Blocking, [HEAD], watcher.stop)
+        watch.drain()
+        assert watch.count(port, ConnectionEvent.CLOSED) == 2
+        for role, direction in ENDS:
+            assert watch.pieces_of(port, role, direction) == []
+    finally:
+        watcher.close()
         watch.close()
 
 
