@@ -146,7 +146,7 @@ function serveHttp2() {
     stream.on("data", (data) => { line.received += data.length; });
     if (!stream.readableEnded) await new Promise((resolve) => stream.once("end", resolve).once("close", resolve));
     if (todo.delay) await wait(todo.delay);
-    if (stream.destroyed) return;
+    if (stream.closed) return; // reset: what is answered now is not sent
     if (todo.hint) stream.additionalHeaders({ ":status": 103, link: "</style.css>; rel=preload" });
     const fields = { ":status": todo.status || 200, "x-received": String(line.received) };
     if (todo.header) fields["x-large"] = todo.header;
