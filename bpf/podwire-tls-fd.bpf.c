@@ -19,6 +19,7 @@
 
 #include "programs/buffers.h"
 #include "programs/heads.h"
+#include "programs/unseen.h"
 #include "programs/tls.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

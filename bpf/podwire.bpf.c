@@ -24,6 +24,7 @@
 #include "programs/calls.h"
 #include "programs/buffers.h"
 #include "programs/heads.h"
+#include "programs/unseen.h"
 #include "programs/pairing.h"
 #include "programs/framing.h"
 #include "programs/payloads.h"

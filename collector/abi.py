@@ -38,6 +38,7 @@ class PayloadFlag(IntFlag):
 
     CLEAR = 1
     BEGUN = 2
+    ENDED = 4
 
 
 class ConnectionEvent(IntEnum):
@@ -159,7 +160,7 @@ class ProcessEvent(IntEnum):
     MAPPED = 3
 
 
-LAYOUT_HASH: Final = "267f366c4fc3d0d3c16fb657d61562646019d6d9f93420baedfdbf69461a75a2"
+LAYOUT_HASH: Final = "2795db84e11b4d23e70b563ed32cd074485a294930d6d7798c90bece515366f0"
 """See `hash_layout`."""
 
 CONNECTION_RECORD: Final = np.dtype(

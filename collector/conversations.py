@@ -65,12 +65,13 @@ Found = tuple[int, Call]
 @dataclass(slots=True)
 class _State:
     # One connection, or what is inside TLS of it. `expected`: sequence number of the next read and
-    # write, None before the first.
+    # write, None before the first; `last_ns`: when the one before it had moved.
     exchange: Conversation | None
     request_direction: int
     is_inside_tls: bool
     is_excluded: bool = False
     expected: list[int | None] = field(default_factory=lambda: [None, None])
+    last_ns: list[int] = field(default_factory=lambda: [0, 0])
     skipping: list[int | None] = field(default_factory=lambda: [None, None])
 
 
@@ -163,7 +164,8 @@ class Conversations:
             (connection_id, direction, position, size, captured, start_ns, end_ns, flags),
             data,
         ) in zip(zip(*columns, strict=True), pieces.captured(), strict=True):
-            state = states.get(~connection_id if flags else connection_id)
+            is_clear = flags & PayloadFlag.CLEAR
+            state = states.get(~connection_id if is_clear else connection_id)
             if state is None:
                 state = self._begin(connection_id, direction, data, flags)
             if state is None:
@@ -196,13 +198,15 @@ class Conversations:
                     position = expected
                 else:
                     unneeded = exchange.unneeded(side)
-                    if not size and gap == unneeded + 1 and state.expected[place] is not None:
-                        gap = unneeded  # how far it came, by a number that counts the FIN as well
+                    is_end = flags & PayloadFlag.ENDED and state.expected[place] is not None
+                    if is_end and gap == unneeded + 1:
+                        gap = unneeded  # the number counts the FIN as well
                     if unneeded < gap:
                         self.gaps += 1
                         self.untold_bytes += gap - unneeded
-                    exchange.skip(side, gap, start_ns, end_ns)
+                    exchange.skip(side, gap, state.last_ns[place] if size else end_ns, end_ns)
             state.expected[place] = position + size & _LAST
+            state.last_ns[place] = end_ns
             if captured:
                 self.captured_bytes += captured
                 exchange.feed(side, data, start_ns, end_ns)

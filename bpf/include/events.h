@@ -219,11 +219,13 @@ struct podwire_process_record {
 enum podwire_payload_flag {
 	PODWIRE_CLEAR = 1, /* inside TLS; positions count the clear bytes of a direction from 0 */
 	PODWIRE_BEGUN = 2, /* and 0 was where the clear bytes began */
+	PODWIRE_ENDED = 4, /* nothing follows; the position may count the FIN */
 };
 
 /*
  * Bytes that a call moved, for the parsers: `captured` of them follow the record. A call makes one or
- * several, in their order; what no record tells of, the sequence numbers show.
+ * several, in their order; what no record tells of, the sequence numbers show. An empty record is a
+ * sequence number and a time only: so far had its direction come then.
  */
 struct podwire_payload_record {
 	__u64 connection_id;

@@ -59,6 +59,13 @@ struct framing {
 	__u8 pad[5];
 };
 
+/* The last bytes of a direction that the ring had no room for. */
+struct unseen {
+	__u64 end_ns;	   /* when they had moved */
+	__u32 position;	   /* of the byte after them */
+	__u32 is_untold; /* no record behind them has shown it */
+};
+
 struct socket_state {
 	__u64 connection_id;
 	__u64 start_ns; /* of the connect; 0 when not seen */
@@ -76,9 +83,9 @@ struct socket_state {
 	__u8 looks;        /* calls that were looked at in vain */
 	__u8 looked_at;    /* direction of the last call while undecided */
 	__u8 is_http2;
-	__u8 is_lossy; /* the ring had no room for some of its bytes */
-	__u8 pad[3];
+	__u8 pad[4];
 	struct framing framing[2]; /* of reads, of writes */
+	struct unseen unseen[2];   /* of reads, of writes */
 };
 
 /* Whether the bytes of a connection go to user space; see programs/payloads.h. */
@@ -217,7 +224,7 @@ struct copying {
 	__u32 filled;  /* bytes in the piece */
 	__u32 passed;  /* bytes behind these that are not copied */
 	__u32 least;   /* length from which on the content of a frame is not */
-	__u32 is_lost; /* the ring had no room for some of it */
+	__u32 is_untold; /* the ring had no room for the last of it */
 	struct framing framing;
 };
 
@@ -261,6 +268,7 @@ struct tls_stream {
 	__u8 looked_at;
 	__u8 is_begun; /* seen from its first byte on */
 	__u8 pad[4];
+	struct unseen unseen[2]; /* of reads, of writes */
 };
 
 /* By connection id; the core ends them with the connection. Like all maps of probes it is allocated at

@@ -58,9 +58,10 @@ static __always_inline int submit_piece(struct piece *piece)
 	length = sizeof(piece->record) + at_most_mask(captured, 2 * PIECE_BYTES - 1);
 	if (is_full() || bpf_ringbuf_output(&payloads, piece, length, BPF_RB_NO_WAKEUP)) {
 		__sync_fetch_and_add(&counted->ring_full, 1);
-		piece->copying.is_lost = 1;
+		piece->copying.is_untold = 1;
 	} else {
 		__sync_fetch_and_add(&counted->submitted, 1);
+		piece->copying.is_untold = 0;
 	}
 	return 0;
 }
@@ -152,7 +153,7 @@ static __noinline int copy_payload(struct call_state *call, struct piece *piece,
 		return 0;
 	of = &piece->copying;
 	of->skipped = skipped;
-	of->filled = of->passed = of->is_lost = 0;
+	of->filled = of->passed = of->is_untold = 0;
 	of->least = LEAST_CONTENT;
 	piece->record.captured = 0;
 	if (skipped >= size) {
@@ -229,6 +230,7 @@ static __always_inline void capture(struct call_state *call, struct sock *sk,
 		return;
 	}
 	framing = &st->framing[is_write];
+	tell_unseen_before(st->unseen, st->connection_id, 0);
 	piece->copying.framing.is_followed = 0;
 	if (MOST_FRAMES > 0 && st->is_http2 && follow_frames(call, framing, piece->record.position)) {
 		piece->copying.framing = *framing;
@@ -242,38 +244,31 @@ static __always_inline void capture(struct call_state *call, struct sock *sk,
 		}
 	}
 	copy_payload(call, piece, size, skipped);
-	st->is_lossy |= piece->copying.is_lost;
+	note_unseen(&st->unseen[is_write], piece->copying.is_untold, end, piece->record.end_ns);
 	if (MOST_FRAMES > 0 && st->is_http2) {
 		*framing = piece->copying.framing;
 		framing->position = end;
 	}
 }
 
-/* How far a connection has come whose last bytes were not captured: an empty record for a direction
- * that user space does not want all of, or that the ring had no room for. */
-static __noinline int tell_position(struct sock *sk, struct socket_state *st, bool is_write)
+/* How far a direction has come that user space does not want all of. */
+static __always_inline void tell_end(struct sock *sk, __u64 connection_id, bool is_write)
 {
-	__u32 key = PODWIRE_KIND_PAYLOAD, lane;
-	struct podwire_counts *counted = bpf_map_lookup_elem(&counts, &key);
-	struct podwire_payload_record *record;
+	struct unseen end = {
+		.end_ns = bpf_ktime_get_ns(),
+		.position = position_after(sk, is_write),
+	};
 
-	if (!counted || !st)
-		return 0;
-	record = bpf_ringbuf_reserve(&payloads, sizeof(*record), 0);
-	if (!record) {
-		__sync_fetch_and_add(&counted->ring_full, 1);
-		return 0;
-	}
-	record->connection_id = st->connection_id;
-	record->start_ns = record->end_ns = bpf_ktime_get_ns();
-	record->position = position_after(sk, is_write);
-	record->size = record->captured = 0;
-	record->direction = is_write ? PODWIRE_WRITE : PODWIRE_READ;
-	record->flags = 0;
-	record->sequence = next_payload_sequence(&lane);
-	record->cpu = lane;
-	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
-	__sync_fetch_and_add(&counted->submitted, 1);
+	tell_position(&end, connection_id, is_write, PODWIRE_ENDED);
+}
+
+/* Of what is inside TLS: how far it came is known to its stream only. */
+static __noinline int end_clear(__u64 connection_id)
+{
+	struct tls_stream *stream = bpf_map_lookup_elem(&tls_streams, &connection_id);
+
+	if (stream)
+		tell_unseen(stream->unseen, connection_id, PODWIRE_CLEAR);
 	return 0;
 }
 
@@ -282,11 +277,14 @@ static __always_inline void end_payload(struct sock *sk, struct socket_state *st
 {
 	struct podwire_verdict *verdict;
 
+	if (podwire_tls && st->flags & PODWIRE_TLS)
+		end_clear(st->connection_id);
 	if (!podwire_payloads || st->payload != PAYLOAD_WANTED)
 		return;
 	verdict = bpf_map_lookup_elem(&verdicts, &st->connection_id);
-	if (st->is_lossy || (verdict && verdict->is_skipping[0]))
-		tell_position(sk, st, false);
-	if (st->is_lossy || (verdict && verdict->is_skipping[1]))
-		tell_position(sk, st, true);
+	tell_unseen(st->unseen, st->connection_id, 0);
+	if (verdict && verdict->is_skipping[0])
+		tell_end(sk, st->connection_id, false);
+	if (verdict && verdict->is_skipping[1])
+		tell_end(sk, st->connection_id, true);
 }

@@ -87,7 +87,8 @@ struct clear {
 	__u32 left;
 	__u8 direction;
 	__u8 flags;
-	__u8 pad[6];
+	__u8 is_untold; /* the ring had no room for the last of it */
+	__u8 pad[5];
 };
 
 static __always_inline bool is_tls_write(__u8 kind)
@@ -293,8 +294,9 @@ static __always_inline bool submit_clear(const struct clear *of, __u32 length)
 	return SUBMIT_CLEAR(of, length, CLEAR_BYTES);
 }
 
-static __always_inline void count_clear(bool is_submitted)
+static __always_inline void count_clear(struct clear *of, bool is_submitted)
 {
+	of->is_untold = !is_submitted;
 	if (is_submitted)
 		count(PODWIRE_KIND_PAYLOAD, submitted);
 	else
@@ -310,7 +312,7 @@ static long clear_step(__u32 step, struct clear *of)
 		return 1;
 	if (length > CLEAR_BYTES)
 		length = CLEAR_BYTES;
-	count_clear(!is_full() && submit_clear(of, length));
+	count_clear(of, !is_full() && submit_clear(of, length));
 	of->buffer += length;
 	of->position += length;
 	of->left -= length;
@@ -329,7 +331,7 @@ static __always_inline void tell_size(struct clear *of, __u32 size)
 		fill_clear(record, of, size);
 		bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 	}
-	count_clear(record != 0);
+	count_clear(of, record != 0);
 	of->buffer += size;
 	of->position += size;
 }
@@ -361,6 +363,7 @@ static __noinline int tell_clear(struct clear *of, struct tls_stream *stream)
 	}
 	if (!of->buffer)
 		skipped = size;
+	tell_unseen_before(stream->unseen, of->connection_id, of->flags);
 	tell_size(of, skipped);
 	size -= skipped;
 	if (size > FEW_BYTES) {
@@ -373,6 +376,7 @@ static __noinline int tell_clear(struct clear *of, struct tls_stream *stream)
 	of->left = size;
 	LOOP(MAX_STEPS, clear_step, of);
 	tell_size(of, rest + of->left);
+	note_unseen(&stream->unseen[is_write], of->is_untold, of->position, of->end_ns);
 	return 0;
 }
 

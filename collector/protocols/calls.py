@@ -140,7 +140,7 @@ class Exchange(Protocol):
         ...
 
     def skip(self, side: Side, size: int, start_ns: int, end_ns: int) -> None:
-        """Take note of the next bytes of a side, which were not captured.
+        """Take note of the next bytes of a side, which were not captured; they moved in that time.
 
         Inside a body of known length nothing is lost by it; elsewhere the parser finds the
         beginning of a later message again, and counts only what it is sure of.

@@ -53,6 +53,7 @@ class Conversation:
         # While undecided: pieces that may be the beginning, and per side their bytes
         self._pieces: list[Piece] = []
         self._first = [b"", b""]
+        self._lost: dict[Side, Piece] = {}
         self._seen = 0
         # Changes of direction since something made sense
         self._turns = 0
@@ -124,6 +125,7 @@ class Conversation:
             # What comes next is not the beginning any more.
             self._is_joined = True
             self._forget(side)
+            self._lost[side] = piece
             return []
         first = self._first[side] + piece.data[:_MAX_KEPT_BYTES]
         found = detect(first, self._is_joined)
@@ -162,12 +164,13 @@ class Conversation:
         self._first = [b"", b""]
         self._turns = 0
         self.protocol = protocol
-        if protocol is Protocol.HTTP1:
-            self._http1 = Http1(self.done, self._settings, self._is_joined)
-            self._recoveries = 0
-        else:
+        lost, self._lost = self._lost, {}
+        if protocol is Protocol.HTTP2:
             self._http2 = Http2(self.done, self._settings, self._is_joined)
-        return pieces
+            return pieces
+        self._http1 = Http1(self.done, self._settings, self._is_joined)
+        self._recoveries = 0
+        return sorted([*lost.values(), *pieces], key=lambda each: each.end_ns)
 
     # When a parser has something to say
 

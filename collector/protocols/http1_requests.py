@@ -125,7 +125,7 @@ class Requests(Responses):
                 buffer.is_accepted()
                 self._find_side(REQUESTS_LOST)
             elif looks is False:
-                self._misfit_request(end_ns)
+                self._misfit_request(start_ns)
                 return len(data)
         if not buffer.raw:
             return position
@@ -136,7 +136,7 @@ class Requests(Responses):
             or parse_request_head(raw, self._heads.keep_query)
         )
         if head is None:
-            self._misfit_request(end_ns)
+            self._misfit_request(start_ns)
             return len(data)
         call = _call(head, buffer.start_ns, buffer.size)
         return self._begin_request(call, head, data, position, start_ns, end_ns)
@@ -195,14 +195,15 @@ class Requests(Responses):
         elif self._switches and not self._is_hasty and self._open and self._open[-1] is call:
             self._request_state = WAITING
 
-    def _misfit_request(self, end_ns: int) -> None:
+    def _misfit_request(self, since_ns: int) -> None:
         if self.lost & REQUESTS_LOST:
             self._request_state = LOST
+            self._pairs.lose_more_requests(since_ns)  # one may have begun inside of the piece
         else:
             self.misfits += 1
-            self._lose_request(end_ns)
+            self._lose_request(0)  # nothing is missing, for all that is known
 
-    def _lose_request(self, end_ns: int) -> None:
+    def _lose_request(self, since_ns: int) -> None:
         call = self._reading
         if call is not None:
             self._reading = None
@@ -212,10 +213,10 @@ class Requests(Responses):
                 self.done.append(call)
         self._request_state = LOST
         self.lost |= REQUESTS_LOST
-        self._pairs.lose_requests(end_ns)
+        self._pairs.lose_requests(since_ns)
 
     def _skip_request(self, piece: Piece) -> None:
-        size, end_ns = piece.size, piece.end_ns
+        size = piece.size
         if self._request_state == BODY:
             size = self._request_body.skip(size)
             if self._request_body.is_over:
@@ -232,7 +233,7 @@ class Requests(Responses):
         if self._request_state == WAITING:
             self._wait(piece._replace(size=size))
         elif self._request_state != OVER:
-            self._lose_request(end_ns)
+            self._lose_request(piece.start_ns)
 
     def _wait(self, piece: Piece) -> None:
         # Keeps what follows a request that may switch protocols, until its response says.

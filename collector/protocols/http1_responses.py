@@ -66,7 +66,7 @@ class Responses(State):
                     and call.method not in _BARE
                     and call is not self._reading
                 ):
-                    self._pairs.note_wait()
+                    self._pairs.note_wait(end_ns)
                     opened.pop(0)
                     call.status = head.status
                     call.outcome = ANSWERED

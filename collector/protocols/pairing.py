@@ -10,7 +10,8 @@ answers, which without pipelining is every request.
 That a second request is open proves no pipelining: the answer to the first may have been lost,
 which shows only when the next piece of that side comes. So a connection pipelines once a response
 without a gap before it found several requests open. One that was seen to wait for every answer so
-far is taken to go on so: after a gap its last request is the one that is answered.
+far is taken to go on so: after a gap its last request is the one that is answered, unless one was
+lost after a response.
 """
 
 from __future__ import annotations
@@ -73,15 +74,17 @@ class Pairing:
             call: The request.
             is_busy: Whether a response is under way.
         """
-        if self.open and self.open[-1].start_ns == call.start_ns:
-            self.pipelines = True  # both in one piece
+        if self._response_gap_ns == _NEVER and self.open:
+            self.pipelines = True
         if self._request_gap_ns == _NEVER and self._response_gap_ns == _NEVER:
             self.open.append(call)
         elif self._response_gap_ns >= call.start_ns:
             self.open.append(call)  # its response, too, may be in the gap
             self._has_answered = False
         elif not self._may_pipeline(is_busy) or (
-            self._has_answered and not is_busy and call.start_ns >= self._answered_ns
+            self._has_answered
+            and not is_busy
+            and call.start_ns >= self._answered_ns > self._request_gap_ns
         ):
             self._give_up_all(call.start_ns)
             self._request_gap_ns = self._response_gap_ns = _NEVER
@@ -93,6 +96,8 @@ class Pairing:
         self._bound(call.start_ns)
 
     def _may_pipeline(self, is_busy: bool) -> bool:
+        if self._request_gap_ns > max(self._response_gap_ns, self._answered_ns):
+            return True  # what was lost was not answered since
         # Only requests are missing, and the one before is not answered yet.
         waits_not = self._response_gap_ns == _NEVER and (bool(self.open) or is_busy)
         return self.pipelines or (waits_not and self.waited < _PATIENT)
@@ -113,45 +118,55 @@ class Pairing:
         Args:
             first_ns: When the first byte of the response had moved.
         """
+        self._answered_ns = first_ns
         if self._passed:
             self._passed -= 1
             self._update()
             return None
         if self.open and self.open[0].start_ns <= first_ns:
             if self._response_gap_ns == _NEVER:
-                self.note_wait()
+                self.note_wait(first_ns)
                 return self.open.pop(0)
             if not self.pipelines and self.waited >= _PATIENT:
                 while len(self.open) > 1 and self.open[1].start_ns <= first_ns:
                     self._give_up(self.open.pop(0), first_ns)
+                if self._request_gap_ns > self._response_gap_ns >= self.open[0].start_ns:
+                    self._give_up_all(first_ns)  # a request was lost after the response to this one
                 self._request_gap_ns = self._response_gap_ns = _NEVER
                 self._update()
-                return self.open.pop(0)
+                return self.open.pop(0) if self.open else None
             if len(self.open) == 1 and not self.unsure and self._request_gap_ns == _NEVER:
                 # Only one request was open: what was lost cannot have been another's response.
                 self._response_gap_ns = _NEVER
                 self._update()
                 return self.open.pop(0)
+        if self._has_answered:
+            self.pipelines = True  # two in a row, so that more than one was asked for
         self._has_answered = True
-        self._answered_ns = first_ns
         return None
 
-    def note_wait(self) -> None:
-        """The oldest open request is answered, and no bytes are known to be missing."""
-        if len(self.open) > 1 and self._request_gap_ns == _NEVER:
+    def note_wait(self, first_ns: int) -> None:
+        """The oldest open request is answered, and no response is known to be missing."""
+        self._answered_ns = first_ns
+        if len(self.open) > 1:
             self.pipelines = True
-        else:
+        elif self._request_gap_ns == _NEVER:
             self.waited += 1
 
     def put_back(self, call: Call) -> None:
         """Undo `match`: it was an interim response (RFC 9110 section 15.2)."""
         self.open.insert(0, call)
 
-    def lose_requests(self, end_ns: int) -> None:
-        """Take note that requests may have come unseen until then."""
-        self._request_gap_ns = end_ns
+    def lose_requests(self, since_ns: int) -> None:
+        """Take note that requests may have come unseen, the last of them not before then."""
+        self._request_gap_ns = since_ns
         self._has_answered = False
         self.is_settled = False
+
+    def lose_more_requests(self, since_ns: int) -> None:
+        """Take note that the gap, if there is one, did not end before then."""
+        if self._request_gap_ns != _NEVER:
+            self.lose_requests(since_ns)
 
     def lose_responses(self, end_ns: int) -> None:
         """Take note that responses may have come unseen until then."""

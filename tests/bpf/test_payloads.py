@@ -442,6 +442,38 @@ def test_a_full_ring_is_counted(variant: Path) -> None:
     assert 0 < drained <= counted["submitted"]
 
 
+def test_what_was_lost_is_told_before_the_other_side_goes_on(variant: Path) -> None:
+    watch = Watch(path=variant, constants={"podwire_payloads": 1}, rings={"payloads": 65_536})
+    request, answer = HEAD + noise(1000), b"HTTP/1.1 200 OK\r\n\r\n"
+    count = 100
+    try:
+        with listening() as server:
+            client, accepted = pair(server)
+            for _ in range(count):
+                client.sendall(request)
+                receive(accepted, len(request))
+            watch.drain()
+            accepted.sendall(answer)
+            receive(client, len(answer))
+            watch.drain()
+            client.close()
+            accepted.close()
+            told = watch.connections(port_of(server))
+        records = np.concatenate([each.records for each in watch.pieces])
+    finally:
+        watch.close()
+    for role, asking in ((Role.CLIENT, Direction.WRITE), (Role.SERVER, Direction.READ)):
+        (identity,) = set(told["connection_id"][told["role"] == role])
+        *asked, lost, answered = records[records["connection_id"] == identity]
+        assert 10 < len(asked) < count
+        assert {record["direction"] for record in (*asked, lost)} == {asking}
+        assert lost["size"] == lost["captured"] == 0
+        moved = int(lost["position"]) - int(asked[0]["position"]) & 0xFFFF_FFFF
+        assert moved == count * len(request)
+        assert asked[-1]["end_ns"] < lost["start_ns"] == lost["end_ns"] < answered["end_ns"]
+        assert (answered["direction"], answered["size"]) == (3 - asking, len(answer))
+
+
 def test_bodies_do_not_crowd_out_heads(variant: Path) -> None:
     ring = 1 << 20
     watch = Watch(path=variant, constants={"podwire_payloads": 1}, rings={"payloads": ring})

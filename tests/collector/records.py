@@ -14,6 +14,7 @@ from collector.abi import (
     TRANSFER_RECORD,
     ConnectionEvent,
     Direction,
+    PayloadFlag,
 )
 from collector.payload_ring import Pieces, joined
 from collector.pipeline import Drained
@@ -110,6 +111,16 @@ class Talk:
 
     def written(self, data: bytes, missing: int = 0, **values: Any) -> bytes:
         return self.moved(Direction.WRITE, data, missing, **values)
+
+    def told(self, direction: Direction, flags: int = 0) -> bytes:
+        """How far a direction has come, at the time of what it said last."""
+        times = {"start_ns": self._now, "end_ns": self._now}
+        given = {"position": self._next[direction], **times, "flags": flags}
+        return piece(self._connection_id, direction, b"", **given)
+
+    def ended(self, direction: Direction) -> bytes:
+        """The same, at the end of the connection."""
+        return self.told(direction, PayloadFlag.ENDED)
 
     def passed(self, direction: Direction, size: int) -> None:
         """Bytes moved of which no record tells."""

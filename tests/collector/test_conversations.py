@@ -138,6 +138,44 @@ def test_a_lost_piece_costs_its_own_call_only(
     }
 
 
+@pytest.mark.parametrize("connection_id", [SERVER, CLIENT])
+def test_what_is_told_to_be_lost_before_the_next_message_costs_nothing_else(
+    conversations: Conversations, connection_id: int
+) -> None:
+    """From the first message on, when nothing yet says that the connection does not pipeline."""
+    talk = Talk(connection_id)
+    ask, answer, asks, answers = (
+        (talk.read, talk.written, Direction.READ, Direction.WRITE)
+        if connection_id == SERVER
+        else (talk.written, talk.read, Direction.WRITE, Direction.READ)
+    )
+    lost = {(0, "answer"), (2, "ask"), (4, "answer"), (5, "answer"), (7, "ask"), (7, "answer")}
+    lost |= {(8, "ask"), (9, "answer"), (10, "ask")}
+    untold: dict[Direction, bytes] = {}
+    for number in range(12):
+        for kind, say, data, side in (
+            ("ask", ask, b"GET /%d HTTP/1.1\r\n\r\n" % number, asks),
+            ("answer", answer, OK, answers),
+        ):
+            made = say(data)
+            if (number, kind) in lost:
+                untold.pop(side, None)
+                untold[side] = talk.told(side)
+            else:
+                conversations.apply(pieces(*untold.values(), made))
+                untold.clear()
+    conversations.end([connection_id], [10**9])
+    for _ in range(2):
+        conversations.apply(pieces())
+    calls = {call.path: (call.status, call.outcome) for _, call in conversations.take_calls()}
+    unknown = NO_STATUS, Outcome.ANSWERED
+    assert calls == {
+        f"/{number}": unknown if (number, "answer") in lost else (200, Outcome.ANSWERED)
+        for number in range(12)
+        if (number, "ask") not in lost
+    }
+
+
 def test_bytes_told_twice_are_taken_once(conversations: Conversations) -> None:
     talk = Talk(SERVER)
     again = talk.read(GET)
@@ -166,10 +204,10 @@ def test_an_aborted_body_is_as_long_as_it_came(conversations: Conversations, fin
     conversations.apply(pieces(talk.read(GET), talk.written(LONG_HEAD + b"x" * 10_000)))
     assert conversations.take_verdicts()
     talk.passed(Direction.WRITE, 500_000)
-    last = talk.written(b"")
+    last = talk.ended(Direction.WRITE)
     talk.passed(Direction.WRITE, fin)
     conversations.end([SERVER], [9_000])
-    conversations.apply(pieces(last if not fin else talk.written(b"")))
+    conversations.apply(pieces(last if not fin else talk.ended(Direction.WRITE)))
     conversations.apply(pieces())
     call = only_call(conversations)
     assert (call.outcome, call.status) == (Outcome.ABORTED, 200)
@@ -181,7 +219,7 @@ def test_a_fin_is_no_byte_of_a_whole_body(conversations: Conversations) -> None:
     conversations.apply(pieces(talk.read(GET), talk.written(LONG_HEAD + b"x" * 10_000)))
     talk.passed(Direction.WRITE, LONG - 10_000 + 1)
     conversations.end([SERVER], [9_000])
-    conversations.apply(pieces(talk.written(b"")))
+    conversations.apply(pieces(talk.ended(Direction.WRITE)))
     conversations.apply(pieces())
     call = only_call(conversations)
     assert (call.outcome, call.response_body_size) == (Outcome.ANSWERED, LONG)
@@ -283,7 +321,7 @@ def test_a_response_that_was_lost_to_the_end_is_not_known(conversations: Convers
         conversations.apply(pieces(*said))
         talk.passed(Direction.WRITE, len(OK) + 1)
         conversations.end([SERVER], [9_000])
-        conversations.apply(pieces(talk.written(b"")))
+        conversations.apply(pieces(talk.ended(Direction.WRITE)))
         conversations.apply(pieces())
         call = conversations.take_calls()[-1][1]
         assert (call.outcome, call.status) == (Outcome.ANSWERED, NO_STATUS)

@@ -32,8 +32,14 @@ def test_a_gap_can_end_content_exactly() -> None:
 
 
 def test_a_gap_in_a_request_line_loses_the_request() -> None:
-    talk = Talk().ask(b"GET /lo", 100, get("/2")).answer(ok(b"1"))
+    talk = Talk().ask(b"GET /lo", 100).answer(ok(b"1")).ask(get("/2")).answer(ok(b"2"))
     assert paths(talk.done) == [("/2", 200, "ANSWERED")]
+
+
+def test_a_request_behind_one_that_was_lost_and_not_answered_has_no_answer_that_is_known() -> None:
+    talk = Talk().ask(b"GET /lo", 100, get("/2")).answer(ok(b"1"), ok(b"2")).ask(get("/3"))
+    talk.answer(ok(b"3"))
+    assert paths(talk.done) == [("/2", 0, "ANSWERED"), ("/3", 200, "ANSWERED")]
 
 
 def test_a_gap_in_request_fields_leaves_what_is_sure() -> None:
