@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "Scene"]
 
 _ROOMY: Final = 512 << 20
-_MOST_WRONG: Final = 0.03
 KINDS: Final = ("collector", "witness")
 HOST: Final = "127.0.0.1"
 
@@ -174,11 +173,8 @@ class Scene:
     def check_lossy(self, unread: Mapping[str, int]) -> dict[str, list[Expected]]:
         """Compare rows and logs where bytes are missing; the lines without a row, by place.
 
-        Of HTTP/1 a small share may be wrong: where requests and responses are lost at once, nothing
-        says which belong together. Streams have numbers.
-
         Raises:
-            AssertionError: If more rows are wrong.
+            AssertionError: If a row is wrong.
         """
         missing = {}
         for name, place in self._places.items():
@@ -186,8 +182,7 @@ class Scene:
             wrong, missing[name] = truth.compare_lossy(
                 self._rows, expected, "server", place.port, unread.get(name, 0)
             )
-            most = _MOST_WRONG * len(expected) if name in ("h1", "node") else 0
-            assert len(wrong) <= most, f"{name}: {len(wrong)}\n" + "\n".join(wrong[:10])
+            assert not wrong, f"{name}: {len(wrong)}\n" + "\n".join(wrong[:10])
         return missing
 
     def close(self) -> None:

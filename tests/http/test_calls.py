@@ -110,7 +110,7 @@ def test_mix(scene: Scene) -> None:
 @pytest.mark.timeout(3_600)
 @pytest.mark.parametrize("ring_bytes", [CollectorConfig().payload_ring_bytes, 1 << 20])
 def test_what_a_crowded_ring_loses_is_told(tmp_path: Path, ring_bytes: int) -> None:
-    """What is missing is counted in bytes, and next to no row is wrong."""
+    """What is missing is counted in bytes, and no row is wrong."""
     require("bpf")
     with Scene(tmp_path, "collector", ring_bytes) as scene:
         scene.watch()
