@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from collector.abi import Call, ConnectionEvent, Direction, ProcessEvent, Role
+from collector.abi import ConnectionEvent, Direction, ProcessEvent, Role
+from collector.tls.libraries import LIBRARIES
+from tests.bpf.harness import Watch
 from tests.bpf.test_connections import life, listening, pair, port_of, settle
-from tests.bpf.traffic import ping_pong
+from tests.bpf.test_payloads import HEAD
+from tests.bpf.traffic import ping_pong, receive
 
 if TYPE_CHECKING:
-    from tests.bpf.harness import Watch
+    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,68 +34,91 @@ class Defect:
 
     what: str
     tests: tuple[str, ...] = ()
-    """Modules of this package and functions in them."""
+    """Functions, by the path of their module below ``tests``."""
     later: str = ""
     """Why there is nothing to show yet."""
 
 
-_PAYLOADS: Final = "payloads are not read yet"
-_TLS: Final = "TLS libraries are not hooked yet"
+_GO: Final = "the TLS of Go is not hooked yet"
 
 DEFECTS: Final = {
-    "B1": Defect("the mask of an upload cuts payloads of 2 KiB and more", later=_PAYLOADS),
-    "B2": Defect("an upload takes 20.5 KiB whatever the payload", later=_PAYLOADS),
+    "B1": Defect(
+        "the mask of an upload cuts payloads of 2 KiB and more",
+        (
+            "bpf.test_payloads.test_large_calls_come_in_pieces",
+            "bpf.test_payloads.test_every_call_that_reads",
+        ),
+    ),
+    "B2": Defect(
+        "an upload takes 20.5 KiB whatever the payload",
+        ("bpf.test_defects.test_a_payload_takes_its_own_length",),
+    ),
     "B3": Defect(
         "netfilter's share of receiving is lost to that of sending",
-        ("test_stages.test_requests_and_responses",),
+        ("bpf.test_stages.test_requests_and_responses",),
     ),
     "B4": Defect(
         "no close that returns 0 is a success",
-        ("test_connections.test_ways_to_close", "test_defects.test_every_close_counts"),
+        ("bpf.test_connections.test_ways_to_close", "bpf.test_defects.test_every_close_counts"),
     ),
-    "B5": Defect("an accept() that fails is a connection", ("test_defects.test_failing_accepts",)),
+    "B5": Defect(
+        "an accept() that fails is a connection", ("bpf.test_defects.test_failing_accepts",)
+    ),
     "B6": Defect(
         "of sendmmsg() and recvmmsg() only the first message counts",
-        ("test_transfers.test_write_calls", "test_transfers.test_read_calls"),
+        ("bpf.test_transfers.test_write_calls", "bpf.test_transfers.test_read_calls"),
     ),
-    "B7": Defect("reads of Go's TLS are writes", later=_TLS),
-    "B8": Defect("the first read of an OpenSSL connection is a write", later=_TLS),
+    "B7": Defect("reads of Go's TLS are writes", later=_GO),
+    "B8": Defect(
+        "the first read of an OpenSSL connection is a write",
+        ("bpf.test_tls.test_what_both_ends_say",),
+    ),
     "B9": Defect(
         "packets sent stay in a map for ever",
         (
-            "test_stages.test_nothing_is_left_behind",
-            "test_rings.test_short_connections_leave_nothing",
+            "bpf.test_stages.test_nothing_is_left_behind",
+            "bpf.test_rings.test_short_connections_leave_nothing",
         ),
     ),
     "B10": Defect(
         "every call opens its connection again when a map is full",
         (
-            "test_defects.test_calls_open_nothing",
-            "test_rings.test_an_announcement_is_repeated_until_it_fits",
+            "bpf.test_defects.test_calls_open_nothing",
+            "bpf.test_rings.test_an_announcement_is_repeated_until_it_fits",
         ),
     ),
     "B11": Defect(
         "a non-blocking connect succeeds at once, and never fails",
-        ("test_connections.test_non_blocking_counts_once", "test_connections.test_refused"),
+        ("bpf.test_connections.test_non_blocking_counts_once", "bpf.test_connections.test_refused"),
     ),
     "B12": Defect(
         "of several packets of a call only the last one's time counts",
         (
-            "test_stages_times.test_waiting_in_the_sockets_queue",
-            "test_stages_times.test_an_unknown_neighbour",
-            "test_stages_times.test_bulk_over_a_delay",
-            "test_stages.test_bulk",
+            "bpf.test_stages_times.test_waiting_in_the_sockets_queue",
+            "bpf.test_stages_times.test_an_unknown_neighbour",
+            "bpf.test_stages_times.test_bulk_over_a_delay",
+            "bpf.test_stages.test_bulk",
         ),
     ),
     "B13": Defect(
         "over IPv6 layers 2 and 3 take no time",
-        ("test_stages.test_requests_and_responses", "test_stages_times.test_parts_and_wholes"),
+        (
+            "bpf.test_stages.test_requests_and_responses",
+            "bpf.test_stages_times.test_parts_and_wholes",
+        ),
     ),
-    "B14": Defect("256 packets of a call are none", ("test_stages.test_bulk",)),
+    "B14": Defect("256 packets of a call are none", ("bpf.test_stages.test_bulk",)),
     "B15": Defect(
-        "a thread's number stands for its process", ("test_defects.test_threads_are_no_processes",)
+        "a thread's number stands for its process",
+        ("bpf.test_defects.test_threads_are_no_processes",),
     ),
-    "B16": Defect("a request without details crashes the parser", later="HTTP is not parsed yet"),
+    "B16": Defect(
+        "a request without details crashes the parser",
+        (
+            "fuzz.test_fuzz.test_half_a_minute_finds_nothing",
+            "collector.protocols.test_http1_gaps.test_a_gap_in_a_request_line_loses_the_request",
+        ),
+    ),
 }
 
 
@@ -105,13 +131,31 @@ def test_the_list_is_whole() -> None:
 @pytest.mark.parametrize("name", [each for each in DEFECTS if DEFECTS[each].tests])
 def test_it_is_shown_where_it_says(name: str) -> None:
     for test in DEFECTS[name].tests:
-        module, _, function = test.partition(".")
-        assert callable(getattr(importlib.import_module(f"tests.bpf.{module}"), function)), test
+        module, _, function = test.rpartition(".")
+        assert callable(getattr(importlib.import_module(f"tests.{module}"), function)), test
 
 
 def test_what_is_later_is_not_there_yet() -> None:
-    """Who adds one of these calls here also has to show that its defects are absent."""
-    assert [each.name for each in Call if "TLS" in each.name or "SSL" in each.name] == []
+    """Who adds it also has to show that its defects are absent."""
+    assert [each.name for each in LIBRARIES if "Go" in each.name] == []
+
+
+@pytest.mark.bpf
+def test_a_payload_takes_its_own_length(variant: Path) -> None:
+    """And 48 bytes of a record, 8 of the ring's own, up to a multiple of 8."""
+    watch = Watch(path=variant, constants={"podwire_payloads": 1})
+    try:
+        with listening() as server:
+            client, accepted = pair(server)
+            watch.drain()
+            client.sendall(HEAD)
+            receive(accepted, len(HEAD))
+            watch.drain()
+            assert watch.payloads.used == 2 * (48 + 8 + len(HEAD) + 7 & ~7)
+            client.close()
+            accepted.close()
+    finally:
+        watch.close()
 
 
 @pytest.mark.bpf
