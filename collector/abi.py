@@ -39,6 +39,7 @@ class PayloadFlag(IntFlag):
     CLEAR = 1
     BEGUN = 2
     ENDED = 4
+    HELLO = 8
 
 
 class ConnectionEvent(IntEnum):
@@ -138,6 +139,7 @@ class ConnectionFlag(IntFlag):
 
     PREEXISTING = 1
     TLS = 2
+    READABLE = 4
 
 
 class Kind(IntEnum):
@@ -160,7 +162,7 @@ class ProcessEvent(IntEnum):
     MAPPED = 3
 
 
-LAYOUT_HASH: Final = "2795db84e11b4d23e70b563ed32cd074485a294930d6d7798c90bece515366f0"
+LAYOUT_HASH: Final = "8ba7581dd93e283b7ef7940fc56ef2abd49ec287c54a6c2de564a9fb5fd30a4b"
 """See `hash_layout`."""
 
 CONNECTION_RECORD: Final = np.dtype(

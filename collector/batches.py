@@ -336,14 +336,18 @@ class BatchBuilder:
             drops=events.drops,
         )
         rows = self.table.rows[used]
-        names, (container, process, reason) = self.names.local(
-            rows["container"], rows["process"], events.drops.reason
+        names, (container, process, server_name, reason) = self.names.local(
+            rows["container"], rows["process"], rows["server_name"], events.drops.reason
         )
         texts, batch.requests = self._strings.local(events.requests, len(names))
         batch.names = [*names, *texts]
         if events.count > 1 and events.size(len(used), batch.names) > self.limits.message_bytes:
             return self._split(events)
         batch.connections = _connection_table(rows, container, process)
+        if rows["tls_version"].any():
+            batch.connections.tls_version = rows["tls_version"].astype(np.uint32)
+        if server_name.any():
+            batch.connections.server_name = server_name
         translated = self.table.peers.columns(rows["peer"])
         batch.connections.translated_address, batch.connections.translated_port = translated
         events.opens.connection = index[events.open_slots]

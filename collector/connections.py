@@ -38,8 +38,10 @@ ROW: Final = np.dtype(
         ("container", "<u4"),
         ("process", "<u4"),
         ("peer", "<u4"),
+        ("server_name", "<u4"),
         ("local_port", "<u2"),
         ("remote_port", "<u2"),
+        ("tls_version", "<u2"),
         ("family", "u1"),
         ("role", "u1"),
         ("flags", "u1"),
@@ -47,8 +49,9 @@ ROW: Final = np.dtype(
         ("comm", "S16"),
     ]
 )
-"""What is kept of a connection, 92 bytes. ``container`` and ``process`` are name numbers, ``peer``
-is one of `ConnectionTable.peers`; what an ``excluded`` one does is counted and left out."""
+"""What is kept of a connection, 98 bytes. ``container``, ``process`` and ``server_name`` are name
+numbers, ``peer`` is one of `ConnectionTable.peers`; what an ``excluded`` one does is counted and
+left out."""
 
 GRACE_SWEEPS: Final = 120
 """How many sweeps an ended connection is known on: TCP sends what is left for up to minutes."""

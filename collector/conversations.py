@@ -272,7 +272,7 @@ class Conversations:
             request = Direction.READ if is_server else Direction.WRITE
             state = _State(Conversation([], self._settings, is_joined), request, is_inside_tls)
         if is_inside_tls:
-            self._table.rows["flags"][slot] |= ConnectionFlag.TLS
+            self._table.rows["flags"][slot] |= ConnectionFlag.TLS | ConnectionFlag.READABLE
         self._states[~connection_id if is_inside_tls else connection_id] = state
         return state
 

@@ -60,6 +60,10 @@ class Pieces:
     def __len__(self) -> int:
         return len(self.records)
 
+    def take(self, chosen: NDArray[np.bool_]) -> Pieces:
+        """Return some of the records, with the same data behind them."""
+        return Pieces(self.records[chosen], self.data, self.starts[chosen])
+
     def captured(self) -> Iterator[bytes]:
         """Return the bytes of each record."""
         data = self.data

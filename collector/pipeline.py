@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
-from collector.abi import ConnectionEvent, ProcessEvent
+from collector.abi import ConnectionEvent, ConnectionFlag, PayloadFlag, ProcessEvent
 from collector.accounts import as_undelivered, kernel_entries
 from collector.batches import BatchBuilder, Limits, finished
 from collector.connections import ConnectionTable
@@ -25,6 +25,7 @@ from collector.heap import trim_heap
 from collector.names import NameTable
 from collector.payload_ring import NO_PIECES, Pieces
 from collector.protocols.calls import Settings
+from collector.tls.greetings import Greetings
 from schemas.clock import ClockAnchor
 from schemas.errors import ConfigError
 from schemas.events import encode_batch
@@ -164,6 +165,7 @@ class Pipeline:
             Settings(keep_query=config.keep_query),
             config.max_conversations,
         )
+        self._greetings = Greetings()
         self._calls: list[Found] = []
         self._counted_pieces = (0, 0, 0, 0, 0)
         self._losses: dict[str, int] = {}
@@ -234,7 +236,7 @@ class Pipeline:
         ended = drained.connections[finished(drained.connections)]
         if len(ended):
             conversations.end(ended["connection_id"].tolist(), ended["end_ns"].tolist())
-        conversations.apply(drained.payloads)
+        conversations.apply(self._greet(drained.payloads))
         calls = conversations.take_calls()
         self._calls += calls
         self._pending += len(calls)
@@ -242,6 +244,23 @@ class Pipeline:
         if verdicts:
             self._source.tell(verdicts)
         self._count_pieces(len(drained.payloads))
+
+    def _greet(self, pieces: Pieces) -> Pieces:
+        # Take out what is of the hellos of TLS.
+        is_hello = pieces.records["flags"] & PayloadFlag.HELLO != 0
+        if not is_hello.any():
+            return pieces
+        rows = self.table.rows
+        for greeted in self._greetings.feed(pieces.take(is_hello)):
+            slot = int(self.table.find(np.array([greeted.connection_id], np.uint64))[0])
+            if slot < 0:
+                continue
+            rows["flags"][slot] |= ConnectionFlag.TLS
+            if greeted.version:
+                rows["tls_version"][slot] = greeted.version
+            if greeted.server_name:
+                rows["server_name"][slot] = self._names.number(greeted.server_name)
+        return pieces.take(~is_hello)
 
     def _count_pieces(self, count: int) -> None:
         of = self._conversations
@@ -439,8 +458,10 @@ class Pipeline:
             rows["peer"][live] = self.table.peers.keep(rows["peer"][live])
         if len(self._names) > _MAX_NAMES:
             live = self.table.live_slots()
-            kept = self._names.keep(rows["container"][live], rows["process"][live])
-            rows["container"][live], rows["process"][live] = kept
+            columns = "container", "process", "server_name"
+            kept = self._names.keep(*(rows[name][live] for name in columns))
+            for name, numbers in zip(columns, kept, strict=True):
+                rows[name][live] = numbers
 
     def _tell_again(self, failed: Sequence[Entry]) -> None:
         again = as_undelivered(failed)

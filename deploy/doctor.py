@@ -1,4 +1,4 @@
-"""``podwire doctor``: what this machine can measure, and how well the stored names are known.
+"""``podwire doctor``: what this machine can measure, and how much of what is stored is known.
 
 The first part is the collector's own report. The second asks the database, if one answers where
 the sink writes to: that of a cluster, or of a running ``podwire local``.
@@ -22,7 +22,7 @@ from sink.config import SinkConfig
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["HELP", "add_arguments", "coverage", "coverage_table", "run"]
+__all__ = ["HELP", "add_arguments", "coverage", "coverage_table", "inside_tls", "run", "tls_table"]
 
 HELP = doctor.HELP
 _TIMEOUT_S: Final = 3.0
@@ -38,12 +38,24 @@ GROUP BY role, resolution, reason
 ORDER BY role, connections DESC, bytes DESC
 SETTINGS output_format_json_quote_64bit_integers = 0
 """
+TLS_QUERY: Final = """
+SELECT service, process, sum(byte_count) AS bytes,
+       sumIf(byte_count, readability = 'readable') / nullIf(bytes, 0) AS readable_share,
+       arraySort(groupUniqArrayIf(tls_version, tls_version != '')) AS versions,
+       arraySort(groupUniqArrayIf(3)(server_name, server_name != '')) AS server_names
+FROM tls
+WHERE time >= now() - INTERVAL 1 HOUR
+GROUP BY service, process
+ORDER BY bytes DESC, service, process
+LIMIT 20
+SETTINGS output_format_json_quote_64bit_integers = 0
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the subcommand."""
     parser.add_argument(
-        "--skip-coverage", action="store_true", help="do not ask the database how names are known"
+        "--skip-coverage", action="store_true", help="do not ask the database what is known"
     )
     doctor.add_arguments(parser)
 
@@ -57,11 +69,14 @@ def run(arguments: argparse.Namespace) -> int:
     config = SinkConfig.load(file)
     console = Console()
     try:
-        rows = coverage(config)
+        rows, protected = coverage(config), inside_tls(config)
     except (QueryError, TransportError) as error:
         console.print(Text(f"coverage is not known: {error}"))
         return code
     console.print(coverage_table(rows))
+    if protected:
+        console.print()
+        console.print(tls_table(protected))
     return code
 
 
@@ -75,12 +90,21 @@ def coverage(config: SinkConfig) -> list[dict[str, Any]]:
         QueryError: If the database refuses.
         TransportError: If nobody answers there.
     """
+    return _rows(config, QUERY)
+
+
+def inside_tls(config: SinkConfig) -> list[dict[str, Any]]:
+    """Return what the database says of TLS in the last hour, see `TLS_QUERY`; as `coverage`."""
+    return _rows(config, TLS_QUERY)
+
+
+def _rows(config: SinkConfig, query: str) -> list[dict[str, Any]]:
     url = config.url
     if config.embedded:
         url = f"http://{config.sql_host}:{config.sql_port or _LOCAL_PORT}"
     text = ask(
         url,
-        QUERY,
+        query,
         config.database,
         password=config.password,
         output_format="JSONEachRow",
@@ -91,13 +115,7 @@ def coverage(config: SinkConfig) -> list[dict[str, Any]]:
 
 def coverage_table(rows: list[dict[str, Any]]) -> Table:
     """Return what `QUERY` found, for people."""
-    table = Table(
-        title="who is at the ends of connections, last hour",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        header_style="dim",
-    )
+    table = _table("who is at the ends of connections, last hour")
     for column in ("seen by", "known to its"):
         table.add_column(column)
     for column in ("connections", "share", "bytes", "share"):
@@ -114,6 +132,31 @@ def coverage_table(rows: list[dict[str, Any]]) -> Table:
             row["reason"].replace("_", " "),
         )
     return table
+
+
+def tls_table(rows: list[dict[str, Any]]) -> Table:
+    """Return what `TLS_QUERY` found, for people."""
+    table = _table("what is inside TLS, last hour")
+    for column in ("service", "process"):
+        table.add_column(column)
+    for column in ("bytes", "readable"):
+        table.add_column(column, justify="right")
+    for column in ("version", "asked for"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(
+            row["service"],
+            row["process"],
+            f"{row['bytes']:,}",
+            _percent(row["readable_share"]),
+            ", ".join(row["versions"]),
+            ", ".join(row["server_names"]),
+        )
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
 
 
 def _percent(share: float | None) -> str:

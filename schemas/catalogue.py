@@ -23,10 +23,12 @@ __all__ = [
     "FIGURE_BY_NAME",
     "LEDGER",
     "PROVENANCE",
+    "READABILITIES",
     "RESOLUTIONS",
     "ROLES",
     "SCOPES",
     "SCOPE_BY_NAME",
+    "TLS",
     "UNRESOLVED",
     "Breakdown",
     "CountTable",
@@ -36,7 +38,9 @@ __all__ = [
     "distributions_of",
 ]
 
-Group = Literal["connection", "read", "write", "http", "grpc", "provenance", "ledger", "coverage"]
+Group = Literal[
+    "connection", "read", "write", "http", "grpc", "provenance", "ledger", "coverage", "tls"
+]
 Direction = Literal["read", "write", "call"]
 Unit = Literal["count", "ns", "bytes"]
 
@@ -376,4 +380,23 @@ COVERAGE = CountTable(
 )
 """How well the ends of connections are known: the worse one decides."""
 
-COUNT_TABLES = {table.name: table for table in (LEDGER, COVERAGE)}
+READABILITIES = ("unreadable", "readable")
+"""Whether what is said inside TLS is seen in clear."""
+
+TLS = CountTable(
+    name="tls",
+    keys=(
+        *("cluster", "node", "role", "service", "process"),
+        *("server_name", "tls_version", "readability"),
+    ),
+    figures=_figures(
+        "tls",
+        """
+        close_count | count | always | Connections inside TLS that this end closed
+        byte_count  | bytes | always | Bytes that these and others still open read and wrote, encrypted
+        """,
+    ),
+)
+"""How much of the traffic is inside TLS, and how much of that can be read."""
+
+COUNT_TABLES = {table.name: table for table in (LEDGER, COVERAGE, TLS)}

@@ -138,6 +138,7 @@ class ConnectionFlag(IntFlag):
 
     PREEXISTING = 1
     TLS = 2
+    READABLE = 4
 
 
 class RequestOutcome(IntEnum):
@@ -159,7 +160,10 @@ class RequestFlag(IntFlag):
 
 @dataclass(slots=True)
 class Connections(Table):
-    """One row per connection that the batch's events point at. Addresses are (n, 16) uint8."""
+    """One row per connection that the batch's events point at. Addresses are (n, 16) uint8.
+
+    ``server_name`` and ``tls_version`` may be 0 or `UNMEASURED_U32`: not known.
+    """
 
     id: U64 = column("<u8")
     family: U8 = column("u1")
@@ -176,6 +180,8 @@ class Connections(Table):
     container: U32 = column("<u4")
     process: U32 = column("<u4")
     flags: U8 = column("u1")
+    server_name: U32 = column("<u4", measured=True)
+    tls_version: U32 = column("<u4", measured=True)
 
 
 @dataclass(slots=True)
@@ -308,9 +314,9 @@ class BatchHeader:
 class EventBatch:
     """One message of ``podwire.events.v1``.
 
-    ``names`` is the dictionary that ``connections.container`` and ``.process``, the strings of
-    ``requests`` and ``drops.reason`` index; index 0 is the empty string. ``parties`` has a row for
-    each of ``connections``, or none.
+    ``names`` is the dictionary that ``connections.container``, ``.process`` and ``.server_name``,
+    the strings of ``requests`` and ``drops.reason`` index; index 0 is the empty string. ``parties``
+    has a row for each of ``connections``, or none.
     """
 
     header: BatchHeader = field(default_factory=BatchHeader)
@@ -388,7 +394,8 @@ def decode_batch(data: bytes) -> EventBatch:
         raise DecodeError("batch without a node name")
     connections = decode_table(Connections, message.connections)
     names = list(message.connections.names) or [""]
-    for index in (connections.container, connections.process):
+    asked_for = connections.server_name[connections.server_name != UNMEASURED_U32]
+    for index in (connections.container, connections.process, asked_for):
         _check_index("names", index, len(names))
     if connections.rows and not np.isin(connections.family, (4, 6)).all():
         raise DecodeError("address family is neither 4 nor 6")

@@ -22,6 +22,7 @@ from schemas.catalogue import (
     LEDGER,
     PROVENANCE,
     SCOPE_BY_NAME,
+    TLS,
     Breakdown,
     Distribution,
     Figure,
@@ -159,10 +160,11 @@ def block_inserts(parts: Sequence[MetricsBlock], epoch: str) -> list[Insert]:
                 for breakdown in BREAKDOWNS:
                     _add_breakdown(block, breakdown, pieces, names)
             inserts.append(_finished(BASE_TABLES[name], block, mark, epoch, block_name(identity)))
-    pieces = _pieces(COVERAGE.name, parts, moves)
-    if pieces:
-        name = block_name(identity)
-        inserts.append(_counts(COVERAGE, pieces, names, identity.minute_s, mark, epoch, name))
+    for counts in (COVERAGE, TLS):
+        pieces = _pieces(counts.name, parts, moves)
+        if pieces:
+            name = block_name(identity)
+            inserts.append(_counts(counts, pieces, names, identity.minute_s, mark, epoch, name))
     cluster = _cluster(names, inserts_of=parts, moves=moves)
     stored = LedgerRow(identity.minute_s, cluster, "", 1, 1, 0)
     pieces = _pieces(LEDGER.name, parts, moves)

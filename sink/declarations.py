@@ -32,6 +32,11 @@ KEY_COMMENTS = {
     "kind": "What is counted: open, close, transfer, request, drop, connection, process or block",
     "reason": "Why it was dropped; empty for what came in and went out",
     "resolution": "What is known of both ends at least: instance, service, node or address",
+    "process": "Name of the process",
+    "server_name": "Whom clients asked for in their ClientHello; empty where that was not seen, "
+    "{other} beyond the limit of names",
+    "tls_version": "Version that both ends agreed on; empty where the handshake was not seen",
+    "readability": "readable where what is said inside is seen in clear, else unreadable",
 }
 
 

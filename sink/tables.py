@@ -21,6 +21,7 @@ from schemas.catalogue import (
     LEDGER,
     PROVENANCE,
     SCOPES,
+    TLS,
     CountTable,
     Figure,
     Scope,
@@ -55,6 +56,7 @@ __all__ = [
     "ROLLUPS",
     "SCHEMA_VERSION",
     "STORED",
+    "TLS_TABLE",
     "VERSIONS",
     "Column",
     "Rollup",
@@ -240,10 +242,17 @@ COVERAGE_TABLE = _count_table(
     "resolution, reason, cluster, node, role",
 )
 
+TLS_TABLE = _count_table(
+    TLS,
+    "What is inside TLS, and how much of it can be read",
+    "service, process, server_name, cluster, node, role",
+)
+
 BASE_TABLES: dict[str, StoredTable] = {
     **METRICS_TABLES,
     COVERAGE.name: COVERAGE_TABLE,
     LEDGER.name: LEDGER_TABLE,
+    TLS.name: TLS_TABLE,
 }
 """Tables that blocks are inserted into, by their name inside a block."""
 
@@ -339,6 +348,7 @@ STORED: tuple[StoredTable, ...] = (
     *(rollup.target for rollup in ROLLUPS),
     LEDGER_TABLE,
     COVERAGE_TABLE,
+    TLS_TABLE,
     *ENTITY_TABLES.values(),
     BLOCKS,
     ROLLED,

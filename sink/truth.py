@@ -1,7 +1,7 @@
 """The views that say how far the names and bytes of relations can be trusted.
 
 ``coverage``: how well the ends of connections are known, and why not better. ``*_agreement``: the
-same bytes as each end counted them, where both were seen.
+same bytes as each end counted them, where both were seen. ``tls``: what is inside of it.
 """
 # ruff: noqa: S608 -- statements are built from our own declarations
 
@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from schemas.catalogue import COVERAGE, SCOPE_BY_NAME, UNRESOLVED, Scope
+from schemas.catalogue import COVERAGE, SCOPE_BY_NAME, TLS, UNRESOLVED, Scope
 from sink.declarations import Column, View
-from sink.tables import COVERAGE_TABLE, metrics_columns
+from sink.tables import COVERAGE_TABLE, TLS_TABLE, metrics_columns
 
-__all__ = ["AGREEMENT_VIEWS", "COVERAGE_VIEW"]
+__all__ = ["AGREEMENT_VIEWS", "COVERAGE_VIEW", "TLS_VIEW"]
 
 _PERIODS: Final = (("", "minute"), ("_hourly", "hour"), ("_daily", "day"))
 _REASON: Final = "Why it is no instance; empty for one. " + "; ".join(
@@ -44,6 +44,22 @@ def _coverage() -> View:
         columns=tuple(columns),
         select=f"SELECT {', '.join(terms)} FROM {{store}}.{COVERAGE_TABLE.name} AS l "
         f"GROUP BY {group}",
+    )
+
+
+def _tls() -> View:
+    keys = TLS_TABLE.columns[: 1 + len(TLS.keys)]
+    terms = [f"l.{key.name} AS {key.name}" for key in keys]
+    terms += [f"sum(l.{figure.name}) AS {figure.name}" for figure in TLS.figures]
+    return View(
+        name="tls",
+        comment="What is inside TLS, and how much of it can be read, per minute, node and role",
+        columns=(
+            *(Column(key.name, key.type, key.comment) for key in keys),
+            *(Column(figure.name, "UInt64", figure.description) for figure in TLS.figures),
+        ),
+        select=f"SELECT {', '.join(terms)} FROM {{store}}.{TLS_TABLE.name} AS l "
+        f"GROUP BY {', '.join(f'l.{key.name}' for key in keys)}",
     )
 
 
@@ -84,6 +100,7 @@ def _agreement(scope: Scope, suffix: str, what: str) -> View:
 
 
 COVERAGE_VIEW: Final = _coverage()
+TLS_VIEW: Final = _tls()
 AGREEMENT_VIEWS: tuple[View, ...] = tuple(
     _agreement(SCOPE_BY_NAME[name], suffix, what)
     for name in ("service_relation", "instance_relation")

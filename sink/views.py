@@ -36,7 +36,7 @@ from sink.tables import (
     View,
     metrics_columns,
 )
-from sink.truth import AGREEMENT_VIEWS, COVERAGE_VIEW
+from sink.truth import AGREEMENT_VIEWS, COVERAGE_VIEW, TLS_VIEW
 
 __all__ = ["VIEWS", "rollup_insert"]
 
@@ -368,6 +368,7 @@ VIEWS: tuple[View, ...] = (
     *SPREAD_VIEWS,
     *DROP_VIEWS,
     COVERAGE_VIEW,
+    TLS_VIEW,
     *AGREEMENT_VIEWS,
     *(_entity_view(scope) for scope in SCOPES),
     ACCESS_VIEW,

@@ -14,6 +14,7 @@ import numpy as np
 from streams.losses import Losses, losses_of
 from streams.minutes import Contribution
 from streams.requests import Calls, call_sums
+from streams.tls import Protected, protected_of
 from streams.transfers import EVENT_COLUMNS, relation_sums
 
 if TYPE_CHECKING:
@@ -133,7 +134,14 @@ def contributions(batch: EventBatch, resolution: Resolution) -> list[Contributio
             relation = resolution.index[of_minute.requests.connection]
             calls = call_sums(of_minute.requests, relation, len(relations), batch.names)
         losses = losses_of(of_minute.drops, resolution.index, batch.names)
-        _keep(part, batch.header, relations, sums, stages, calls, losses)
+        protected = protected_of(
+            batch.connections,
+            of_minute.closes,
+            of_minute.transfers,
+            resolution.index,
+            batch.names,
+        )
+        _keep(part, batch.header, relations, sums, stages, calls, losses, protected)
     _add_header(found, batch.header)
     return [found[minute_s] for minute_s in sorted(found)]
 
@@ -176,6 +184,7 @@ def _keep(
     stages: list[Values],
     calls: Calls | None,
     losses: Losses,
+    protected: Protected,
 ) -> None:
     # Rows of relations that had events, less those inside one pod; and the ledger of all.
     events = sums[:, _ALL_EVENTS].sum(axis=1)
@@ -183,7 +192,7 @@ def _keep(
     kept = np.flatnonzero((events > 0) & ~internal)
     if len(kept) == len(relations):
         part.relations, part.sums, part.stages, part.calls = relations, sums, stages, calls
-        part.losses = losses
+        part.losses, part.protected = losses, protected
     else:
         part.relations = [relations[place] for place in kept.tolist()]
         part.sums = sums[kept]
@@ -195,6 +204,11 @@ def _keep(
             (int(places[place]), reason): packets
             for (place, reason), packets in losses.items()
             if places[place] >= 0
+        }
+        part.protected = {
+            (int(places[key[0]]), *key[1:]): counts
+            for key, counts in protected.items()
+            if places[key[0]] >= 0
         }
     for kind, columns in EVENT_COLUMNS.items():
         each = sums[:, columns].sum(axis=1)

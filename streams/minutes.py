@@ -13,6 +13,7 @@ import numpy as np
 from schemas.catalogue import DISTRIBUTIONS
 from streams.histograms import CELLS, SpreadCounts, Values
 from streams.requests import Calls, CallSums
+from streams.tls import Protected, add_protected
 from streams.transfers import PLAIN
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Contribution:
         stages: The stage values of reads and writes, by place in `relations`.
         calls: HTTP calls, by place in `relations`; None without any.
         losses: Lost packets by place in `relations` and reason; they are in `sums` as well.
+        protected: What is inside TLS, by place in `relations`; in `sums` as well.
         ledger: in, out and dropped counts.
         lost: Events lost before they reached this batch, by its node.
     """
@@ -48,6 +50,7 @@ class Contribution:
     stages: list[Values] = field(default_factory=list)
     calls: Calls | None = None
     losses: Losses = field(default_factory=dict)
+    protected: Protected = field(default_factory=dict)
     ledger: dict[LedgerKey, list[int]] = field(default_factory=dict)
     lost: dict[str, int] = field(default_factory=dict)
 
@@ -76,6 +79,7 @@ class MinuteSums:
         self._spread = SpreadCounts(CELLS)
         self.calls = CallSums()
         self.losses: Losses = {}
+        self.protected: Protected = {}
         self.ledger: dict[LedgerKey, list[int]] = {}
         self.lost: dict[str, int] = {}
 
@@ -115,6 +119,7 @@ class MinuteSums:
             for (place, reason), packets in part.losses.items():
                 loss = (int(index[place]), reason)
                 self.losses[loss] = self.losses.get(loss, 0) + packets
+            add_protected(self.protected, part.protected, index)
         for key, (entered, left, dropped) in part.ledger.items():
             _count(self.ledger, key, entered, left, dropped)
         for node, count in part.lost.items():

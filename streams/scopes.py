@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 
@@ -17,11 +17,13 @@ from schemas.catalogue import (
     LEDGER,
     ROLES,
     SCOPES,
+    TLS,
 )
 from schemas.metrics import Histogram, MetricsTable, NameCounts
 from streams.coverage import coverage_of
 from streams.histograms import WIDTH
 from streams.requests import CALL_COLUMNS, CALL_WIDTH
+from streams.tls import tls_rows
 from streams.transfers import COLUMNS, EVENT_COLUMNS
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["minute_tables"]
 
+K = TypeVar("K", bound=tuple[str, ...])
 _Spread = tuple["NDArray[np.intp]", "NDArray[np.intp]", "U64"]
 
 _AT: Final = {name: place for place, name in enumerate(COLUMNS)}
@@ -68,6 +71,9 @@ def minute_tables(sums: MinuteSums) -> tuple[list[str], list[MetricsTable]]:
         minute = _Minute(sums, names)
         tables = [table for scope in SCOPES if (table := minute.table(scope)).rows]
         tables.append(_count_table(COVERAGE, coverage_of(sums), names))
+        if sums.protected:
+            rows = tls_rows(sums.protected, sums.relations)
+            tables.append(_count_table(TLS, rows, names))
     if sums.ledger:
         tables.append(_count_table(LEDGER, sums.ledger, names))
     return names.list(), tables
@@ -267,7 +273,7 @@ def _lost(group: NDArray[np.intp], node: U32, lost: dict[int, int], size: int) -
 
 def _count_table(
     declared: CountTable,
-    counts: Mapping[tuple[str, str, str, str, str], Sequence[int]],
+    counts: Mapping[K, Sequence[int]],
     names: _Names,
 ) -> MetricsTable:
     rows = sorted(counts)

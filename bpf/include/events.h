@@ -121,6 +121,7 @@ enum podwire_measured_flag {
 enum podwire_connection_flag {
 	PODWIRE_PREEXISTING = 1, /* opened before the collector started */
 	PODWIRE_TLS = 2, /* it began with TLS, or a TLS library has moved bytes on it */
+	PODWIRE_READABLE = 4, /* what it says inside TLS is seen in clear; set by user space */
 };
 
 /* What the counters are kept by; see struct podwire_counts. */
@@ -220,6 +221,7 @@ enum podwire_payload_flag {
 	PODWIRE_CLEAR = 1, /* inside TLS; positions count the clear bytes of a direction from 0 */
 	PODWIRE_BEGUN = 2, /* and 0 was where the clear bytes began */
 	PODWIRE_ENDED = 4, /* nothing follows; the position may count the FIN */
+	PODWIRE_HELLO = 8, /* of the record that a side of TLS begins with */
 };
 
 /*

@@ -83,9 +83,9 @@ struct socket_state {
 	__u8 looks;        /* calls that were looked at in vain */
 	__u8 looked_at;    /* direction of the last call while undecided */
 	__u8 is_http2;
-	__u8 pad[4];
-	struct framing framing[2]; /* of reads, of writes */
-	struct unseen unseen[2];   /* of reads, of writes */
+	__u16 greeting[2]; /* of reads, of writes: bytes that are left of its hello; see GREETED */
+	struct framing framing[2];
+	struct unseen unseen[2];
 };
 
 /* Whether the bytes of a connection go to user space; see programs/payloads.h. */

@@ -199,6 +199,57 @@ static __always_inline __u32 position_after(struct sock *sk, bool is_write)
 	return copied - (has_received_fin(sk) && copied == READ_TCP(sk, rcv_nxt));
 }
 
+enum {
+	TLS_RECORD_HEADER = 5,
+	TLS_HANDSHAKE_RECORD = 22,
+	MAX_HELLO = 4096,
+	GREETED = 0xffff, /* in socket_state.greeting: nothing more is wanted */
+};
+
+/*
+ * What a side of TLS says first, in clear: the record with its ClientHello or ServerHello (RFC 8446
+ * section 5.1), which names the server that is asked for and the version that is agreed on.
+ */
+static __noinline int capture_hello(struct call_state *call, struct socket_state *st, __u32 size,
+				    __u32 end)
+{
+	bool is_write = call && call->direction == PODWIRE_WRITE;
+	__u32 key = is_write ? TURNS : 0, left;
+	__u8 head[8] = {};
+	struct buffers from;
+	struct piece *piece;
+
+	if (!call || !st)
+		return 0;
+	left = st->greeting[is_write];
+	piece = bpf_map_lookup_elem(&pieces, &key);
+	if (!piece)
+		return 0;
+	if (!left) {
+		st->greeting[is_write] = GREETED;
+		if (!find_buffers(&from, call) || !next_buffer(&from) ||
+		    from.now.length < TLS_RECORD_HEADER || size < TLS_RECORD_HEADER ||
+		    bpf_probe_read_user(head, TLS_RECORD_HEADER, (void *)from.now.base) ||
+		    head[0] != TLS_HANDSHAKE_RECORD || head[1] != 3)
+			return 0;
+		left = TLS_RECORD_HEADER + ((__u32)head[3] << 8 | head[4]);
+		if (left > MAX_HELLO)
+			left = MAX_HELLO;
+	}
+	piece->record.connection_id = st->connection_id;
+	piece->record.start_ns = piece->record.end_ns = bpf_ktime_get_ns();
+	piece->record.direction = call->direction;
+	piece->record.flags = PODWIRE_HELLO;
+	piece->record.position = end - size;
+	piece->copying.framing.is_followed = 0;
+	if (size > left)
+		size = left;
+	copy_payload(call, piece, size, 0);
+	left -= size;
+	st->greeting[is_write] = left ? left : GREETED;
+	return 0;
+}
+
 /* Tell the parsers of what a call has moved, at the end of it. */
 static __always_inline void capture(struct call_state *call, struct sock *sk,
 				    struct socket_state *st, __u32 size, __u32 turn)
@@ -211,6 +262,9 @@ static __always_inline void capture(struct call_state *call, struct sock *sk,
 	struct piece *piece;
 	__s32 unneeded;
 
+	if (podwire_tls && st->greeting[is_write] != GREETED &&
+	    st->announcement != ANNOUNCED_NEVER && !(st->flags & PODWIRE_PREEXISTING))
+		capture_hello(call, st, size, end);
 	if (st->payload == PAYLOAD_UNDECIDED)
 		decide(call, st, size);
 	if (st->payload != PAYLOAD_WANTED || st->announcement == ANNOUNCED_NEVER)

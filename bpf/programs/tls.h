@@ -336,6 +336,14 @@ static __always_inline void tell_size(struct clear *of, __u32 size)
 	of->position += size;
 }
 
+/* That it could be read, though it is not wanted. */
+static __always_inline void tell_readable(const struct clear *of)
+{
+	struct unseen here = {.end_ns = of->end_ns, .position = of->position};
+
+	tell_position(&here, of->connection_id, of->direction == PODWIRE_WRITE, of->flags);
+}
+
 static __noinline int tell_clear(struct clear *of, struct tls_stream *stream)
 {
 	struct podwire_verdict *verdict;
@@ -347,8 +355,11 @@ static __noinline int tell_clear(struct clear *of, struct tls_stream *stream)
 		return 0;
 	is_write = of->direction == PODWIRE_WRITE;
 	size = of->left;
-	if (stream->payload == PAYLOAD_UNDECIDED)
+	if (stream->payload == PAYLOAD_UNDECIDED) {
 		decide_clear(stream, of);
+		if (stream->payload == PAYLOAD_UNWANTED)
+			tell_readable(of);
+	}
 	if (stream->payload != PAYLOAD_WANTED)
 		return 0;
 	verdict = bpf_map_lookup_elem(&tls_verdicts, &of->connection_id);

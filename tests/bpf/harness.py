@@ -21,6 +21,7 @@ from collector.abi import (
     ConnectionEvent,
     Direction,
     Kind,
+    PayloadFlag,
     ReadFigure,
     Role,
     WriteFigure,
@@ -306,6 +307,7 @@ class Watch:
             for pieces in self.pieces
             for record, data in zip(pieces.records, pieces.captured(), strict=True)
             if record["connection_id"] in ids and record["direction"] == direction
+            if not record["flags"] & PayloadFlag.HELLO
         ]
 
     def counts(self, kind: Kind) -> dict[str, int]:

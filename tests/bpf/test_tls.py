@@ -11,7 +11,9 @@ import pytest
 
 from collector.abi import ConnectionEvent, ConnectionFlag, Direction, Kind, PayloadFlag, Role
 from collector.config import CollectorConfig
+from collector.tls.greetings import Greetings
 from collector.tls.watcher import Watcher, start_tls
+from schemas.tls import version_name
 from tests.bpf.harness import Watch
 from tests.bpf.test_connections import listening, pair, port_of
 from tests.bpf.test_payloads import HEAD, noise, stream
@@ -22,9 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from collector.payload_ring import Pieces
+
 pytestmark = pytest.mark.bpf
 
 ANSWER = b"HTTP/1.1 200 OK\r\n\r\n"
+NAME = "podwire.example"
+"""Whom clients ask for."""
 ENDS = ((Role.CLIENT, Direction.WRITE), (Role.SERVER, Direction.READ))
 """Who says what a client says, and who hears it."""
 
@@ -69,7 +75,12 @@ class Blocking:
     """A session whose library reads and writes the socket."""
 
     def __init__(self, context: ssl.SSLContext, end: socket.socket, is_server: bool) -> None:
-        self._tls = context.wrap_socket(end, server_side=is_server, do_handshake_on_connect=False)
+        self._tls = context.wrap_socket(
+            end,
+            server_side=is_server,
+            do_handshake_on_connect=False,
+            server_hostname=None if is_server else NAME,
+        )
         self._tls.settimeout(20)
 
     def shake(self) -> None:
@@ -95,7 +106,12 @@ class InMemory:
         self._end = end
         self._end.settimeout(20)
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._in, self._out, server_side=is_server)
+        self._tls = context.wrap_bio(
+            self._in,
+            self._out,
+            server_side=is_server,
+            server_hostname=None if is_server else NAME,
+        )
 
     def _until_done(self, call: Callable[[], T]) -> T:
         while True:
@@ -176,6 +192,27 @@ def test_what_both_ends_say(
     assert PayloadFlag.CLEAR | PayloadFlag.BEGUN in flags
     closed = inside.connections(port)
     assert (closed["flags"][closed["event"] == 4] == ConnectionFlag.TLS).all()
+
+
+def test_both_hellos_are_told_of_any_session(
+    inside: Watch, contexts: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    """Whether probes see the library or not: this is what the sockets move."""
+    port = talk(contexts, InMemory, [HEAD])
+    inside.drain()
+    told = inside.connections(port)
+    greeted = [each for pieces in inside.pieces for each in Greetings().feed(hellos(pieces))]
+    for role in (Role.CLIENT, Role.SERVER):
+        (identity,) = set(told["connection_id"][told["role"] == role].tolist())
+        found = [each for each in greeted if each.connection_id == identity]
+        assert {each.server_name for each in found} == {NAME, ""}
+        assert {version_name(each.version) for each in found} == {"", "TLS 1.3"}
+        taken = [each for pieces in inside.pieces for each in hellos(pieces).captured()]
+        assert all(len(data) <= 4096 for data in taken)
+
+
+def hellos(pieces: Pieces) -> Pieces:
+    return pieces.take(pieces.records["flags"] & PayloadFlag.HELLO != 0)
 
 
 def test_sessions_older_than_the_probes(

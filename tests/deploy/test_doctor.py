@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from deploy.doctor import QUERY, coverage, coverage_table
+from deploy.doctor import (
+    QUERY,
+    TLS_QUERY,
+    coverage,
+    coverage_table,
+    inside_tls,
+    tls_table,
+)
 from deploy.endpoint import QueryError
 from schemas.errors import TransportError
 from sink.config import SinkConfig
@@ -24,6 +31,11 @@ ANSWER = """\
 "connection_share":0.01,"byte_share":null}
 """
 
+TLS_ANSWER = """\
+{"service":"shop","process":"java","bytes":2000,"readable_share":0,"versions":["TLS 1.3"],\
+"server_names":["cart.shop","pay.shop"]}
+"""
+
 
 class _Database(BaseHTTPRequestHandler):
     status = 200
@@ -35,7 +47,8 @@ class _Database(BaseHTTPRequestHandler):
         type(self).asked = (self.path, body, user, key)
         self.send_response(self.status)
         self.end_headers()
-        self.wfile.write(ANSWER.encode() if self.status == 200 else b"Code: 60. No table\nmore")
+        answer = TLS_ANSWER if body == TLS_QUERY else ANSWER
+        self.wfile.write(answer.encode() if self.status == 200 else b"Code: 60. No table\nmore")
 
     def log_message(self, *_: object) -> None:
         pass
@@ -63,6 +76,14 @@ def test_the_database_is_asked_where_the_sink_writes(url: str) -> None:
     lines = [line.split() for line in output.getvalue().splitlines()]
     assert ["client", "instance", "99", "99.00", "%", "5,000", "50.00", "%"] in lines
     assert ["client", "service", "1", "1.00", "%", "0", "service", "address"] in lines
+
+
+def test_what_is_inside_tls_is_shown(url: str) -> None:
+    output = io.StringIO()
+    Console(file=output, width=120).print(tls_table(inside_tls(SinkConfig(url=url))))
+    lines = [line.split() for line in output.getvalue().splitlines()]
+    shown = ["shop", "java", "2,000", "0.00", "%", "TLS", "1.3", "cart.shop,", "pay.shop"]
+    assert shown in lines
 
 
 def test_an_embedded_engine_answers_through_its_endpoint(url: str) -> None:

@@ -116,6 +116,7 @@ def batches(draw: st.DrawFn) -> EventBatch:
                 role=st.integers(0, 2),
                 container=in_names,
                 process=in_names,
+                server_name=in_names | st.just(int(UNMEASURED_U32)),
             )
         ),
         names=dictionary,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from schemas.catalogue import COVERAGE, SCOPE_BY_NAME
+from schemas.catalogue import COVERAGE, SCOPE_BY_NAME, TLS
 from schemas.metrics import MetricsTable, decode_block, encode_block
 from tests.sink.blocks import MINUTE_S, service_block
 from tests.sink.test_writer import attempt
@@ -50,6 +50,27 @@ def test_shares_are_of_what_a_node_saw_in_a_role(store, writer):
         ("node-1", "server", "address", "outside", 10, 0, 1.0, None),
     ]
     assert store.rows("SELECT toUnixTimestamp(time) FROM podwire.coverage LIMIT 1") == [(MINUTE_S,)]
+
+
+def test_what_is_inside_tls_adds_up(store, writer):
+    rows = [
+        ("", "node-1", "client", "shop", "curl", "cart.shop", "TLS 1.3", "readable"),
+        ("", "node-1", "client", "shop", "java", "cart.shop", "TLS 1.2", "unreadable"),
+    ]
+    for base in range(2):
+        table, names = _table(
+            TLS.name, TLS.keys, rows, {"close_count": [1, 2], "byte_count": [1000, 30]}
+        )
+        block = service_block(base, table, names)
+        assert writer.write(attempt(decode_block(encode_block(block)), offset=base)) == "inserted"
+    found = store.rows(
+        "SELECT process, server_name, tls_version, readability, close_count, byte_count"
+        " FROM podwire.tls ORDER BY process"
+    )
+    assert found == [
+        ("curl", "cart.shop", "TLS 1.3", "readable", 2, 2000),
+        ("java", "cart.shop", "TLS 1.2", "unreadable", 4, 60),
+    ]
 
 
 def test_the_bytes_of_relations_are_compared_where_both_ends_were_seen(store, writer):

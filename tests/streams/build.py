@@ -15,6 +15,7 @@ from schemas.events import (
     WRITE_FIGURES,
     BatchHeader,
     Closes,
+    ConnectionFlag,
     Connections,
     Direction,
     Drops,
@@ -35,6 +36,7 @@ MINUTE_S = 1_700_000_040
 """Start of a minute."""
 MINUTE_NS = MINUTE_S * 1_000_000_000
 SECOND_NS = 1_000_000_000
+NO_FLAGS = ConnectionFlag(0)
 UNMEASURED = int(UNMEASURED_U64)
 UNMEASURED_FIGURE = int(UNMEASURED_U32)
 
@@ -75,6 +77,9 @@ class BatchBuilder:
         process: str = "",
         netns: int = 1,
         translated: str = "",
+        flags: ConnectionFlag = NO_FLAGS,
+        server_name: str = "",
+        tls_version: int = 0,
     ) -> int:
         """Add a connection ``address:port`` to ``address:port``; return its row."""
         local_address, local_port = _split(local)
@@ -96,7 +101,9 @@ class BatchBuilder:
                 "pid": 1,
                 "container": self._name(container),
                 "process": self._name(process),
-                "flags": 0,
+                "flags": int(flags),
+                "server_name": self._name(server_name),
+                "tls_version": tls_version,
             }
         )
         return len(self._connections) - 1
