@@ -29,6 +29,7 @@ __all__ = [
     "ProcessEvent",
     "ReadFigure",
     "Role",
+    "TlsFunction",
     "WriteFigure",
 ]
 
@@ -162,7 +163,23 @@ class ProcessEvent(IntEnum):
     MAPPED = 3
 
 
-LAYOUT_HASH: Final = "8ba7581dd93e283b7ef7940fc56ef2abd49ec287c54a6c2de564a9fb5fd30a4b"
+class TlsFunction(IntEnum):
+    """``enum podwire_tls_function``."""
+
+    TLS_READ = 0
+    TLS_WRITE = 1
+    TLS_READ_EX = 2
+    TLS_WRITE_EX = 3
+    TLS_SENDFILE = 4
+    TLS_HANDSHAKE = 5
+    TLS_CONNECT = 6
+    TLS_ACCEPT = 7
+    TLS_AS_CLIENT = 8
+    TLS_AS_SERVER = 9
+    TLS_FREE = 10
+
+
+LAYOUT_HASH: Final = "5ade19c04dbe66f0d63691647059376ae64fd8c05aac7f7831dbb423c1e52361"
 """See `hash_layout`."""
 
 CONNECTION_RECORD: Final = np.dtype(

@@ -55,6 +55,7 @@ _FUNCTIONS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "bpf_program__name": (_TEXT, (_POINTER,)),
     "bpf_program__section_name": (_TEXT, (_POINTER,)),
     "bpf_program__set_autoload": (_INT, (_POINTER, _BOOL)),
+    "bpf_program__set_expected_attach_type": (_INT, (_POINTER, _INT)),
     "bpf_program__fd": (_INT, (_POINTER,)),
     "bpf_program__attach": (_POINTER, (_POINTER,)),
     "bpf_program__attach_uprobe": (_POINTER, (_POINTER, _BOOL, _INT, _TEXT, _SIZE)),
@@ -377,6 +378,20 @@ class BpfObject:
         """Create the maps and load the chosen programs; the verifier decides here."""
         self.library.clear_log()
         self.library.checked(f"load {self.path.name}", "bpf_object__load", self._handle)
+
+    def set_attach_type(self, program: str, number: int) -> None:
+        """Say how a program will be attached (enum bpf_attach_type); between open and load."""
+        self.library.checked(
+            f"choose {program}",
+            "bpf_program__set_expected_attach_type",
+            self._programs[program][1],
+            number,
+        )
+
+    def program_fd(self, program: str) -> int:
+        """Return the file descriptor of a loaded program, valid until `close`."""
+        pointer = self._programs[program][1]
+        return int(self.library.checked(f"use {program}", "bpf_program__fd", pointer))
 
     def attach(self, program: str) -> None:
         """Attach a loaded program; an iterator's link waits for `run_iterator`."""

@@ -116,7 +116,7 @@ class KernelSource:
         for path in paths:
             require_layout(path)
         self.stages = Stages(None)
-        self.tls = Watcher(None, Path(config.proc_path))
+        self.tls = Watcher(Path(config.proc_path))
 
         def prepare(core: BpfObject) -> None:
             # Before the core makes records: the first must not lack what hooks attached later would

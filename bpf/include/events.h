@@ -124,6 +124,21 @@ enum podwire_connection_flag {
 	PODWIRE_READABLE = 4, /* what it says inside TLS is seen in clear; set by user space */
 };
 
+/* Functions of TLS libraries, by what they are given and return; see programs/tls.h. */
+enum podwire_tls_function {
+	PODWIRE_TLS_READ = 0,	  /* (session, buffer, size), returns bytes or an error */
+	PODWIRE_TLS_WRITE = 1,
+	PODWIRE_TLS_READ_EX = 2,  /* (session, buffer, size, bytes), returns 1 or an error */
+	PODWIRE_TLS_WRITE_EX = 3,
+	PODWIRE_TLS_SENDFILE = 4, /* (session, descriptor, offset, size, flags), as the first */
+	PODWIRE_TLS_HANDSHAKE = 5, /* (session), as all that follow; from here on no bytes are moved */
+	PODWIRE_TLS_CONNECT = 6,
+	PODWIRE_TLS_ACCEPT = 7,
+	PODWIRE_TLS_AS_CLIENT = 8, /* its return is of no interest, as of all that follow */
+	PODWIRE_TLS_AS_SERVER = 9,
+	PODWIRE_TLS_FREE = 10,
+};
+
 /* What the counters are kept by; see struct podwire_counts. */
 enum podwire_kind {
 	PODWIRE_KIND_CONNECTION = 0, /* PODWIRE_ANNOUNCED */

@@ -364,6 +364,7 @@ struct podwire_abi {
 	enum podwire_connection_flag connection_flag;
 	enum podwire_kind kind;
 	enum podwire_process_event process_event;
+	enum podwire_tls_function tls_function;
 };
 struct podwire_abi *podwire_abi = 0;
 

@@ -17,17 +17,6 @@ enum {
 	CLEAR_BYTES = PIECE_BYTES,
 };
 
-enum tls_kind {
-	TLS_READ,	/* (session, buffer, size), returns bytes or an error */
-	TLS_WRITE,
-	TLS_READ_EX,	/* (session, buffer, size, bytes), returns 1 or an error */
-	TLS_WRITE_EX,
-	TLS_SENDFILE,	/* (session, descriptor, offset, size, flags), returns bytes or an error */
-	TLS_HANDSHAKE,	/* (session) */
-	TLS_CONNECT,
-	TLS_ACCEPT,
-};
-
 /* A call that has not returned, by the address of its return address. */
 struct tls_frame_key {
 	__u64 stack;
@@ -42,7 +31,7 @@ struct tls_frame {
 	__u64 start_ns;
 	__u64 outer; /* session of the call that this one was made by; 0: none */
 	__u64 outer_stack;
-	__u8 kind; /* enum tls_kind */
+	__u8 kind; /* enum podwire_tls_function */
 	__u8 pad[7];
 };
 
@@ -93,7 +82,7 @@ struct clear {
 
 static __always_inline bool is_tls_write(__u8 kind)
 {
-	return kind == TLS_WRITE || kind == TLS_WRITE_EX || kind == TLS_SENDFILE;
+	return kind == PODWIRE_TLS_WRITE || kind == PODWIRE_TLS_WRITE_EX || kind == PODWIRE_TLS_SENDFILE;
 }
 
 static __always_inline int enter_tls(struct pt_regs *ctx, __u8 kind)
@@ -141,9 +130,9 @@ static __always_inline __u32 moved_by(const struct tls_frame *frame, int result)
 {
 	__u64 moved = 0;
 
-	if (result <= 0 || frame->kind >= TLS_HANDSHAKE)
+	if (result <= 0 || frame->kind >= PODWIRE_TLS_HANDSHAKE)
 		return 0;
-	if (frame->kind != TLS_READ_EX && frame->kind != TLS_WRITE_EX)
+	if (frame->kind != PODWIRE_TLS_READ_EX && frame->kind != PODWIRE_TLS_WRITE_EX)
 		return result;
 	if (result != 1 ||
 	    bpf_probe_read_user(&moved, sizeof(moved), (void *)frame->moved_at))
@@ -185,9 +174,9 @@ static __always_inline __u64 connection_of(const struct tls_frame *frame, struct
 	struct tls_session_key key = session_key(frame->session);
 	struct tls_session *known, fresh = {};
 
-	if (frame->kind == TLS_CONNECT)
+	if (frame->kind == PODWIRE_TLS_CONNECT)
 		fresh.role = PODWIRE_ROLE_CLIENT;
-	if (frame->kind == TLS_ACCEPT)
+	if (frame->kind == PODWIRE_TLS_ACCEPT)
 		fresh.role = PODWIRE_ROLE_SERVER;
 	known = bpf_map_lookup_elem(&tls_sessions, &key);
 	if (!known) {
@@ -222,7 +211,7 @@ static __always_inline struct tls_stream *stream_of(__u64 connection_id, __u8 ki
 	/* Without a sign of life the connection may be gone, with all that would end the entry. */
 	if (stream || !in->connection_id)
 		return stream;
-	begin_stream(connection_id, kind >= TLS_HANDSHAKE || in->is_first);
+	begin_stream(connection_id, kind >= PODWIRE_TLS_HANDSHAKE || in->is_first);
 	return bpf_map_lookup_elem(&tls_streams, &connection_id);
 }
 
@@ -430,7 +419,7 @@ static __always_inline int exit_tls(struct pt_regs *ctx)
 	clear.flags = PODWIRE_CLEAR | (stream->is_begun ? PODWIRE_BEGUN : 0);
 	clear.start_ns = is_write ? frame.start_ns : stream->arrived_ns;
 	clear.end_ns = bpf_ktime_get_ns();
-	clear.buffer = frame.kind == TLS_SENDFILE ? 0 : frame.buffer;
+	clear.buffer = frame.kind == PODWIRE_TLS_SENDFILE ? 0 : frame.buffer;
 	clear.position = stream->position[is_write];
 	stream->position[is_write] = clear.position + clear.left;
 	tell_clear(&clear, stream);
@@ -451,14 +440,14 @@ int tls_exit(struct pt_regs *ctx)
 		return enter_tls(ctx, kind);                                                       \
 	}
 
-TLS_ENTER(tls_read, TLS_READ)
-TLS_ENTER(tls_write, TLS_WRITE)
-TLS_ENTER(tls_read_ex, TLS_READ_EX)
-TLS_ENTER(tls_write_ex, TLS_WRITE_EX)
-TLS_ENTER(tls_sendfile, TLS_SENDFILE)
-TLS_ENTER(tls_handshake, TLS_HANDSHAKE)
-TLS_ENTER(tls_connect, TLS_CONNECT)
-TLS_ENTER(tls_accept, TLS_ACCEPT)
+TLS_ENTER(tls_read, PODWIRE_TLS_READ)
+TLS_ENTER(tls_write, PODWIRE_TLS_WRITE)
+TLS_ENTER(tls_read_ex, PODWIRE_TLS_READ_EX)
+TLS_ENTER(tls_write_ex, PODWIRE_TLS_WRITE_EX)
+TLS_ENTER(tls_sendfile, PODWIRE_TLS_SENDFILE)
+TLS_ENTER(tls_handshake, PODWIRE_TLS_HANDSHAKE)
+TLS_ENTER(tls_connect, PODWIRE_TLS_CONNECT)
+TLS_ENTER(tls_accept, PODWIRE_TLS_ACCEPT)
 
 /* A session is given its role: at its beginning, whatever had its address before. */
 static __always_inline int begin_session(struct pt_regs *ctx, __u8 role)
@@ -483,8 +472,7 @@ int tls_as_server(struct pt_regs *ctx)
 }
 
 /* The address may be another session's at once. */
-SEC("uprobe")
-int tls_free(struct pt_regs *ctx)
+static __always_inline int end_session(struct pt_regs *ctx)
 {
 	struct tls_session_key key = session_key(ARGUMENT_1(ctx));
 	struct tls_call *in = current_tls();
@@ -493,4 +481,37 @@ int tls_free(struct pt_regs *ctx)
 		end_asking(in);
 	bpf_map_delete_elem(&tls_sessions, &key);
 	return 0;
+}
+
+SEC("uprobe")
+int tls_free(struct pt_regs *ctx)
+{
+	return end_session(ctx);
+}
+
+/*
+ * The same at all functions of a file at once, where the kernel can (v6.6): it lets go of them as one.
+ * Which function it is, the cookie says.
+ */
+SEC("uretprobe")
+int tls_any_exit(struct pt_regs *ctx)
+{
+	return exit_tls(ctx);
+}
+
+SEC("uprobe")
+int tls_any(struct pt_regs *ctx)
+{
+	__u64 function = bpf_get_attach_cookie(ctx);
+
+	switch (function) {
+	case PODWIRE_TLS_AS_CLIENT:
+		return begin_session(ctx, PODWIRE_ROLE_CLIENT);
+	case PODWIRE_TLS_AS_SERVER:
+		return begin_session(ctx, PODWIRE_ROLE_SERVER);
+	case PODWIRE_TLS_FREE:
+		return end_session(ctx);
+	default:
+		return enter_tls(ctx, function);
+	}
 }

@@ -1,4 +1,4 @@
-"""Functions of TLS libraries, and the program at each: ``bpf/programs/tls.h``.
+"""Functions of TLS libraries, and what each is to ``bpf/programs/tls.h``.
 
 OpenSSL from 1.0.2 on, LibreSSL and BoringSSL have the same functions, and so has whatever bundles
 one of them with its symbols; GnuTLS has others of the same shape.
@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["AT_RETURN", "FUNCTIONS", "LIBRARIES", "Library"]
+from collector.abi import TlsFunction
 
-AT_RETURN: Final = "tls_exit"
-"""The program at the return of every function of `Library.programs`."""
+__all__ = ["FUNCTIONS", "LIBRARIES", "Library"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +21,14 @@ class Library:
     Attributes:
         name: As shown.
         needed: Functions without which a file is none of them.
-        programs: Program at the entry of each function whose return is of interest as well.
-        marks: Program of each function whose call alone says something.
+        calls: What each function is whose return is of interest as well.
+        marks: What each function is whose call alone says something.
     """
 
     name: str
     needed: frozenset[str]
-    programs: dict[str, str]
-    marks: dict[str, str]
+    calls: dict[str, TlsFunction]
+    marks: dict[str, TlsFunction]
 
 
 LIBRARIES: Final = (
@@ -37,38 +36,38 @@ LIBRARIES: Final = (
         "OpenSSL",
         frozenset({"SSL_read", "SSL_write"}),
         {
-            "SSL_read": "tls_read",
-            "SSL_write": "tls_write",
-            "SSL_read_ex": "tls_read_ex",
-            "SSL_write_ex": "tls_write_ex",
-            "SSL_read_early_data": "tls_read_ex",
-            "SSL_write_early_data": "tls_write_ex",
-            "SSL_sendfile": "tls_sendfile",
-            "SSL_do_handshake": "tls_handshake",
-            "SSL_connect": "tls_connect",
-            "SSL_accept": "tls_accept",
+            "SSL_read": TlsFunction.TLS_READ,
+            "SSL_write": TlsFunction.TLS_WRITE,
+            "SSL_read_ex": TlsFunction.TLS_READ_EX,
+            "SSL_write_ex": TlsFunction.TLS_WRITE_EX,
+            "SSL_read_early_data": TlsFunction.TLS_READ_EX,
+            "SSL_write_early_data": TlsFunction.TLS_WRITE_EX,
+            "SSL_sendfile": TlsFunction.TLS_SENDFILE,
+            "SSL_do_handshake": TlsFunction.TLS_HANDSHAKE,
+            "SSL_connect": TlsFunction.TLS_CONNECT,
+            "SSL_accept": TlsFunction.TLS_ACCEPT,
         },
         {
-            "SSL_set_connect_state": "tls_as_client",
-            "SSL_set_accept_state": "tls_as_server",
-            "SSL_free": "tls_free",
+            "SSL_set_connect_state": TlsFunction.TLS_AS_CLIENT,
+            "SSL_set_accept_state": TlsFunction.TLS_AS_SERVER,
+            "SSL_free": TlsFunction.TLS_FREE,
         },
     ),
     Library(
         "GnuTLS",
         frozenset({"gnutls_record_recv", "gnutls_record_send"}),
         {
-            "gnutls_record_recv": "tls_read",
-            "gnutls_record_recv_seq": "tls_read",
-            "gnutls_record_send": "tls_write",
-            "gnutls_record_send2": "tls_write",
-            "gnutls_handshake": "tls_handshake",
+            "gnutls_record_recv": TlsFunction.TLS_READ,
+            "gnutls_record_recv_seq": TlsFunction.TLS_READ,
+            "gnutls_record_send": TlsFunction.TLS_WRITE,
+            "gnutls_record_send2": TlsFunction.TLS_WRITE,
+            "gnutls_handshake": TlsFunction.TLS_HANDSHAKE,
         },
-        {"gnutls_deinit": "tls_free"},
+        {"gnutls_deinit": TlsFunction.TLS_FREE},
     ),
 )
 
 FUNCTIONS: Final = frozenset(
-    name for library in LIBRARIES for name in (*library.programs, *library.marks)
+    name for library in LIBRARIES for name in (*library.calls, *library.marks)
 )
 """All of them."""

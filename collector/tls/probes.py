@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 from collector.tls.elf import Malformed, find_functions
-from collector.tls.libraries import AT_RETURN, FUNCTIONS, LIBRARIES
+from collector.tls.libraries import FUNCTIONS, LIBRARIES
 from collector.tls.mappings import Unseen, all_processes, mapped_code, open_mapped
 from schemas.errors import BpfError
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from collector.libbpf import BpfObject
+    from collector.tls.attaching import Attacher
     from collector.tls.elf import Functions
     from collector.tls.libraries import Library
     from collector.tls.mappings import Mapping
@@ -54,7 +55,7 @@ class File:
         functions: How many of its functions have probes.
         reason: Why it has none, if something was wrong.
         changed_ns: Its change time when it was looked at.
-        links: For `BpfObject.release`.
+        links: For `Attacher.release`.
         keys: Of the kernel, under which it may be known.
         last_used_s: When a process was last seen to use it.
     """
@@ -74,14 +75,20 @@ class Probes:
 
     Args:
         programs: That object.
+        attacher: Attaches its programs.
         proc: Where the node's ``/proc`` is.
         now_s: The clock, seconds.
     """
 
     def __init__(
-        self, programs: BpfObject, proc: Path, now_s: Callable[[], float] = time.monotonic
+        self,
+        programs: BpfObject,
+        attacher: Attacher,
+        proc: Path,
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._programs = programs
+        self._attacher = attacher
         self._proc = proc
         self._now_s = now_s
         self._files: dict[tuple[int, int], File] = {}
@@ -142,8 +149,7 @@ class Probes:
             self._programs.delete_from_map(KNOWN_FILES, struct.pack("=Q", key))
 
     def _release(self, file: File) -> None:
-        for link in file.links:
-            self._programs.release(link)
+        self._attacher.release(file.links)
         file.links.clear()
         self._tell_again(file.keys)
 
@@ -195,24 +201,10 @@ class Probes:
 
     def _attach(self, descriptor: int, path: str, library: Library, found: Functions) -> File:
         file = File(path, library.name)
-        # This very file, whatever becomes of its name.
-        way = f"/proc/self/fd/{descriptor}"
         try:
-            for name in sorted(found.keys() & library.programs.keys()):
-                # The return first: an entry without it would leave its frame.
-                for program, at_return in ((AT_RETURN, True), (library.programs[name], False)):
-                    file.links.append(
-                        self._programs.attach_function(
-                            program, way, found[name], at_return=at_return
-                        )
-                    )
-                file.functions += 1
-            for name in sorted(found.keys() & library.marks.keys()):
-                link = self._programs.attach_function(
-                    library.marks[name], way, found[name], at_return=False
-                )
-                file.links.append(link)
+            # This very file, whatever becomes of its name.
+            file.links = self._attacher.attach(f"/proc/self/fd/{descriptor}", library, found)
+            file.functions = len(found.keys() & library.calls.keys())
         except BpfError:
-            self._release(file)
-            file.functions, file.reason = 0, "refused"
+            file.reason = "refused"
         return file

@@ -18,16 +18,18 @@ from typing import TYPE_CHECKING, Any, Final
 from collector.abi import ProcessEvent
 from collector.config import tls_path
 from collector.libbpf import BpfObject
+from collector.tls.attaching import AllAtOnce, OneByOne
 from collector.tls.probes import Probes
 from schemas.errors import PodwireError
 from schemas.telemetry import counter, gauge
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from collector.config import CollectorConfig
+    from collector.tls.attaching import Attacher
 
 __all__ = ["OFF", "Watcher", "start_tls"]
 
@@ -44,16 +46,25 @@ class Watcher:
     """Probes that run, or the reason why not.
 
     Args:
-        programs: The loaded object; None if nothing runs.
         proc: Where the node's ``/proc`` is.
+        programs: The loaded object; None if nothing runs.
+        attacher: Of that object.
         reason: Why there is no object.
     """
 
-    def __init__(self, programs: BpfObject | None, proc: Path, reason: str = "") -> None:
+    def __init__(
+        self,
+        proc: Path,
+        programs: BpfObject | None = None,
+        attacher: Attacher | None = None,
+        reason: str = "",
+    ) -> None:
         self.object = programs
         self.reason = reason
         self._proc = proc
-        self.probes = Probes(programs, proc) if programs is not None else None
+        self.probes: Probes | None = None
+        if programs is not None and attacher is not None:
+            self.probes = Probes(programs, attacher, proc)
         self._executed: set[tuple[int, int, int]] = set()
         self._told: queue.SimpleQueue[NDArray[Any] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -82,7 +93,7 @@ class Watcher:
             self.object.update_map(_STOPPED, bytes(4), (1).to_bytes(4, sys.byteorder))
 
     def close(self) -> None:
-        """Detach, a tenth of a second a probe, and unload; safe to repeat."""
+        """Detach, which may take a tenth of a second a probe, and unload; safe to repeat."""
         if self.object is None:
             return
         self.stop()
@@ -143,27 +154,54 @@ class Watcher:
             self._failed[reason] = count
 
 
-def start_tls(config: CollectorConfig, core: BpfObject, constants: Mapping[str, int]) -> Watcher:
+def start_tls(
+    config: CollectorConfig,
+    core: BpfObject,
+    constants: Mapping[str, int],
+    attachers: Sequence[type[AllAtOnce | OneByOne]] = (AllAtOnce, OneByOne),
+) -> Watcher:
     """Load the programs beside a core object, and attach them to what is in use now.
 
     Never raises a `PodwireError`: the core figures need none of it.
+
+    Args:
+        config: Whether it is wanted, and where ``/proc`` is.
+        core: Loaded.
+        constants: Of the core object.
+        attachers: Ways to attach, the best first; the first that works is taken.
     """
     proc = Path(config.proc_path)
     if config.tls == "off" or config.protocols == "off":
-        return Watcher(None, proc, OFF)
-    try:
-        programs = BpfObject(tls_path(core.path))
+        return Watcher(proc, reason=OFF)
+    reason = ""
+    for kind in attachers:
         try:
-            known = programs.constants & constants.keys()
-            programs.set_rodata({name: constants[name] for name in known})
-            programs.share_maps(core)
-            programs.load()
-        except BaseException:
+            programs = _load(core, constants, kind)
+        except PodwireError as error:
+            reason = str(error).splitlines()[0]
+            continue
+        attacher = kind(programs)
+        if isinstance(attacher, AllAtOnce) and not attacher.is_supported():
             programs.close()
-            raise
-    except PodwireError as error:
-        return Watcher(None, proc, str(error).splitlines()[0])
-    watcher = Watcher(programs, proc)
-    assert watcher.probes is not None
-    watcher.probes.look_everywhere()
-    return watcher
+            continue
+        watcher = Watcher(proc, programs, attacher)
+        assert watcher.probes is not None
+        watcher.probes.look_everywhere()
+        return watcher
+    return Watcher(proc, reason=reason)
+
+
+def _load(
+    core: BpfObject, constants: Mapping[str, int], kind: type[AllAtOnce | OneByOne]
+) -> BpfObject:
+    programs = BpfObject(tls_path(core.path))
+    try:
+        kind.prepare(programs)
+        known = programs.constants & constants.keys()
+        programs.set_rodata({name: constants[name] for name in known})
+        programs.share_maps(core)
+        programs.load()
+    except BaseException:
+        programs.close()
+        raise
+    return programs

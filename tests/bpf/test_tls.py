@@ -11,6 +11,7 @@ import pytest
 
 from collector.abi import ConnectionEvent, ConnectionFlag, Direction, Kind, PayloadFlag, Role
 from collector.config import CollectorConfig
+from collector.tls.attaching import OneByOne
 from collector.tls.greetings import Greetings
 from collector.tls.watcher import Watcher, start_tls
 from schemas.tls import version_name
@@ -192,6 +193,25 @@ def test_what_both_ends_say(
     assert PayloadFlag.CLEAR | PayloadFlag.BEGUN in flags
     closed = inside.connections(port)
     assert (closed["flags"][closed["event"] == 4] == ConnectionFlag.TLS).all()
+
+
+@pytest.mark.parametrize("kind", [Blocking, InMemory])
+def test_functions_that_are_attached_one_by_one(
+    variant: Path,
+    contexts: tuple[ssl.SSLContext, ssl.SSLContext],
+    kind: type[Blocking | InMemory],
+) -> None:
+    """As kernels before 6.6 need it."""
+    watch = Watch(path=variant, constants={"podwire_payloads": 1, "podwire_tls": 1})
+    watcher = start_tls(CollectorConfig(), watch.object, {}, (OneByOne,))
+    try:
+        port = talk(contexts, kind, [HEAD, HEAD])
+        watch.drain()
+        for role, direction in ENDS:
+            assert stream(watch.pieces_of(port, role, direction)) == 2 * HEAD
+    finally:
+        watcher.close()
+        watch.close()
 
 
 def test_both_hellos_are_told_of_any_session(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from collector.tls.attaching import OneByOne
 from collector.tls.libraries import FUNCTIONS, LIBRARIES
 from collector.tls.probes import KNOWN_FILES, LINGER_S, Probes
 from schemas.errors import BpfError
@@ -98,7 +99,7 @@ def proc(tmp_path: Path, user: User) -> Path:
 def create(fake: FakeObject, proc: Path, clock: Clock) -> Probes:
     made: Any = fake
     programs: BpfObject = made
-    return Probes(programs, proc, clock)
+    return Probes(programs, OneByOne(programs), proc, clock)
 
 
 def test_a_library_is_found_by_its_functions_and_once(
@@ -109,7 +110,7 @@ def test_a_library_is_found_by_its_functions_and_once(
     probes.look_everywhere()
     ours = [file for file in probes.files if file.path == str(library)]
     assert [(file.library, file.functions) for file in ours] == [
-        ("OpenSSL", len(LIBRARIES[0].programs))
+        ("OpenSSL", len(LIBRARIES[0].calls))
     ]
     count = len(fake.links)
     probes.look_everywhere()
