@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ssl
 import threading
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from collector.abi import ConnectionEvent, MeasuredFlag, ProcessEvent, ReadFigure, Role
+from collector.abi import (
+    ConnectionEvent,
+    ConnectionFlag,
+    MeasuredFlag,
+    PayloadFlag,
+    ProcessEvent,
+    ReadFigure,
+    Role,
+)
 from collector.batches import Run
 from collector.config import CollectorConfig
 from collector.connections import GRACE_SWEEPS
@@ -23,6 +32,8 @@ from schemas.ledger import Ledger
 from schemas.telemetry import REGISTRY, Health
 from tests.collector.fakes import FakeSender, FakeSource
 from tests.collector.records import Talk, comm, connection, drained, transfer
+from tests.collector.tls.test_hello import client_hello, server_hello
+from tests.tls.servers import make_certificate
 
 E = ConnectionEvent
 ID = "ab" * 32
@@ -508,6 +519,40 @@ def test_messages_become_requests(
     assert told["collector", "request"].out_count == 1
     assert batch.header.last_event_ns >= int(requests.end_ns[0])
     assert source.verdicts == []
+
+
+def test_whom_a_client_asks_for_and_the_version_are_in_the_batch(
+    tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
+) -> None:
+    """And nothing of a connection that was never announced."""
+    pipeline = _pipeline(tmp_path, source, sender, clock)
+    pem = make_certificate(tmp_path)
+    talk, stranger = Talk(1), Talk(9)
+    answer = server_hello(*pem, ssl.TLSVersion.TLSv1_2)
+    flags = {"flags": PayloadFlag.HELLO}
+    source.drains = [
+        drained(
+            [
+                connection(1, E.ACCEPTED, pid=7, role=Role.SERVER),
+                connection(2, E.ACCEPTED, pid=7, role=Role.SERVER),
+            ],
+            payloads=[
+                talk.read(client_hello("shop.example"), **flags),
+                stranger.read(client_hello("stranger.example"), **flags),
+                talk.written(answer, **flags),
+            ],
+        ),
+    ]
+    pipeline.drain()
+    pipeline.publish()
+    (batch,) = sender.batches
+    found = batch.connections
+    asked_for = [batch.names[number] for number in found.server_name]
+    rows = zip(found.id, found.flags, found.tls_version, asked_for, strict=True)
+    assert sorted(rows) == [(1, ConnectionFlag.TLS, 0x0303, "shop.example"), (2, 0, 0, "")]
+    assert b"stranger" not in sender.messages[0]
+    told = {(entry.stage, entry.kind): entry for entry in batch.header.ledger}
+    assert told["collector", "payload"].out_count == 3
 
 
 def test_queries_are_kept_only_if_wanted(
