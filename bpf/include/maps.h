@@ -163,6 +163,15 @@ struct {
 	__type(value, struct waiting);
 } accept_queue SEC(".maps");
 
+/* Connects that were seen to begin and of which nobody has told how they ended, by connection id. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u64);
+	__type(value, __u8);
+} undecided SEC(".maps");
+
 /* Ports listened on when the collector started; tells the role of connections older than it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

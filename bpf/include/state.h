@@ -22,21 +22,31 @@ static __always_inline void fill_owner(struct podwire_connection_record *record,
 	__builtin_memcpy(record->comm, owner->comm, sizeof(record->comm));
 }
 
-/* Everything but `error`, which is 0, and what submit_connection() adds. */
+/* Everything but `error` and flags, which are 0, and what submit_connection() adds. Where no state of
+ * the sock can be had its owner is enough: a whole state is too much for the stack. */
+static __always_inline void fill_owned(struct podwire_connection_record *record, __u8 event,
+				       struct sock *sk, __u64 connection_id, __u8 role,
+				       const struct owner *owner, __u64 end_ns, __u64 duration_ns,
+				       __u8 tcp_state)
+{
+	__builtin_memset(record, 0, sizeof(*record));
+	record->connection_id = connection_id;
+	record->end_ns = end_ns;
+	record->duration_ns = duration_ns;
+	record->event = event;
+	record->role = role;
+	record->state = tcp_state;
+	fill_addresses(record, sk);
+	fill_owner(record, owner, sk);
+}
+
 static __always_inline void fill_record(struct podwire_connection_record *record, __u8 event,
 					struct sock *sk, const struct socket_state *st,
 					__u64 end_ns, __u64 duration_ns, __u8 tcp_state)
 {
-	__builtin_memset(record, 0, sizeof(*record));
-	record->connection_id = st->connection_id;
-	record->end_ns = end_ns;
-	record->duration_ns = duration_ns;
-	record->event = event;
-	record->role = st->role;
+	fill_owned(record, event, sk, st->connection_id, st->role, &st->owner, end_ns, duration_ns,
+		   tcp_state);
 	record->flags = st->flags;
-	record->state = tcp_state;
-	fill_addresses(record, sk);
-	fill_owner(record, &st->owner, sk);
 }
 
 static __always_inline __u8 tcp_state_of(struct sock *sk)
@@ -74,10 +84,15 @@ static __always_inline void submit_and_announce(struct podwire_connection_record
 		st->announcement = told;
 }
 
+static __always_inline __u64 new_connection_id(void)
+{
+	return podwire_id_base + next_id();
+}
+
 static __always_inline void start_state(struct socket_state *st, __u8 stage, __u8 role)
 {
 	__builtin_memset(st, 0, sizeof(*st));
-	st->connection_id = podwire_id_base + next_id();
+	st->connection_id = new_connection_id();
 	st->stage = stage;
 	st->role = role;
 }
@@ -98,6 +113,12 @@ static __always_inline void start_preexisting(struct socket_state *st, struct so
 	begin_flow(sk);
 }
 
+/* Whether a connect was not decided yet: the first who asks tells of it. */
+static __always_inline bool decide_connect(__u64 connection_id)
+{
+	return !bpf_map_delete_elem(&undecided, &connection_id);
+}
+
 /* A connect was decided: `error` 0 is success. */
 static __always_inline void fill_connected(struct podwire_connection_record *record,
 					   struct sock *sk, struct socket_state *st, __u32 error,
@@ -108,6 +129,7 @@ static __always_inline void fill_connected(struct podwire_connection_record *rec
 	fill_record(record, PODWIRE_CONNECTED, sk, st, now,
 		    st->start_ns ? now - st->start_ns : PODWIRE_UNMEASURED, tcp_state);
 	record->error = error;
+	decide_connect(st->connection_id);
 	st->stage = error ? STAGE_CLOSED : STAGE_OPEN;
 }
 

@@ -86,12 +86,17 @@ static __always_inline void enter_connect(struct call_state *call, __u32 fd)
 	call->is_fresh_connect = sk && BPF_CORE_READ(socket, state) == SS_UNCONNECTED;
 }
 
-/* connect() refused before a SYN was sent: no route, no free port, forbidden by a filter. */
+/*
+ * connect() failed and nothing has told of it: before a SYN was sent there was no route, no free
+ * port, or a filter forbade it; after that the change of the sock's state was not seen. The kernel
+ * has forgotten the address by now.
+ */
 static __noinline int fail_connect(struct call_state *call, __u32 error)
 {
 	struct podwire_connection_record record;
 	struct socket_address address = {};
-	struct socket_state st;
+	__u64 now = bpf_ktime_get_ns();
+	struct owner owner;
 	struct sock *sk;
 	__u32 length;
 
@@ -105,10 +110,10 @@ static __noinline int fail_connect(struct call_state *call, __u32 error)
 		return 0;
 	if (address.family != AF_INET && address.family != AF_INET6)
 		return 0;
-	start_state(&st, STAGE_CLOSED, PODWIRE_ROLE_CLIENT);
-	own_by_current(&st.owner);
-	fill_record(&record, PODWIRE_CONNECTED, sk, &st, bpf_ktime_get_ns(), 0, TCP_CLOSE);
-	record.duration_ns = record.end_ns - call->start_ns;
+	own_by_current(&owner);
+	fill_owned(&record, PODWIRE_CONNECTED, sk,
+		   call->has_sent_syn ? call->connection_id : new_connection_id(),
+		   PODWIRE_ROLE_CLIENT, &owner, now, now - call->start_ns, TCP_CLOSE);
 	record.error = error;
 	record.remote_port = bpf_ntohs(address.port);
 	if (address.family == AF_INET) {
@@ -130,37 +135,37 @@ static __always_inline void exit_connect(struct call_state *call, long result, _
 		release_held(call, now);
 		return;
 	}
-	if (result >= 0 || !call->is_fresh_connect || call->has_sent_syn)
+	if (result >= 0 || !call->is_fresh_connect)
 		return;
 	if (error == EINTR || error == EFAULT || error == EISCONN || error == EALREADY ||
 	    error == EINPROGRESS || error >= ERESTARTSYS)
 		return;
-	fail_connect(call, error);
+	if (!call->has_sent_syn || decide_connect(call->connection_id))
+		fail_connect(call, error);
 }
 
 static __noinline int exit_accept(struct call_state *call, __u32 fd)
 {
 	struct podwire_connection_record record;
-	struct socket_state st;
 	struct socket *socket;
 	struct sock *sk = sock_of_fd(fd, &socket);
+	__u64 key = (__u64)sk, now = bpf_ktime_get_ns(), start, connection_id;
 	struct waiting *waiting;
-	__u64 key = (__u64)sk, now = bpf_ktime_get_ns(), start;
+	struct owner owner;
 
 	if (!call || !sk)
 		return 0;
 	waiting = bpf_map_lookup_elem(&accept_queue, &key);
 	if (!waiting)
 		return 0;
-	__builtin_memset(&st, 0, sizeof(st));
-	st.connection_id = waiting->connection_id;
-	st.role = PODWIRE_ROLE_SERVER;
+	connection_id = waiting->connection_id;
 	/* Waiting for a client is not part of accepting it. */
 	start = waiting->established_ns > call->start_ns ? waiting->established_ns : call->start_ns;
 	if (bpf_map_delete_elem(&accept_queue, &key))
 		return 0;
-	own_by_current(&st.owner);
-	fill_record(&record, PODWIRE_ACCEPTED, sk, &st, now, now - start, tcp_state_of(sk));
+	own_by_current(&owner);
+	fill_owned(&record, PODWIRE_ACCEPTED, sk, connection_id, PODWIRE_ROLE_SERVER, &owner, now,
+		   now - start, tcp_state_of(sk));
 	submit_connection(&record);
 	return 0;
 }

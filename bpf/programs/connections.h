@@ -65,12 +65,15 @@ static __noinline int begin_connect(struct sock *sk, bool is_twin)
 	struct call_state *call = current_call();
 	__u64 start_ns = bpf_ktime_get_ns();
 	struct socket_state *st;
+	__u8 one = 1;
 
 	if (is_subflow(sk))
 		return 0;
 	if (is_in_call(call, CALL_CONNECT) && call->sock == (__u64)sk) {
 		call->has_sent_syn = 1;
 		start_ns = call->start_ns;
+	} else {
+		call = 0;
 	}
 	st = create_state(sk);
 	if (!st)
@@ -82,8 +85,12 @@ static __noinline int begin_connect(struct sock *sk, bool is_twin)
 	st->start_ns = start_ns;
 	own_by_current(&st->owner);
 	st->is_own = is_own_process();
-	if (!st->is_own)
-		begin_flow(sk);
+	if (st->is_own)
+		return 0;
+	begin_flow(sk);
+	bpf_map_update_elem(&undecided, &st->connection_id, &one, BPF_ANY);
+	if (call)
+		call->connection_id = st->connection_id;
 	return 0;
 }
 
@@ -114,6 +121,7 @@ static __noinline int connect_failed(struct sock *sk, struct socket_state *st)
 		if (is_in_call(call, CALL_CONNECT) && call->sock == (__u64)sk &&
 		    call->has_sent_syn && is_owned(sk)) {
 			st->stage = STAGE_CLOSED;
+			decide_connect(st->connection_id);
 			hold(call, sk, st, PODWIRE_CONNECTED, TCP_CLOSE);
 			call->held.error = ECANCELED;
 			return 0;
@@ -238,6 +246,8 @@ static __always_inline int destroyed(struct sock *sk)
 	/* Never accepted: it was no application's connection. An accepted one has left the queue. */
 	if (st->is_waiting && (st->is_unqueued || !bpf_map_delete_elem(&accept_queue, &key)))
 		st->stage = STAGE_CLOSED;
+	if (st->stage == STAGE_CONNECTING && decide_connect(st->connection_id))
+		connect_failed(sk, st); /* which was not seen, and no connect() waited for */
 	closed(sk, st, TCP_CLOSE);
 	if (!st->is_own && st->announcement != ANNOUNCED_NEVER) {
 		if (podwire_stages)

@@ -208,27 +208,22 @@ enum {
 
 /*
  * What a side of TLS says first, in clear: the record with its ClientHello or ServerHello (RFC 8446
- * section 5.1), which names the server that is asked for and the version that is agreed on.
+ * section 5.1), which names the server that is asked for and the version that is agreed on. Returns
+ * how many of its bytes a call has moved.
  */
-static __noinline int capture_hello(struct call_state *call, struct socket_state *st, __u32 size,
-				    __u32 end)
+static __noinline __u32 take_hello(struct call_state *call, __u16 *greeting, __u32 size)
 {
-	bool is_write = call && call->direction == PODWIRE_WRITE;
-	__u32 key = is_write ? TURNS : 0, left;
 	__u8 head[8] = {};
 	struct buffers from;
-	struct piece *piece;
+	__u32 left;
 
-	if (!call || !st)
+	if (!call || !greeting)
 		return 0;
-	left = st->greeting[is_write];
-	piece = bpf_map_lookup_elem(&pieces, &key);
-	if (!piece)
-		return 0;
+	left = *greeting;
 	if (!left) {
-		st->greeting[is_write] = GREETED;
-		if (!find_buffers(&from, call) || !next_buffer(&from) ||
-		    from.now.length < TLS_RECORD_HEADER || size < TLS_RECORD_HEADER ||
+		*greeting = GREETED;
+		if (size < TLS_RECORD_HEADER || !find_buffers(&from, call) || !next_buffer(&from) ||
+		    from.now.length < TLS_RECORD_HEADER ||
 		    bpf_probe_read_user(head, TLS_RECORD_HEADER, (void *)from.now.base) ||
 		    head[0] != TLS_HANDSHAKE_RECORD || head[1] != 3)
 			return 0;
@@ -236,25 +231,18 @@ static __noinline int capture_hello(struct call_state *call, struct socket_state
 		if (left > MAX_HELLO)
 			left = MAX_HELLO;
 	}
-	piece->record.connection_id = st->connection_id;
-	piece->record.start_ns = piece->record.end_ns = bpf_ktime_get_ns();
-	piece->record.direction = call->direction;
-	piece->record.flags = PODWIRE_HELLO;
-	piece->record.position = end - size;
-	piece->copying.framing.is_followed = 0;
 	if (size > left)
 		size = left;
-	copy_payload(call, piece, size, 0);
 	left -= size;
-	st->greeting[is_write] = left ? left : GREETED;
-	return 0;
+	*greeting = left ? left : GREETED;
+	return size;
 }
 
 /* Tell the parsers of what a call has moved, at the end of it. */
 static __always_inline void capture(struct call_state *call, struct sock *sk,
 				    struct socket_state *st, __u32 size, __u32 turn)
 {
-	bool is_write = call->direction == PODWIRE_WRITE;
+	bool is_write = call->direction == PODWIRE_WRITE, is_hello = false;
 	__u32 key = turn % TURNS + (is_write ? TURNS : 0), skipped = 0;
 	__u32 end = position_after(sk, is_write);
 	struct podwire_verdict *verdict;
@@ -262,12 +250,9 @@ static __always_inline void capture(struct call_state *call, struct sock *sk,
 	struct piece *piece;
 	__s32 unneeded;
 
-	if (podwire_tls && st->greeting[is_write] != GREETED &&
-	    st->announcement != ANNOUNCED_NEVER && !(st->flags & PODWIRE_PREEXISTING))
-		capture_hello(call, st, size, end);
 	if (st->payload == PAYLOAD_UNDECIDED)
 		decide(call, st, size);
-	if (st->payload != PAYLOAD_WANTED || st->announcement == ANNOUNCED_NEVER)
+	if (st->announcement == ANNOUNCED_NEVER)
 		return;
 	piece = bpf_map_lookup_elem(&pieces, &key);
 	if (!piece)
@@ -278,18 +263,28 @@ static __always_inline void capture(struct call_state *call, struct sock *sk,
 	piece->record.direction = call->direction;
 	piece->record.flags = 0;
 	piece->record.position = end - size;
-	verdict = bpf_map_lookup_elem(&verdicts, &st->connection_id);
-	if (verdict && verdict->is_unwanted) {
-		st->payload = PAYLOAD_UNWANTED;
-		return;
-	}
-	framing = &st->framing[is_write];
-	tell_unseen_before(st->unseen, st->connection_id, 0);
 	piece->copying.framing.is_followed = 0;
-	if (MOST_FRAMES > 0 && st->is_http2 && follow_frames(call, framing, piece->record.position)) {
-		piece->copying.framing = *framing;
-	} else if (verdict) {
-		if (verdict->is_skipping[is_write]) {
+	framing = &st->framing[is_write];
+	if (st->payload != PAYLOAD_WANTED) {
+		if (!podwire_tls || st->greeting[is_write] == GREETED ||
+		    st->flags & PODWIRE_PREEXISTING)
+			return;
+		size = take_hello(call, &st->greeting[is_write], size);
+		if (!size)
+			return;
+		is_hello = true;
+		piece->record.flags = PODWIRE_HELLO;
+	} else {
+		verdict = bpf_map_lookup_elem(&verdicts, &st->connection_id);
+		if (verdict && verdict->is_unwanted) {
+			st->payload = PAYLOAD_UNWANTED;
+			return;
+		}
+		tell_unseen_before(st->unseen, st->connection_id, 0);
+		if (MOST_FRAMES > 0 && st->is_http2 &&
+		    follow_frames(call, framing, piece->record.position)) {
+			piece->copying.framing = *framing;
+		} else if (verdict && verdict->is_skipping[is_write]) {
 			unneeded = verdict->position[is_write] - piece->record.position;
 			if (unneeded > 0 && unneeded > size)
 				return;
@@ -297,7 +292,10 @@ static __always_inline void capture(struct call_state *call, struct sock *sk,
 				skipped = unneeded;
 		}
 	}
+	/* At one place: the verifier follows every step of a copy, on old kernels. */
 	copy_payload(call, piece, size, skipped);
+	if (is_hello)
+		return;
 	note_unseen(&st->unseen[is_write], piece->copying.is_untold, end, piece->record.end_ns);
 	if (MOST_FRAMES > 0 && st->is_http2) {
 		*framing = piece->copying.framing;

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import select
 import signal
 import socket
 import struct
@@ -19,13 +20,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from collector.abi import ConnectionEvent, Direction, Role
-from tests.bpf.harness import UNMEASURED
+from tests.bpf.harness import UNMEASURED, Watch
 from tests.requirements import unmet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from tests.bpf.harness import Watch
+    from pathlib import Path
 
 pytestmark = pytest.mark.bpf
 
@@ -219,6 +219,43 @@ def test_refused(watch: Watch, host: str) -> None:
     assert list(found["error"]) == [errno.ECONNREFUSED] * 3
     assert len(set(found["connection_id"])) == 3
     assert (found["duration_ns"] < 1_000_000_000).all()
+
+
+@pytest.mark.parametrize("is_blocking", [True, False])
+def test_a_failure_that_was_not_seen_is_told_by_the_call_or_the_end(
+    variant: Path, is_blocking: bool
+) -> None:
+    """As where the kernel skips the programs while a packet is received."""
+    watch = Watch(path=variant)
+    hooks = [each.name for each in watch.object.programs if "set_state" in each.section]
+    errors: list[int] = []
+    try:
+        with listening(backlog=0) as server, socket.socket() as client:
+            address = server.getsockname()
+            others = [socket.create_connection(address)]  # all that there is room for
+            if is_blocking:
+                calling = threading.Thread(target=lambda: errors.append(client.connect_ex(address)))
+                calling.start()
+            else:
+                client.setblocking(False)
+                errors.append(client.connect_ex(address))
+            time.sleep(0.3)
+            watch.object.detach(*hooks)
+            server.close()  # who asks again is refused
+            if is_blocking:
+                calling.join(20)
+            else:
+                select.select([], [client], [], 20)
+        for other in others:
+            other.close()
+        watch.drain()
+        found = watch.connections(address[1], CONNECTED)
+    finally:
+        watch.close()
+    assert errors == [errno.ECONNREFUSED if is_blocking else errno.EINPROGRESS]
+    assert sorted(found["error"].tolist()) == [0, errno.ECONNREFUSED]
+    assert found["remote_port"].tolist() == [address[1]] * 2
+    assert len(set(found["connection_id"])) == 2
 
 
 def test_non_blocking_counts_once(watch: Watch) -> None:

@@ -30,7 +30,7 @@ __all__ = ["main", "read_cost", "verify"]
 
 _LOG_BYTES: Final = 1 << 18
 _STATISTICS_ONLY: Final = 4  # BPF_LOG_STATS
-_SWITCHES: Final = ("podwire_stages", "podwire_payloads")
+_SWITCHES: Final = ("podwire_stages", "podwire_payloads", "podwire_tls")
 """Without these most of the programs is dead code."""
 _FILES: Final = 65_536
 _DEMANDED: Final = "bpf,fentry,kprobe,netem"
