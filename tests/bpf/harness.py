@@ -49,6 +49,8 @@ OBJECTS = Path("bpf/objects") / os.uname().machine
 OBJECT = OBJECTS / "podwire.bpf.o"
 BY_DESCRIPTOR = OBJECTS / "podwire-fd.bpf.o"
 STAGES = OBJECTS / "podwire-stages.bpf.o"
+SWITCHES = ("podwire_stages", "podwire_payloads", "podwire_tls")
+"""Constants without which most of the programs is dead code, which costs the verifier nothing."""
 RECORDS = {
     "connections": CONNECTION_RECORD,
     "transfers": TRANSFER_RECORD,

@@ -8,7 +8,7 @@ import pytest
 
 from collector.btf import parse_btf
 from collector.libbpf import BpfObject
-from tests.bpf.harness import BY_DESCRIPTOR, OBJECT, Watch
+from tests.bpf.harness import BY_DESCRIPTOR, OBJECT, SWITCHES, Watch
 
 pytestmark = pytest.mark.bpf
 
@@ -24,7 +24,7 @@ def test_each_program_loads_without_the_others(variant: Path) -> None:
             for other in programs:
                 alone.set_autoload(other.name, other == program)
             alone.set_max_entries("transfers", 65536)
-            alone.set_rodata({"podwire_payloads": 1})
+            alone.set_rodata(dict.fromkeys(SWITCHES, 1))
             alone.load()
         finally:
             alone.close()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from collector.config import RINGS
 from collector.libbpf import BpfObject
 from schemas.errors import BpfError
+from tests.bpf.harness import SWITCHES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,8 +31,6 @@ __all__ = ["main", "read_cost", "verify"]
 
 _LOG_BYTES: Final = 1 << 18
 _STATISTICS_ONLY: Final = 4  # BPF_LOG_STATS
-_SWITCHES: Final = ("podwire_stages", "podwire_payloads", "podwire_tls")
-"""Without these most of the programs is dead code."""
 _FILES: Final = 65_536
 _DEMANDED: Final = "bpf,fentry,kprobe,netem"
 
@@ -78,7 +77,7 @@ def _verify(path: Path, programs: Sequence[Program]) -> dict[str, dict[str, Any]
             opened.set_autoload(program.name, program in programs)
         for ring in opened.maps().keys() & set(RINGS):
             opened.set_max_entries(ring, 65_536)
-        if switches := dict.fromkeys(opened.constants & set(_SWITCHES), 1):
+        if switches := dict.fromkeys(opened.constants & set(SWITCHES), 1):
             opened.set_rodata(switches)
         for name, log in logs.items():
             _log_to(opened, name, log)
