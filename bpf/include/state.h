@@ -152,10 +152,21 @@ static __noinline void claim_by_touch(struct sock *sk, struct socket_state *st)
 	submit_and_announce(&record, st);
 }
 
+/* A connection is open of which no handshake was seen: the kernel skips a program that would interrupt
+ * itself (bpf_prog_info.recursion_misses). A function of its own for its stack. */
+static __noinline void connect_by_touch(struct sock *sk, struct socket_state *st, __u8 tcp_state)
+{
+	struct podwire_connection_record record;
+
+	if (!st)
+		return;
+	fill_connected(&record, sk, st, 0, tcp_state);
+	submit_and_announce(&record, st);
+}
+
 /* The slow part of touch(): settle all that a process context can settle. */
 static __noinline void settle(struct sock *sk, struct socket_state *st)
 {
-	struct podwire_connection_record record;
 	__u8 tcp_state = tcp_state_of(sk);
 
 	if (!st)
@@ -164,13 +175,9 @@ static __noinline void settle(struct sock *sk, struct socket_state *st)
 		start_preexisting(st, sk);
 	if (!st->owner.pid)
 		own_by_current(&st->owner);
-	/* The kernel skips a program that would interrupt itself, so the handshake may have gone
-	 * unseen (bpf_prog_info.recursion_misses). */
 	if (st->stage == STAGE_CONNECTING && tcp_state != TCP_SYN_SENT &&
-	    tcp_state != TCP_SYN_RECV && tcp_state != TCP_CLOSE) {
-		fill_connected(&record, sk, st, 0, tcp_state);
-		submit_and_announce(&record, st);
-	}
+	    tcp_state != TCP_SYN_RECV && tcp_state != TCP_CLOSE)
+		connect_by_touch(sk, st, tcp_state);
 	if (st->is_waiting)
 		claim_by_touch(sk, st);
 	announce(sk, st);
