@@ -7,11 +7,13 @@ worse than one that is not known: calls whose response cannot be told are answer
 status. Order is trusted again from the next request on that began when all before it had their
 answers, which without pipelining is every request.
 
-That a second request is open proves no pipelining: the answer to the first may have been lost,
-which shows only when the next piece of that side comes. So a connection pipelines once a response
-without a gap before it found several requests open. One that was seen to wait for every answer so
-far is taken to go on so: after a gap its last request is the one that is answered, unless one was
-lost after a response.
+What is lost is known, with its time, before whatever is said next. So a connection pipelines if a
+request comes while another is open and no response was lost, if one comes after a lost request
+that nothing has answered since, or if two responses come in a row without a request. One that was
+seen to wait for every answer so far is taken to go on so: after a gap its last request is the one
+that is answered, unless one was lost after a response. Gaps that are noticed late, only by the
+next piece of their own side, count as early as they can have been for requests and as late for
+responses.
 """
 
 from __future__ import annotations
