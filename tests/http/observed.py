@@ -7,6 +7,8 @@ known, and of their connection `role`, `local_port`, `remote_port`, `container` 
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import selectors
 import signal
 import socket
@@ -183,6 +185,10 @@ class Tap:
         """Of the proxy's connection to the server, which is the client in the server's log."""
 
 
+_PORTS: Final = itertools.cycle(range(10_000, 30_000))
+"""None of those that the kernel gives: a log's line with one of them came through a witness."""
+
+
 class Witness:
     """A proxy that hands every byte on and shows it to a parser; kernel and privileges not needed.
 
@@ -254,7 +260,7 @@ class Witness:
     def _accept(self) -> None:
         with contextlib.suppress(BlockingIOError):
             client, _ = self._listener.accept()
-            server = socket.create_connection(self._target)
+            server = _connect(self._target)
             self._pipes.add(_Pipe(self, client, server))
 
     def show(self, tap: Tap, side: Side, data: bytes) -> None:
@@ -287,6 +293,15 @@ class Witness:
             row |= {"container": "", "preexisting": False, "tls": False}
             self._rows.append(row)
         tap.exchange.done.clear()
+
+
+def _connect(target: tuple[str, int]) -> socket.socket:
+    while True:
+        try:
+            return socket.create_connection(target, source_address=("", next(_PORTS)))
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+                raise
 
 
 class _Pipe:

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from tests.http.clients import Address
     from tests.http.truth import Expected, Row
 
-__all__ = ["KINDS", "Scene"]
+__all__ = ["KINDS", "ROOMY", "Scene"]
 
-_ROOMY: Final = 512 << 20
+ROOMY: Final = 512 << 20
 KINDS: Final = ("collector", "witness")
 HOST: Final = "127.0.0.1"
 
@@ -51,7 +51,7 @@ class Scene:
             time and not as loss.
     """
 
-    def __init__(self, work: Path, kind: str, ring_bytes: int = _ROOMY) -> None:
+    def __init__(self, work: Path, kind: str, ring_bytes: int = ROOMY) -> None:
         self.kind = kind
         self._ring_bytes = ring_bytes
         self.ledger: dict[tuple[str, str, str], Entry] = {}

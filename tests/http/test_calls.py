@@ -10,7 +10,7 @@ import pytest
 from collector.config import CollectorConfig
 from tests.http import clients, mix
 from tests.http.clients import NOTHING
-from tests.http.scene import KINDS, Scene
+from tests.http.scene import KINDS, ROOMY, Scene
 from tests.requirements import require
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ CALLS = int(os.environ.get("PODWIRE_MIX", "3000"))
 @pytest.fixture(params=KINDS)
 def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
     require("bpf")
-    with Scene(tmp_path, request.param) as made:
+    # As many as a long mix has wait in the ring, which takes memory only as it is used.
+    ring_bytes = ROOMY if CALLS <= 10_000 else 4 * ROOMY
+    with Scene(tmp_path, request.param, ring_bytes) as made:
         yield made
 
 
