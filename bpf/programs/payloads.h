@@ -238,6 +238,13 @@ static __noinline __u32 take_hello(struct call_state *call, __u16 *greeting, __u
 	return size;
 }
 
+/* Whether a connection that is not HTTP may still say what TLS begins with. */
+static __always_inline bool may_greet(const struct socket_state *st, bool is_write)
+{
+	return podwire_tls && st->greeting[is_write] != GREETED &&
+	       !(st->flags & PODWIRE_PREEXISTING);
+}
+
 /* Tell the parsers of what a call has moved, at the end of it. */
 static __always_inline void capture(struct call_state *call, struct sock *sk,
 				    struct socket_state *st, __u32 size, __u32 turn)
@@ -252,8 +259,9 @@ static __always_inline void capture(struct call_state *call, struct sock *sk,
 
 	if (st->payload == PAYLOAD_UNDECIDED)
 		decide(call, st, size);
-	if (st->announcement == ANNOUNCED_NEVER)
-		return;
+	if (st->announcement == ANNOUNCED_NEVER ||
+	    (st->payload != PAYLOAD_WANTED && !may_greet(st, is_write)))
+		return; /* most calls leave here */
 	piece = bpf_map_lookup_elem(&pieces, &key);
 	if (!piece)
 		return;
@@ -266,9 +274,6 @@ static __always_inline void capture(struct call_state *call, struct sock *sk,
 	piece->copying.framing.is_followed = 0;
 	framing = &st->framing[is_write];
 	if (st->payload != PAYLOAD_WANTED) {
-		if (!podwire_tls || st->greeting[is_write] == GREETED ||
-		    st->flags & PODWIRE_PREEXISTING)
-			return;
 		size = take_hello(call, &st->greeting[is_write], size);
 		if (!size)
 			return;
