@@ -70,15 +70,14 @@ def protected_of(
     )
     distinct, group = np.unique(keys, axis=0, return_inverse=True)
     group = group.reshape(-1)
+    sums = [
+        exact_sums(group, values[chosen], len(distinct)).tolist() for values in (closed, bytes_)
+    ]
     return {
-        (place, names[process], names[name], version_name(version), READABILITIES[readable]): found
-        for (place, process, name, version, readable), *found_ in zip(
-            distinct.tolist(),
-            exact_sums(group, closed[chosen], len(distinct)).tolist(),
-            exact_sums(group, bytes_[chosen], len(distinct)).tolist(),
-            strict=True,
+        (place, names[process], names[name], version_name(version), READABILITIES[readable]): both
+        for (place, process, name, version, readable), both in zip(
+            distinct.tolist(), zip(*sums, strict=True), strict=True
         )
-        for found in [(found_[0], found_[1])]
     }
 
 

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["Greeted", "Greetings"]
 
 _MAX_UNDER_WAY: Final = 4_096
-_MAX_HELLO: Final = 4_096
-"""The kernel's programs take no more of it."""
+"""Of at most 4 KiB each, which is what the kernel's programs take of one."""
 _FIELDS: Final = ("connection_id", "direction", "position")
 _HANDSHAKE: Final = b"\x16"
 
@@ -59,7 +58,7 @@ class Greetings:
             hello = parse_hello(whole)
             if hello is not None:
                 found.append(Greeted(connection_id, hello.server_name, hello.version))
-            elif whole.startswith(_HANDSHAKE) and len(whole) < _MAX_HELLO:
+            elif whole.startswith(_HANDSHAKE):
                 if len(self._under_way) >= _MAX_UNDER_WAY:
                     del self._under_way[next(iter(self._under_way))]
                 self._under_way[key] = position + len(data) & 0xFFFF_FFFF, whole

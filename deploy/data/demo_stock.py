@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 
@@ -12,16 +13,13 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answer every request on the connection with the same list."""
-    try:
+    is_done = asyncio.IncompleteReadError, ConnectionError
+    with contextlib.closing(writer), contextlib.suppress(*is_done):
         while True:
             await reader.readuntil(b"\r\n\r\n")
             await asyncio.sleep(0.002)
             writer.write(ANSWER)
             await writer.drain()
-    except (asyncio.IncompleteReadError, ConnectionError):
-        pass  # the client is done
-    finally:
-        writer.close()
 
 
 async def main() -> None:
