@@ -16,10 +16,12 @@
 #include "include/storage.h"
 #include "include/tls.h"
 #include "include/arguments.h"
+#include "include/goroutines.h"
 
 #include "programs/buffers.h"
 #include "programs/heads.h"
 #include "programs/unseen.h"
 #include "programs/tls.h"
+#include "programs/golang.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

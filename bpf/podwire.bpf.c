@@ -19,6 +19,8 @@
 #include "include/ring.h"
 #include "include/state.h"
 #include "include/tls.h"
+#include "include/arguments.h"
+#include "include/goroutines.h"
 #include "include/syscalls.h"
 
 #include "programs/calls.h"

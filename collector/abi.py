@@ -23,6 +23,7 @@ __all__ = [
     "ConnectionEvent",
     "ConnectionFlag",
     "Direction",
+    "GoConvention",
     "Kind",
     "MeasuredFlag",
     "PayloadFlag",
@@ -179,7 +180,14 @@ class TlsFunction(IntEnum):
     TLS_FREE = 10
 
 
-LAYOUT_HASH: Final = "5ade19c04dbe66f0d63691647059376ae64fd8c05aac7f7831dbb423c1e52361"
+class GoConvention(IntEnum):
+    """``enum podwire_go_convention``."""
+
+    GO_REGISTERS = 1
+    GO_STACK = 2
+
+
+LAYOUT_HASH: Final = "1c149b70f03ec2af1ef51a7a74b4ccb0c9fe25cc3c32fbe4c0c1a7692380147f"
 """See `hash_layout`."""
 
 CONNECTION_RECORD: Final = np.dtype(

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Arguments, result and stack of a function at its entry and its return, as probes see them. */
+/*
+ * Arguments, result and stack of a function at its entry and its return, as probes see them. Of Go:
+ * its register calling convention (Go 1.17, on arm64 1.18; src/cmd/compile/abi-internal.md).
+ */
 #ifndef PODWIRE_ARGUMENTS_H
 #define PODWIRE_ARGUMENTS_H
 
@@ -11,6 +14,10 @@
 #define RESULT(ctx) ((long)(ctx)->ax)
 #define FRAME_AT_ENTRY(ctx) ((__u64)(ctx)->sp)
 #define FRAME_AT_RETURN(ctx) ((__u64)(ctx)->sp - 8) /* the return address has been popped */
+#define GO_ARGUMENT_1(ctx) ((__u64)(ctx)->ax)
+#define GO_ARGUMENT_2(ctx) ((__u64)(ctx)->bx)
+#define GO_ARGUMENT_3(ctx) ((__u64)(ctx)->cx)
+#define GOROUTINE(ctx) ((__u64)(ctx)->r14)
 #elif defined(__TARGET_ARCH_arm64)
 #define ARGUMENT_1(ctx) ((__u64)(ctx)->regs[0])
 #define ARGUMENT_2(ctx) ((__u64)(ctx)->regs[1])
@@ -19,6 +26,10 @@
 #define RESULT(ctx) ((long)(ctx)->regs[0])
 #define FRAME_AT_ENTRY(ctx) ((__u64)(ctx)->sp)
 #define FRAME_AT_RETURN(ctx) ((__u64)(ctx)->sp)
+#define GO_ARGUMENT_1(ctx) ARGUMENT_1(ctx)
+#define GO_ARGUMENT_2(ctx) ARGUMENT_2(ctx)
+#define GO_ARGUMENT_3(ctx) ARGUMENT_3(ctx)
+#define GOROUTINE(ctx) ((__u64)(ctx)->regs[28])
 #endif
 
 #endif

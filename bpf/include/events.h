@@ -139,6 +139,12 @@ enum podwire_tls_function {
 	PODWIRE_TLS_FREE = 10,
 };
 
+/* How a Go program passes arguments, and where it keeps which goroutine it is in. */
+enum podwire_go_convention {
+	PODWIRE_GO_REGISTERS = 1,
+	PODWIRE_GO_STACK = 2, /* before Go 1.17, on arm64 before 1.18 */
+};
+
 /* What the counters are kept by; see struct podwire_counts. */
 enum podwire_kind {
 	PODWIRE_KIND_CONNECTION = 0, /* PODWIRE_ANNOUNCED */

@@ -374,6 +374,7 @@ struct podwire_abi {
 	enum podwire_kind kind;
 	enum podwire_process_event process_event;
 	enum podwire_tls_function tls_function;
+	enum podwire_go_convention go_convention;
 };
 struct podwire_abi *podwire_abi = 0;
 

@@ -128,7 +128,10 @@ static __always_inline struct tls_call *current_tls(void)
 {
 	struct call_state *call = current_call();
 
-	return call ? &call->tls : 0;
+	if (!call)
+		return 0;
+	barrier_var(call); /* no arithmetic before that, which the verifier refuses */
+	return &call->tls;
 }
 
 static __always_inline struct tls_call *create_tls(void)

@@ -47,6 +47,8 @@ enum {
 
 #if defined(__TARGET_ARCH_x86)
 struct pt_regs {
+	unsigned long r14;
+	unsigned long bx;
 	unsigned long r10;
 	unsigned long r8;
 	unsigned long cx;
@@ -132,8 +134,18 @@ struct signal_struct {
 
 struct io_uring_task;
 
+struct thread_struct {
+	unsigned long fsbase; /* x86 */
+};
+
+/* Which helpers a kernel has. */
+enum bpf_func_id {
+	BPF_FUNC_task_pt_regs = 175,
+};
+
 struct task_struct {
 	struct thread_info thread_info;
+	void *stack;
 	unsigned int flags;
 	int pid;
 	int tgid;
@@ -142,6 +154,7 @@ struct task_struct {
 	struct io_uring_task *io_uring;
 	struct signal_struct *signal;
 	struct css_set *cgroups;
+	struct thread_struct thread;
 };
 
 struct ns_common {

@@ -35,7 +35,7 @@ static __always_inline void note_hello(struct call_state *call, struct socket_st
 /* A TLS library has moved bytes on a socket: what it says in clear comes from the library. */
 static __always_inline void note_tls(struct socket_state *st, __u8 direction)
 {
-	struct tls_call *in = current_tls();
+	struct tls_call *in = tls_of_caller();
 	struct tls_stream *stream;
 	__u64 arrived_ns = 0;
 

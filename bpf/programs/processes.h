@@ -66,6 +66,8 @@ static __always_inline int exit_map(struct pt_regs *regs, long result)
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(sched_process_exec, struct task_struct *task)
 {
+	if (podwire_tls)
+		forget_goroutines();
 	submit_process(PODWIRE_EXEC, 0);
 	return 0;
 }
@@ -81,6 +83,8 @@ int BPF_PROG(sched_process_exit, struct task_struct *task)
 	forget_call();
 	if (BPF_CORE_READ(task, signal, live.counter))
 		return 0;
+	if (podwire_tls)
+		forget_goroutines();
 	submit_process(PODWIRE_EXIT, 0);
 	return 0;
 }

@@ -9,7 +9,7 @@
  */
 
 enum {
-	FRAMES = 1 << 14,
+	FRAMES = 1 << 15,
 	/* A call inside another one is not farther down the stack; what is, is another stack. */
 	STACK_BETWEEN = 1 << 15,
 	SMALL_BYTES = 512,
@@ -20,6 +20,7 @@ enum {
 /* A call that has not returned, by the address of its return address. */
 struct tls_frame_key {
 	__u64 stack;
+	__u64 goroutine; /* whose stack may move, then the distance from its top; 0: a thread */
 	__u32 pid;
 	__u32 pad;
 };
@@ -32,7 +33,8 @@ struct tls_frame {
 	__u64 outer; /* session of the call that this one was made by; 0: none */
 	__u64 outer_stack;
 	__u8 kind; /* enum podwire_tls_function */
-	__u8 pad[7];
+	__u8 is_told; /* what it moves has been told of when it was entered */
+	__u8 pad[6];
 };
 
 /* What never returns, of a task that is killed, is the oldest one day. */
@@ -85,13 +87,54 @@ static __always_inline bool is_tls_write(__u8 kind)
 	return kind == PODWIRE_TLS_WRITE || kind == PODWIRE_TLS_WRITE_EX || kind == PODWIRE_TLS_SENDFILE;
 }
 
+/* `in`: what the caller is in. */
+static __always_inline void find_outer(struct tls_call *in, const struct tls_frame_key *key,
+				       struct tls_frame *frame)
+{
+	struct tls_frame *before;
+
+	frame->start_ns = bpf_ktime_get_ns();
+	if (in->session && in->stack == key->stack) {
+		before = bpf_map_lookup_elem(&tls_frames, key);
+		if (before) {
+			frame->outer = before->outer;
+			frame->outer_stack = before->outer_stack;
+			/* A stack that had to grow enters its function again. */
+			frame->is_told = before->is_told && before->session == frame->session &&
+					 before->buffer == frame->buffer;
+		}
+	} else if (in->session && in->stack - key->stack < STACK_BETWEEN) {
+		frame->outer = in->session;
+		frame->outer_stack = in->stack;
+	} else {
+		in->connection_id = 0;
+		in->arrived_ns = 0;
+		in->is_first = 0;
+	}
+}
+
+static __always_inline int enter_frame(struct tls_call *in, const struct tls_frame_key *key,
+				       const struct tls_frame *frame)
+{
+	if (bpf_map_update_elem(&tls_frames, key, frame, BPF_ANY))
+		return 0;
+	in->session = frame->session;
+	in->stack = key->stack;
+	return 0;
+}
+
 static __always_inline int enter_tls(struct pt_regs *ctx, __u8 kind)
 {
 	struct tls_frame_key key = {
 		.stack = FRAME_AT_ENTRY(ctx),
 		.pid = bpf_get_current_pid_tgid() >> 32,
 	};
-	struct tls_frame frame = {}, *before;
+	struct tls_frame frame = {
+		.session = ARGUMENT_1(ctx),
+		.buffer = ARGUMENT_2(ctx),
+		.moved_at = ARGUMENT_4(ctx),
+		.kind = kind,
+	};
 	struct tls_call *in;
 
 	if (is_stopped() || is_own_process())
@@ -99,30 +142,8 @@ static __always_inline int enter_tls(struct pt_regs *ctx, __u8 kind)
 	in = create_tls();
 	if (!in)
 		return 0; /* its return finds no frame */
-	frame.session = ARGUMENT_1(ctx);
-	if (in->session && in->stack == key.stack) {
-		before = bpf_map_lookup_elem(&tls_frames, &key);
-		if (before) {
-			frame.outer = before->outer;
-			frame.outer_stack = before->outer_stack;
-		}
-	} else if (in->session && in->stack - key.stack < STACK_BETWEEN) {
-		frame.outer = in->session;
-		frame.outer_stack = in->stack;
-	} else {
-		in->connection_id = 0;
-		in->arrived_ns = 0;
-		in->is_first = 0;
-	}
-	frame.kind = kind;
-	frame.buffer = ARGUMENT_2(ctx);
-	frame.moved_at = ARGUMENT_4(ctx);
-	frame.start_ns = bpf_ktime_get_ns();
-	if (bpf_map_update_elem(&tls_frames, &key, &frame, BPF_ANY))
-		return 0;
-	in->session = frame.session;
-	in->stack = key.stack;
-	return 0;
+	find_outer(in, &key, &frame);
+	return enter_frame(in, &key, &frame);
 }
 
 /* How many bytes a call has moved. */
@@ -380,28 +401,37 @@ static __noinline int tell_clear(struct clear *of, struct tls_stream *stream)
 	return 0;
 }
 
-static __always_inline int exit_tls(struct pt_regs *ctx)
+/* `of` has the connection and how many bytes it is about. */
+static __always_inline int tell_frame(const struct tls_frame *frame, struct clear *of,
+				      struct tls_stream *stream)
 {
-	struct tls_frame_key key = {
-		.stack = FRAME_AT_RETURN(ctx),
-		.pid = bpf_get_current_pid_tgid() >> 32,
-	};
-	struct tls_frame *found = bpf_map_lookup_elem(&tls_frames, &key), frame;
+	bool is_write = is_tls_write(frame->kind);
+
+	of->direction = is_write ? PODWIRE_WRITE : PODWIRE_READ;
+	of->flags = PODWIRE_CLEAR | (stream->is_begun ? PODWIRE_BEGUN : 0);
+	of->start_ns = is_write ? frame->start_ns : stream->arrived_ns;
+	of->end_ns = bpf_ktime_get_ns();
+	of->buffer = frame->kind == PODWIRE_TLS_SENDFILE ? 0 : frame->buffer;
+	of->position = stream->position[is_write];
+	stream->position[is_write] = of->position + of->left;
+	return tell_clear(of, stream);
+}
+
+static __always_inline int exit_frame(struct tls_call *in, const struct tls_frame_key *key, int result)
+{
+	struct tls_frame *found = bpf_map_lookup_elem(&tls_frames, key), frame;
 	struct tls_stream *stream;
 	struct clear clear = {};
-	struct tls_call *in;
-	bool is_write;
 
 	if (!found)
 		return 0;
 	frame = *found;
-	bpf_map_delete_elem(&tls_frames, &key);
-	in = current_tls();
+	bpf_map_delete_elem(&tls_frames, key);
 	if (!in)
 		return 0;
 	in->session = frame.outer;
 	in->stack = frame.outer_stack;
-	clear.left = moved_by(&frame, RESULT(ctx));
+	clear.left = moved_by(&frame, result);
 	clear.connection_id = connection_of(&frame, in, clear.left > 0);
 	if (!clear.connection_id) {
 		if (clear.left)
@@ -410,20 +440,21 @@ static __always_inline int exit_tls(struct pt_regs *ctx)
 	}
 	stream = stream_of(clear.connection_id, frame.kind, in);
 	/* What a session inside another one moves is cipher text to the inner one. */
-	if (!stream || !clear.left || frame.outer)
+	if (!stream || !clear.left || frame.outer || frame.is_told)
 		return 0;
-	is_write = is_tls_write(frame.kind);
 	if (in->arrived_ns)
 		stream->arrived_ns = in->arrived_ns;
-	clear.direction = is_write ? PODWIRE_WRITE : PODWIRE_READ;
-	clear.flags = PODWIRE_CLEAR | (stream->is_begun ? PODWIRE_BEGUN : 0);
-	clear.start_ns = is_write ? frame.start_ns : stream->arrived_ns;
-	clear.end_ns = bpf_ktime_get_ns();
-	clear.buffer = frame.kind == PODWIRE_TLS_SENDFILE ? 0 : frame.buffer;
-	clear.position = stream->position[is_write];
-	stream->position[is_write] = clear.position + clear.left;
-	tell_clear(&clear, stream);
-	return 0;
+	return tell_frame(&frame, &clear, stream);
+}
+
+static __always_inline int exit_tls(struct pt_regs *ctx)
+{
+	struct tls_frame_key key = {
+		.stack = FRAME_AT_RETURN(ctx),
+		.pid = bpf_get_current_pid_tgid() >> 32,
+	};
+
+	return exit_frame(current_tls(), &key, RESULT(ctx));
 }
 
 /* The return stands first and is attached first: an entry without it would leave its frame. */

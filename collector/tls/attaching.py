@@ -1,8 +1,8 @@
 """How the programs of ``bpf/programs/tls.h`` get to the functions of a file.
 
 All at once where the kernel can attach one program to many places and tell it which one it is at:
-two links a file, which the kernel lets go of in a fifth of a second. Else one by one, two links a
-function and a tenth of a second each.
+a link or two a file, which the kernel lets go of in a fifth of a second. Else one by one, a link
+for each place and a tenth of a second each.
 """
 
 from __future__ import annotations
@@ -14,32 +14,31 @@ import platform
 import struct
 from typing import TYPE_CHECKING, Final, Protocol
 
+from collector.abi import GoConvention
 from schemas.errors import BpfError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from collector.libbpf import BpfObject
-    from collector.tls.elf import Functions
-    from collector.tls.libraries import Library
+    from collector.tls.libraries import Probe
 
 __all__ = ["AllAtOnce", "Attacher", "OneByOne"]
 
-_AT_RETURN: Final = "tls_exit"
 _ANY: Final = "tls_any"
 _ANY_AT_RETURN: Final = "tls_any_exit"
+_ANY_OF_GO: Final = "go_any"
 
 
 class Attacher(Protocol):
     """Attaches to files."""
 
-    def attach(self, path: str, library: Library, found: Functions) -> list[int]:
-        """Attach to every function of a library that a file has, for all who use the file.
+    def attach(self, path: str, probes: Sequence[Probe]) -> list[int]:
+        """Attach to places of a file, for all who use the file.
 
         Args:
             path: Of the file; probes belong to the inode, the path need not stay.
-            library: Which family it is of.
-            found: By name, where its functions are in the file.
+            probes: The places, in the order in which they are attached.
 
         Returns:
             Links for `release`.
@@ -55,7 +54,7 @@ class Attacher(Protocol):
 
 
 class OneByOne:
-    """A link for each end of each function."""
+    """A link for each place."""
 
     def __init__(self, programs: BpfObject) -> None:
         self._programs = programs
@@ -63,22 +62,18 @@ class OneByOne:
     @staticmethod
     def prepare(programs: BpfObject) -> None:
         """Choose the programs; between open and load."""
-        for name in (_ANY, _ANY_AT_RETURN):
+        for name in (_ANY, _ANY_AT_RETURN, _ANY_OF_GO):
             programs.set_autoload(name, False)
 
-    def attach(self, path: str, library: Library, found: Functions) -> list[int]:
+    def attach(self, path: str, probes: Sequence[Probe]) -> list[int]:
         """See `Attacher.attach`."""
         links: list[int] = []
-        attach = self._programs.attach_function
         try:
-            for name in sorted(found.keys() & library.calls.keys()):
-                # The return first: an entry without it would leave its frame.
-                links.append(attach(_AT_RETURN, path, found[name], at_return=True))
-                program = library.calls[name].name.lower()
-                links.append(attach(program, path, found[name], at_return=False))
-            for name in sorted(found.keys() & library.marks.keys()):
-                program = library.marks[name].name.lower()
-                links.append(attach(program, path, found[name], at_return=False))
+            for probe in probes:
+                # The kernel finds the returns of what is not Go's.
+                at_return = probe.is_return and probe.convention is None
+                attach = self._programs.attach_function
+                links.append(attach(_program(probe), path, probe.offset, at_return=at_return))
         except BpfError:
             self.release(links)
             raise
@@ -88,6 +83,14 @@ class OneByOne:
         """See `Attacher.release`."""
         for link in links:
             self._programs.release(link)
+
+
+def _program(probe: Probe) -> str:
+    name = "tls_exit" if probe.is_return else probe.function.name.lower()
+    if probe.convention is None:
+        return name
+    suffix = "_by_stack" if probe.convention == GoConvention.GO_STACK else ""
+    return name.replace("tls_", "go_") + suffix
 
 
 # include/uapi/linux/bpf.h, of v6.6
@@ -102,7 +105,7 @@ _SYSCALLS: Final = {"x86_64": 321, "aarch64": 280}
 
 
 class AllAtOnce:
-    """A link for all returns, and one for all entries."""
+    """A link for all returns, and one for all entries; of Go, one for both."""
 
     def __init__(self, programs: BpfObject) -> None:
         self._programs = programs
@@ -112,7 +115,7 @@ class AllAtOnce:
     @staticmethod
     def prepare(programs: BpfObject) -> None:
         """Choose the programs; between open and load."""
-        wanted = {_ANY, _ANY_AT_RETURN}
+        wanted = {_ANY, _ANY_AT_RETURN, _ANY_OF_GO}
         for program in programs.programs:
             if program.name in wanted:
                 programs.set_attach_type(program.name, _BPF_TRACE_UPROBE_MULTI)
@@ -127,16 +130,23 @@ class AllAtOnce:
             return error.errno == errno.EBADF
         return False
 
-    def attach(self, path: str, library: Library, found: Functions) -> list[int]:
+    def attach(self, path: str, probes: Sequence[Probe]) -> list[int]:
         """See `Attacher.attach`."""
-        calls = sorted(found.keys() & library.calls.keys())
-        functions = library.calls | library.marks
-        entered = sorted(found.keys() & functions.keys())
-        places = [found[name] for name in calls]
-        links = [self._link(_ANY_AT_RETURN, path, places, [0] * len(calls), at_return=True)]
-        places, kinds = [found[name] for name in entered], [functions[name] for name in entered]
+        places: dict[str, list[tuple[int, int]]] = {}
+        for probe in probes:
+            cookie = int(probe.function)
+            if probe.convention is not None:  # see go_any() of bpf/programs/golang.h
+                program = _ANY_OF_GO
+                cookie |= probe.convention << 8 | probe.is_return << 16
+            else:
+                program = _ANY_AT_RETURN if probe.is_return else _ANY
+            places.setdefault(program, []).append((probe.offset, cookie))
+        links: list[int] = []
         try:
-            links.append(self._link(_ANY, path, places, kinds, at_return=False))
+            for program, each in places.items():
+                offsets, cookies = zip(*each, strict=True)
+                at_return = program == _ANY_AT_RETURN
+                links.append(self._link(program, path, offsets, cookies, at_return=at_return))
         except BpfError:
             self.release(links)
             raise

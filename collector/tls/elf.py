@@ -1,4 +1,4 @@
-"""Where functions begin in an ELF file. Pure: bytes in, offsets out.
+"""What is where in an ELF file, its functions above all. Pure: bytes in, offsets out.
 
 Files come from containers, so nothing in them is trusted: what a header says and the file does not
 have gives a reason, never an exception. Files are read, not mapped: one that is cut short meanwhile
@@ -9,7 +9,7 @@ Source: https://refspecs.linuxfoundation.org/elf/gabi4+/ (headers, sections, sym
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Read = Callable[[int, int], bytes]
 
-__all__ = ["Functions", "Malformed", "find_functions"]
+__all__ = ["Elf", "Functions", "Malformed", "Section", "Wrong"]
 
 Malformed = Literal["not_elf", "other_architecture", "truncated", "too_large", "malformed"]
 """Why a file's functions cannot be found: no ELF file; of 32 bits or another byte order; shorter
@@ -61,59 +61,123 @@ _SHN_UNDEF: Final = 0
 _MAX_TABLE_BYTES: Final = 1 << 28
 
 
-class _Wrong(Exception):
+class Wrong(Exception):
+    """Something in a file is not as it must be.
+
+    Attributes:
+        reason: What.
+    """
+
     def __init__(self, reason: Malformed) -> None:
         self.reason: Malformed = reason
 
 
-def find_functions(read: Read, names: Collection[str]) -> tuple[Functions, Malformed | None]:
-    """Find functions that a file defines, in its symbol tables.
+class Section(NamedTuple):
+    """A section of a file.
+
+    Attributes:
+        address: In memory, before it is moved anywhere.
+        offset: In the file.
+        size: Bytes.
+    """
+
+    address: int
+    offset: int
+    size: int
+
+
+class Elf:
+    """The tables of a file.
 
     Args:
         read: Gives the bytes of the file at a place, or as many of them as there are.
-        names: Of the functions, without versions.
 
-    Returns:
-        Those that are there; and why none can be found, if that is so.
+    Raises:
+        Wrong: From every method as well.
     """
-    try:
-        return _find(read, names), None
-    except _Wrong as error:
-        return {}, error.reason
 
+    def __init__(self, read: Read) -> None:
+        self._read = read
+        raw = read(0, _HEADER.size)
+        if not raw.startswith(_MAGIC[:4]):
+            raise Wrong("not_elf")
+        if not raw.startswith(_MAGIC):
+            raise Wrong("other_architecture")
+        if len(raw) < _HEADER.size:
+            raise Wrong("truncated")
+        header = _HEADER.unpack(raw)
+        self.machine: int = header[2]
+        """``e_machine``."""
+        segment_size, segment_count, section_size, section_count, self._names = header[9:14]
+        self._segments = self._table(_SEGMENT, header[5], segment_count, segment_size)
+        self._sections = self._table(_SECTION, header[6], section_count, section_size)
 
-def _find(read: Read, names: Collection[str]) -> Functions:
-    raw = read(0, _HEADER.size)
-    if not raw.startswith(_MAGIC[:4]):
-        raise _Wrong("not_elf")
-    if not raw.startswith(_MAGIC):
-        raise _Wrong("other_architecture")
-    if len(raw) < _HEADER.size:
-        raise _Wrong("truncated")
-    header = _HEADER.unpack(raw)
-    segment_size, segment_count, section_size, section_count = header[9:13]
-    segments = _table(read, _SEGMENT, header[5], segment_count, segment_size)
-    sections = _table(read, _SECTION, header[6], section_count, section_size)
-    found: Functions = {}
-    for section in sections[np.isin(sections["type"], _SYMBOL_TABLES)]:
-        link = int(section["link"])
-        if link >= len(sections):
-            raise _Wrong("malformed")
-        strings = _bytes(read, int(sections[link]["offset"]), int(sections[link]["size"]))
-        places = {name: _places(strings, name.encode()) for name in names if name not in found}
-        if not any(places.values()):
-            continue
-        count = int(section["size"]) // _SYMBOL.itemsize
-        symbols = _table(read, _SYMBOL, int(section["offset"]), count, _SYMBOL.itemsize)
-        functions = symbols[
-            (symbols["info"] & 0xF == _STT_FUNC) & (symbols["section"] != _SHN_UNDEF)
+    def bytes_at(self, offset: int, size: int) -> bytes:
+        """Return so many bytes of the file, which must be there."""
+        if size > _MAX_TABLE_BYTES or offset >> 62:
+            raise Wrong("too_large")
+        data = self._read(offset, size)
+        if len(data) < size:
+            raise Wrong("truncated")
+        return data
+
+    def section(self, *names: bytes) -> Section | None:
+        """Return the first section that has one of these names."""
+        if self._names >= len(self._sections):
+            return None
+        strings = self._strings(self._names)
+        for section in self._sections:
+            start = int(section["name"])
+            if strings[start : strings.find(b"\0", start)] in names:
+                return Section(*(int(section[each]) for each in ("address", "offset", "size")))
+        return None
+
+    def offset_of(self, address: int) -> int | None:
+        """Return where in the file the code of an address is; None if it is no code."""
+        code = self._segments[
+            (self._segments["type"] == _PT_LOAD) & (self._segments["flags"] & _PF_X != 0)
         ]
-        for name, place in places.items():
-            values = functions["value"][np.isin(functions["name"], place)]
-            offset = _offset(segments, int(values[0])) if len(values) else None
-            if offset is not None:
-                found[name] = offset
-    return found
+        for start, size, offset in code[["address", "file_size", "offset"]].tolist():
+            if start <= address < start + size:
+                return int(address - start + offset)
+        return None
+
+    def functions(self, names: Collection[str]) -> Functions:
+        """Find functions that the file defines, in its symbol tables."""
+        offsets = {name: self.offset_of(each) for name, each in self.addresses(names).items()}
+        return {name: offset for name, offset in offsets.items() if offset is not None}
+
+    def addresses(self, names: Collection[str]) -> dict[str, int]:
+        """As `functions`, their addresses in memory, before it is moved anywhere."""
+        found: dict[str, int] = {}
+        for section in self._sections[np.isin(self._sections["type"], _SYMBOL_TABLES)]:
+            strings = self._strings(int(section["link"]))
+            places = {name: _places(strings, name.encode()) for name in names if name not in found}
+            if not any(places.values()):
+                continue
+            count = int(section["size"]) // _SYMBOL.itemsize
+            symbols = self._table(_SYMBOL, int(section["offset"]), count, _SYMBOL.itemsize)
+            functions = symbols[
+                (symbols["info"] & 0xF == _STT_FUNC) & (symbols["section"] != _SHN_UNDEF)
+            ]
+            for name, place in places.items():
+                values = functions["value"][np.isin(functions["name"], place)]
+                if len(values):
+                    found[name] = int(values[0])
+        return found
+
+    def _strings(self, number: int) -> bytes:
+        if number >= len(self._sections):
+            raise Wrong("malformed")
+        section = self._sections[number]
+        return self.bytes_at(int(section["offset"]), int(section["size"]))
+
+    def _table(
+        self, layout: np.dtype[np.void], place: int, count: int, size: int
+    ) -> NDArray[np.void]:
+        if count and size != layout.itemsize:
+            raise Wrong("malformed")
+        return np.frombuffer(self.bytes_at(place, count * layout.itemsize), layout)
 
 
 def _places(strings: bytes, name: bytes) -> list[int]:
@@ -124,28 +188,3 @@ def _places(strings: bytes, name: bytes) -> list[int]:
         places.append(at)
         at = strings.find(wanted, at + 1)
     return places
-
-
-def _offset(segments: NDArray[np.void], address: int) -> int | None:
-    code = segments[(segments["type"] == _PT_LOAD) & (segments["flags"] & _PF_X != 0)]
-    for start, size, offset in code[["address", "file_size", "offset"]].tolist():
-        if start <= address < start + size:
-            return int(address - start + offset)
-    return None
-
-
-def _table(
-    read: Read, layout: np.dtype[np.void], place: int, count: int, size: int
-) -> NDArray[np.void]:
-    if count and size != layout.itemsize:
-        raise _Wrong("malformed")
-    return np.frombuffer(_bytes(read, place, count * layout.itemsize), layout)
-
-
-def _bytes(read: Read, place: int, size: int) -> bytes:
-    if size > _MAX_TABLE_BYTES or place >> 62:
-        raise _Wrong("too_large")
-    data = read(place, size)
-    if len(data) < size:
-        raise _Wrong("truncated")
-    return data

@@ -1,17 +1,23 @@
 """Functions of TLS libraries, and what each is to ``bpf/programs/tls.h``.
 
 OpenSSL from 1.0.2 on, LibreSSL and BoringSSL have the same functions, and so has whatever bundles
-one of them with its symbols; GnuTLS has others of the same shape.
+one of them with its symbols; GnuTLS has others of the same shape. Go has its own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from collector.abi import TlsFunction
+from collector.tls.elf import Elf
+from collector.tls.golang import find_go_functions
 
-__all__ = ["FUNCTIONS", "LIBRARIES", "Library"]
+if TYPE_CHECKING:
+    from collector.abi import GoConvention
+    from collector.tls.elf import Read
+
+__all__ = ["FUNCTIONS", "GO", "LIBRARIES", "Found", "Library", "Probe", "find_libraries"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +77,91 @@ FUNCTIONS: Final = frozenset(
     name for library in LIBRARIES for name in (*library.calls, *library.marks)
 )
 """All of them."""
+
+_CONN: Final = "crypto/tls.(*Conn)."
+GO: Final = Library(
+    "Go",
+    frozenset({_CONN + "Read", _CONN + "Write"}),
+    {
+        _CONN + "Read": TlsFunction.TLS_READ,
+        _CONN + "Write": TlsFunction.TLS_WRITE,
+        _CONN + "handshakeContext": TlsFunction.TLS_HANDSHAKE,
+        _CONN + "Handshake": TlsFunction.TLS_HANDSHAKE,  # before 1.17
+    },
+    {_CONN + "Close": TlsFunction.TLS_FREE},
+)
+"""``crypto/tls``, of Go programs from 1.2 on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A place in a file where a program is to run.
+
+    Attributes:
+        offset: Of the instruction; of a return that the kernel is to find, of the function's first.
+        function: Which function it is of.
+        is_return: Whether the function returns there, or else begins.
+        convention: How Go calls it; None if it is not Go's.
+    """
+
+    offset: int
+    function: TlsFunction
+    is_return: bool
+    convention: GoConvention | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A library in a file.
+
+    Attributes:
+        name: Of its family.
+        functions: How many of its calls there are.
+        probes: Returns first: an entry without them would leave its frame.
+    """
+
+    name: str
+    functions: int
+    probes: tuple[Probe, ...]
+
+
+def find_libraries(read: Read) -> list[Found]:
+    """Find the TLS libraries in a file: none, one, or a Go program with one in C.
+
+    Args:
+        read: Gives the bytes of the file at a place, or as many of them as there are.
+
+    Raises:
+        Wrong: If the file is not as it must be.
+    """
+    elf = Elf(read)
+    found = []
+    functions = elf.functions(FUNCTIONS)
+    for library in LIBRARIES:
+        if library.needed <= functions.keys():
+            calls = sorted(functions.keys() & library.calls.keys())
+            kinds = library.calls | library.marks
+            entered = sorted(functions.keys() & kinds.keys())
+            returns = [Probe(functions[name], kinds[name], True) for name in calls]
+            entries = [Probe(functions[name], kinds[name], False) for name in entered]
+            found.append(Found(library.name, len(calls), (*returns, *entries)))
+            break
+    return found + _find_go(elf)
+
+
+def _find_go(elf: Elf) -> list[Found]:
+    functions = find_go_functions(elf, (*GO.calls, *GO.marks))
+    if not GO.needed <= functions.keys():
+        return []
+    calls = {name: kind for name, kind in GO.calls.items() if name in functions}
+    returns = [
+        Probe(place, kind, True, functions[name].convention)
+        for name, kind in calls.items()
+        for place in functions[name].returns
+    ]
+    entries = [
+        Probe(functions[name].entry, kind, False, functions[name].convention)
+        for name, kind in (calls | GO.marks).items()
+        if name in functions
+    ]
+    return [Found(GO.name, len(calls), (*returns, *entries))]

@@ -17,8 +17,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
-from collector.tls.elf import Malformed, find_functions
-from collector.tls.libraries import FUNCTIONS, LIBRARIES
+from collector.tls.elf import Malformed, Wrong
+from collector.tls.libraries import find_libraries
 from collector.tls.mappings import Unseen, all_processes, mapped_code, open_mapped
 from schemas.errors import BpfError
 
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
     from collector.libbpf import BpfObject
     from collector.tls.attaching import Attacher
-    from collector.tls.elf import Functions
-    from collector.tls.libraries import Library
+    from collector.tls.libraries import Found
     from collector.tls.mappings import Mapping
 
 __all__ = ["KNOWN_FILES", "LINGER_S", "File", "Probes", "Reason"]
@@ -51,8 +50,8 @@ class File:
 
     Attributes:
         path: Where it was found, as its process sees it.
-        library: Name of the family, empty if it is no TLS library.
-        functions: How many of its functions have probes.
+        library: Names of the families of what it has, empty if it has no TLS library.
+        functions: How many of their functions have probes.
         reason: Why it has none, if something was wrong.
         changed_ns: Its change time when it was looked at.
         links: For `Attacher.release`.
@@ -191,20 +190,19 @@ class Probes:
             except OSError:  # of a file system that is gone: as if it were shorter
                 return b""
 
-        functions, reason = find_functions(read, FUNCTIONS)
-        if reason:
-            return File(path, reason=reason)
-        for library in LIBRARIES:
-            if library.needed <= functions.keys():
-                return self._attach(descriptor, path, library, functions)
-        return File(path)
+        try:
+            found = find_libraries(read)
+        except Wrong as error:
+            return File(path, reason=error.reason)
+        return self._attach(descriptor, path, found) if found else File(path)
 
-    def _attach(self, descriptor: int, path: str, library: Library, found: Functions) -> File:
-        file = File(path, library.name)
+    def _attach(self, descriptor: int, path: str, found: list[Found]) -> File:
+        file = File(path, " and ".join(each.name for each in found))
+        probes = [probe for each in found for probe in each.probes]
         try:
             # This very file, whatever becomes of its name.
-            file.links = self._attacher.attach(f"/proc/self/fd/{descriptor}", library, found)
-            file.functions = len(found.keys() & library.calls.keys())
+            file.links = self._attacher.attach(f"/proc/self/fd/{descriptor}", probes)
+            file.functions = sum(each.functions for each in found)
         except BpfError:
             file.reason = "refused"
         return file

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from collector.abi import ConnectionEvent, Direction, ProcessEvent, Role
-from collector.tls.libraries import LIBRARIES
 from tests.bpf.harness import Watch
 from tests.bpf.test_connections import life, listening, pair, port_of, settle
 from tests.bpf.test_payloads import HEAD
@@ -33,13 +32,9 @@ class Defect:
     """One of the list: what was wrong there, and where the opposite is shown here."""
 
     what: str
-    tests: tuple[str, ...] = ()
+    tests: tuple[str, ...]
     """Functions, by the path of their module below ``tests``."""
-    later: str = ""
-    """Why there is nothing to show yet."""
 
-
-_GO: Final = "the TLS of Go is not hooked yet"
 
 DEFECTS: Final = {
     "B1": Defect(
@@ -68,7 +63,7 @@ DEFECTS: Final = {
         "of sendmmsg() and recvmmsg() only the first message counts",
         ("bpf.test_transfers.test_write_calls", "bpf.test_transfers.test_read_calls"),
     ),
-    "B7": Defect("reads of Go's TLS are writes", later=_GO),
+    "B7": Defect("reads of Go's TLS are writes", ("tls.test_golang.test_both_ends",)),
     "B8": Defect(
         "the first read of an OpenSSL connection is a write",
         ("bpf.test_tls.test_what_both_ends_say",),
@@ -124,20 +119,14 @@ DEFECTS: Final = {
 
 def test_the_list_is_whole() -> None:
     assert list(DEFECTS) == [f"B{number}" for number in range(1, 17)]
-    for name, defect in DEFECTS.items():
-        assert bool(defect.tests) is not bool(defect.later), name
+    assert all(each.tests for each in DEFECTS.values())
 
 
-@pytest.mark.parametrize("name", [each for each in DEFECTS if DEFECTS[each].tests])
+@pytest.mark.parametrize("name", DEFECTS)
 def test_it_is_shown_where_it_says(name: str) -> None:
     for test in DEFECTS[name].tests:
         module, _, function = test.rpartition(".")
         assert callable(getattr(importlib.import_module(f"tests.{module}"), function)), test
-
-
-def test_what_is_later_is_not_there_yet() -> None:
-    """Who adds it also has to show that its defects are absent."""
-    assert [each.name for each in LIBRARIES if "Go" in each.name] == []
 
 
 @pytest.mark.bpf

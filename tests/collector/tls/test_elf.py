@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector.tls.elf import find_functions
+from collector.tls.elf import Elf, Wrong
 from tests.requirements import program, unmet
 
 NAMES: Final = ("SSL_read", "SSL_write", "read")
@@ -46,7 +46,10 @@ def made(names: tuple[bytes, ...] = (b"SSL_read", b"SSL_write"), section: int = 
 
 
 def find(image: bytes) -> tuple[dict[str, int], str | None]:
-    return find_functions(lambda place, size: image[place : place + size], NAMES)
+    try:
+        return Elf(lambda place, size: image[place : place + size]).functions(NAMES), None
+    except Wrong as error:
+        return {}, error.reason
 
 
 def test_offsets_are_in_the_file() -> None:

@@ -1,0 +1,156 @@
+// Go inside TLS: HTTP/1.1, HTTP/2 and gRPC by Go's own crypto/tls.
+//
+//	serve ADDRESS CERTIFICATE KEY LOG
+//	ask http1|http2|grpc ADDRESS COUNT CONNECTIONS
+//
+// Each call is a line of the log; "/size/N/..." is answered with N bytes.
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"io"
+	"io/ioutil"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	health "google.golang.org/grpc/health/grpc_health_v1"
+)
+
+type line struct {
+	Port     int    `json:"port"`
+	Method   string `json:"method"`
+	Path     string `json:"path"`
+	Received int    `json:"received"`
+	Sent     int    `json:"sent"`
+}
+
+type healthy struct {
+	health.UnimplementedHealthServer
+}
+
+func (healthy) Check(_ context.Context, asked *health.HealthCheckRequest) (*health.HealthCheckResponse, error) {
+	return &health.HealthCheckResponse{Status: health.HealthCheckResponse_SERVING}, nil
+}
+
+func serve(address, certificate, key, path string) {
+	file, err := os.Create(path)
+	check(err)
+	var lock sync.Mutex
+	calls := grpc.NewServer()
+	health.RegisterHealthServer(calls, healthy{})
+	handle := func(w http.ResponseWriter, r *http.Request) {
+		port, _ := strconv.Atoi(r.RemoteAddr[strings.LastIndex(r.RemoteAddr, ":")+1:])
+		one := line{Port: port, Method: r.Method, Path: r.URL.Path}
+		if strings.HasPrefix(r.Header.Get("content-type"), "application/grpc") {
+			body, counted := &counting{ReadCloser: r.Body}, &counter{ResponseWriter: w}
+			r.Body = body
+			calls.ServeHTTP(counted, r)
+			one.Received, one.Sent = body.size, counted.size
+		} else {
+			body, err := ioutil.ReadAll(r.Body)
+			check(err)
+			one.Received = len(body)
+			one.Sent, _ = strconv.Atoi(strings.Split(r.URL.Path, "/")[2])
+			w.Write(bytes.Repeat([]byte("a"), one.Sent))
+		}
+		lock.Lock()
+		defer lock.Unlock()
+		check(json.NewEncoder(file).Encode(one))
+	}
+	listener, err := net.Listen("tcp", address)
+	check(err)
+	fmt.Println("ready")
+	check((&http.Server{Handler: http.HandlerFunc(handle)}).ServeTLS(listener, certificate, key))
+}
+
+type counting struct {
+	io.ReadCloser
+	size int
+}
+
+func (c *counting) Read(b []byte) (int, error) {
+	n, err := c.ReadCloser.Read(b)
+	c.size += n
+	return n, err
+}
+
+type counter struct {
+	http.ResponseWriter
+	size int
+}
+
+func (c *counter) Write(b []byte) (int, error) {
+	c.size += len(b)
+	return c.ResponseWriter.Write(b)
+}
+
+func (c *counter) Flush() { c.ResponseWriter.(http.Flusher).Flush() }
+
+func ask(protocol, address string, count, connections int) {
+	var done sync.WaitGroup
+	for i := 0; i < connections; i++ {
+		done.Add(1)
+		go func(i int) {
+			defer done.Done()
+			call := caller(protocol, address)
+			for j := i; j < count; j += connections {
+				call(j)
+			}
+		}(i)
+	}
+	done.Wait()
+}
+
+func caller(protocol, address string) func(int) {
+	insecure := &tls.Config{InsecureSkipVerify: true}
+	if protocol == "grpc" {
+		connection, err := grpc.Dial(address, grpc.WithTransportCredentials(credentials.NewTLS(insecure)))
+		check(err)
+		client := health.NewHealthClient(connection)
+		return func(number int) {
+			_, err := client.Check(context.Background(), &health.HealthCheckRequest{Service: fmt.Sprint(number)})
+			check(err)
+		}
+	}
+	client := http.Client{Transport: &http.Transport{
+		TLSClientConfig: insecure, ForceAttemptHTTP2: protocol == "http2",
+	}}
+	return func(number int) {
+		url := fmt.Sprintf("https://%s/size/%d/go%d", address, number*1000, number)
+		answer, err := client.Post(url, "text/plain", strings.NewReader(strings.Repeat("b", number)))
+		check(err)
+		_, err = io.Copy(ioutil.Discard, answer.Body)
+		check(err)
+		answer.Body.Close()
+		if answer.StatusCode != 200 || answer.ProtoMajor != map[string]int{"http1": 1, "http2": 2}[protocol] {
+			panic(answer.Status + answer.Proto)
+		}
+	}
+}
+
+func check(err error) {
+	if err != nil {
+		panic(err)
+	}
+}
+
+func main() {
+	if os.Args[1] == "serve" {
+		serve(os.Args[2], os.Args[3], os.Args[4], os.Args[5])
+	}
+	count, err := strconv.Atoi(os.Args[4])
+	check(err)
+	connections, err := strconv.Atoi(os.Args[5])
+	check(err)
+	ask(os.Args[2], os.Args[3], count, connections)
+}

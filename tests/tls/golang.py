@@ -1,0 +1,86 @@
+"""A Go program that serves and asks inside TLS, built by Debian's Go or that of ``PODWIRE_GO``."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tests.http.clients import Sent, run_tool
+from tests.http.servers import Server
+from tests.requirements import program, unmet
+from tests.tls.servers import HERE, HOST, make_certificate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tests.http.clients import Address
+
+__all__ = ["GO", "GoServer", "ask", "build"]
+
+GO: Final = os.environ.get("PODWIRE_GO", "/usr/lib/go/bin/go")
+"""Debian's has its standard library compiled, and gRPC as a package."""
+_SETTINGS: Final = {
+    "GO111MODULE": "off",
+    "GOENV": "off",
+    "GOFLAGS": "",
+    "GOPATH": "/usr/share/gocode",
+    "GOTOOLCHAIN": "local",
+}
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="podwire-go-")
+
+
+@functools.cache
+def build(kind: str = "plain", *options: str) -> Path:
+    """Build it once.
+
+    Args:
+        kind: Of the result: ``stripped`` has no symbols, else any name.
+        options: Of ``go build``.
+    """
+    if not Path(GO).is_file():
+        unmet("tools", f"no {GO} (Debian: golang-go, golang-google-grpc-dev)")
+    if kind == "stripped":
+        stripped = Path(_folder().name) / kind
+        subprocess.run([program("strip"), "-o", stripped, build()], check=True)
+        return stripped
+    result = Path(_folder().name) / kind
+    answer = subprocess.run(
+        [GO, "build", *options, "-o", result, "."],
+        cwd=HERE / "go",
+        env={"GOCACHE": f"{_folder().name}/cache"} | os.environ | _SETTINGS,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    return result
+
+
+class GoServer(Server):
+    """HTTP/1.1, HTTP/2 and gRPC on one port."""
+
+    name = "go"
+
+    def __init__(self, work: Path, binary: Path) -> None:
+        super().__init__(work)
+        self._binary = binary
+
+    def argv(self) -> Sequence[str]:
+        certificate, key = make_certificate(self.work)
+        address = f"{self.address}:{self.port}"
+        return [str(self._binary), "serve", address, str(certificate), str(key), str(self.log)]
+
+
+def ask(binary: Path, protocol: str, address: Address, count: int, connections: int) -> Sent:
+    """Ask with ``http1``, ``http2`` or ``grpc``, on several connections at once."""
+    where = f"{address[0] or HOST}:{address[1]}"
+    run_tool([str(binary), "ask", protocol, where, str(count), str(connections)])
+    return Sent(count, count)

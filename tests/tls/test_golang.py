@@ -1,0 +1,37 @@
+"""What Go programs say inside TLS comes out as in the server's own log, line by line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.http.clients import Sent
+from tests.requirements import require
+from tests.tls import clients
+from tests.tls.golang import GoServer, ask, build
+from tests.tls.servers import HOST
+from tests.tls.test_openssl import check_server
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.http.observed import Collector
+
+pytestmark = pytest.mark.bpf
+
+
+@pytest.mark.parametrize("kind", ["plain", "stripped"])
+def test_both_ends(tmp_path: Path, collector: Collector, kind: str) -> None:
+    """Goroutines, which go from thread to thread in the middle of a call."""
+    require("bpf")
+    binary = build(kind)
+    with GoServer(tmp_path / "server", binary) as server:
+        collector.start()
+        address = HOST, server.port
+        sent = Sent(0, 0)
+        for protocol in ("http1", "http2", "grpc"):
+            sent += ask(binary, protocol, address, 200, 8)
+        sent += clients.curl_each(address, [(f"/size/{each}/curl", ()) for each in range(8)])
+        collector.stop()
+    check_server(collector.rows(), server, sent.requests)
