@@ -20,6 +20,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -573,9 +574,14 @@ def keep_alive(address: Address, tag: str, count: int) -> Sent:
 
 
 class Grpc:
-    """A channel of grpcio that goes on being used; counts by method."""
+    """A channel of grpcio that goes on being used; counts by method.
 
-    def __init__(self, address: Address) -> None:
+    Args:
+        address: Of the server.
+        certificate: Of ``localhost``, which the server must show; empty: no TLS.
+    """
+
+    def __init__(self, address: Address, certificate: str = "") -> None:
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
         options = [
             ("grpc.max_receive_message_length", -1),
@@ -584,7 +590,13 @@ class Grpc:
             ("grpc.enable_retries", 0),
             ("grpc.enable_http_proxy", 0),
         ]
-        self._channel = grpc.insecure_channel(f"{host}:{address[1]}", options)
+        target = f"{host}:{address[1]}"
+        if certificate:
+            credentials = grpc.ssl_channel_credentials(Path(certificate).read_bytes())
+            options.append(("grpc.ssl_target_name_override", "localhost"))
+            self._channel = grpc.secure_channel(target, credentials, options)
+        else:
+            self._channel = grpc.insecure_channel(target, options)
         self._unary = self._channel.unary_unary(f"{_SERVICE}/Unary")
         self._server_stream = self._channel.unary_stream(f"{_SERVICE}/ServerStream")
         self._client_stream = self._channel.stream_unary(f"{_SERVICE}/ClientStream")
@@ -649,9 +661,9 @@ class Grpc:
         self._channel.close()
 
 
-def grpc_calls(address: Address, count: int) -> Sent:
+def grpc_calls(address: Address, count: int, certificate: str = "") -> Sent:
     """grpcio: every kind of call, errors, a deadline, a cancel, large messages; then many."""
-    client = Grpc(address)
+    client = Grpc(address, certificate)
     client.unary(10)
     client.unary(0)
     client.unary(3, code=5)
@@ -686,7 +698,7 @@ def node_http2(address: Address, count: int, proxied: bool = False) -> Sent:
     return _node("http2_client.js", host, str(port), str(count), kind)
 
 
-def node_grpc_calls(address: Address, count: int) -> Sent:
+def node_grpc_calls(address: Address, count: int, certificate: str = "") -> Sent:
     """@grpc/grpc-js: the same as `grpc_calls`."""
-    host, port = address
-    return _node("grpc_client.js", host, str(port), str(count), grpc_modules=True)
+    words = [address[0], str(address[1]), str(count), *filter(None, [certificate])]
+    return _node("grpc_client.js", *words, grpc_modules=True)

@@ -1,7 +1,8 @@
-"""The grpcio server of the traffic suite: ``python -m tests.http.grpc_server ADDRESS PORT LOG``.
+"""The grpcio server of the traffic suite, inside TLS if it is given a certificate and its key.
 
-Answers as ``node/server.js`` does with KIND grpc: what a call does is said in its ``x-test``
-metadata, and a line of JSON is written when it is over. ``ready`` goes to standard output.
+``python -m tests.http.grpc_server ADDRESS PORT LOG [CERTIFICATE KEY]``. Answers as
+``node/server.js`` does with KIND grpc: what a call does is said in its ``x-test`` metadata, and a
+line of JSON is written when it is over. ``ready`` goes to standard output.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
@@ -126,7 +128,7 @@ class Echo(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 def main() -> None:
     """Serve until SIGTERM."""
-    address, port, path = sys.argv[1:]
+    address, port, path, *files = sys.argv[1:]
     lock = threading.Lock()
     over = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: over.set())
@@ -139,7 +141,12 @@ def main() -> None:
 
         options = [("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)]
         server = grpc.server(ThreadPoolExecutor(32), handlers=[Echo(log)], options=options)
-        server.add_insecure_port(f"{address}:{port}")
+        where = f"{address}:{port}"
+        if files:
+            certificate, key = (Path(file).read_bytes() for file in files)
+            server.add_secure_port(where, grpc.ssl_server_credentials([(key, certificate)]))
+        else:
+            server.add_insecure_port(where)
         server.start()
         print("ready", flush=True)
         over.wait()

@@ -8,13 +8,22 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tests.http.servers import Nginx, Server
+from tests.http.servers import GrpcServer, Nginx, NodeServer, Server
 from tests.requirements import unmet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["HOST", "RING_BYTES", "AioServer", "NodeTlsServer", "TlsNginx", "make_certificate"]
+__all__ = [
+    "HOST",
+    "RING_BYTES",
+    "AioServer",
+    "GrpcJsServer",
+    "GrpcioServer",
+    "NodeTlsServer",
+    "TlsNginx",
+    "make_certificate",
+]
 
 HERE: Final = Path(__file__).parent
 HOST: Final = "127.0.0.1"
@@ -88,3 +97,20 @@ class NodeTlsServer(Server):
         certificate, key = make_certificate(self.work)
         arguments = [str(self.port), str(certificate), str(key), str(self.log)]
         return [node, str(HERE / "node_tls.js"), "serve", *arguments]
+
+
+class GrpcJsServer(NodeServer):
+    """gRPC on Node.js."""
+
+    def __init__(self, work: Path) -> None:
+        super().__init__(work, "grpc")
+
+    def argv(self) -> Sequence[str]:
+        return [*super().argv(), *map(str, make_certificate(self.work))]
+
+
+class GrpcioServer(GrpcServer):
+    """gRPC with the BoringSSL of its core, of which no function has a name."""
+
+    def argv(self) -> Sequence[str]:
+        return [*super().argv(), *map(str, make_certificate(self.work))]

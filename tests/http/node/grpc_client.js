@@ -1,12 +1,16 @@
-// @grpc/grpc-js as a client: node grpc_client.js ADDRESS PORT COUNT. Prints its counts as JSON.
+// @grpc/grpc-js as a client: node grpc_client.js ADDRESS PORT COUNT [CERTIFICATE]. Prints its
+// counts as JSON.
 "use strict";
+const fs = require("fs");
 const path = require("path");
 const grpc = require(path.join(process.env.NODE_PATH, "@grpc/grpc-js"));
 const { methods, status } = require("./grpc_methods.js");
-const [address, port, count] = [process.argv[2], process.argv[3], Number(process.argv[4])];
+const [address, port, count, certificate] = [process.argv[2], process.argv[3], Number(process.argv[4]), process.argv[5]];
 const host = address.includes(":") ? `[${address}]` : address;
 const Client = grpc.makeGenericClientConstructor(methods, "podwire.test.Echo");
-const client = new Client(`${host}:${port}`, grpc.credentials.createInsecure(), { "grpc.max_receive_message_length": -1, "grpc.enable_retries": 0 });
+const credentials = certificate ? grpc.credentials.createSsl(fs.readFileSync(certificate)) : grpc.credentials.createInsecure();
+const named = certificate ? { "grpc.ssl_target_name_override": "localhost" } : {};
+const client = new Client(`${host}:${port}`, credentials, { "grpc.max_receive_message_length": -1, "grpc.enable_retries": 0, ...named });
 const total = { requests: 0, answered: 0 };
 const metadata = (plan) => {
   const given = new grpc.Metadata();

@@ -1,4 +1,4 @@
-// The Node.js servers of the traffic suite: node server.js KIND ADDRESS PORT LOG
+// The Node.js servers of the traffic suite: node server.js KIND ADDRESS PORT LOG [CERTIFICATE KEY]
 // KIND is http, http2 or grpc. A line of JSON per request goes to LOG when it is over; "ready"
 // to standard output when the server listens. SIGTERM ends it.
 "use strict";
@@ -7,7 +7,7 @@ const http = require("http");
 const http2 = require("http2");
 const path = require("path");
 
-const [kind, address, port, logPath] = process.argv.slice(2);
+const [kind, address, port, logPath, certificate, key] = process.argv.slice(2);
 const log = fs.openSync(logPath, "a");
 const note = (line) => fs.writeSync(log, JSON.stringify(line) + "\n");
 const ready = () => fs.writeSync(1, "ready\n");
@@ -231,7 +231,9 @@ function serveGrpc() {
   };
   const server = new grpc.Server({ "grpc.max_receive_message_length": -1 });
   server.addService(methods, handlers);
-  server.bindAsync(`${address}:${port}`, grpc.ServerCredentials.createInsecure(), (error) => { if (error) throw error; ready(); });
+  const pair = certificate && { cert_chain: fs.readFileSync(certificate), private_key: fs.readFileSync(key) };
+  const credentials = pair ? grpc.ServerCredentials.createSsl(null, [pair]) : grpc.ServerCredentials.createInsecure();
+  server.bindAsync(`${address}:${port}`, credentials, (error) => { if (error) throw error; ready(); });
 }
 
 ({ http: serveHttp, http2: serveHttp2, grpc: serveGrpc })[kind]();

@@ -1,0 +1,81 @@
+"""gRPC inside TLS: of grpc-js every call is read, of grpcio is known that none is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from streams.aggregate import contributions
+from streams.directory import Directory
+from streams.minutes import MinuteSums
+from streams.naming import NamingSettings
+from streams.resolver import Resolver
+from streams.tls import tls_rows
+from tests.http import clients, truth
+from tests.tls.servers import HOST, GrpcioServer, GrpcJsServer, make_certificate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from schemas.events import EventBatch
+    from tests.http.observed import Collector
+
+pytestmark = pytest.mark.bpf
+
+CALLS: Final = 60
+CLOSING: Final = 24
+"""Bytes of the alert that ends a connection, which its other end may leave unread."""
+
+
+def table(batches: Iterable[EventBatch]) -> dict[tuple[str, ...], tuple[int, int]]:
+    """The rows that batches add to the table ``tls``, less what is the same in all."""
+    resolver, sums = Resolver(Directory(), NamingSettings()), MinuteSums()
+    for batch in batches:
+        for part in contributions(batch, resolver.resolve(batch)):
+            sums.add(part)
+    rows = tls_rows(sums.protected, sums.relations)
+    return {(role, *rest): figures for (_, _, role, _, *rest), figures in rows.items()}
+
+
+def name_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def test_calls_of_both_runtimes(tmp_path: Path, collector: Collector) -> None:
+    servers = GrpcJsServer(tmp_path / "grpc-js"), GrpcioServer(tmp_path / "grpcio")
+    with servers[0] as grpc_js, servers[1] as grpcio_server:
+        collector.start()
+        node, grpcio, own = (name_of(pid) for pid in (grpc_js.pid, grpcio_server.pid, os.getpid()))
+        for server in servers:
+            address, certificate = (HOST, server.port), str(make_certificate(server.work)[0])
+            clients.grpc_calls(address, CALLS, certificate)
+            clients.node_grpc_calls(address, CALLS, certificate)
+        collector.stop()
+    rows, batches = collector.rows(), collector.batches()
+    for server in servers:
+        lines = server.lines()
+        assert len(lines) == 2 * CALLS
+        readable = [line for line in lines if line["id"].startswith("node-")]
+        assert len(readable) == CALLS
+        truth.check(rows, truth.from_grpc(readable), "client", server.port)
+        at_server = lines if server is grpc_js else []
+        truth.check(rows, truth.from_grpc(at_server), "server", server.port)
+    named = "localhost", "TLS 1.3"
+    # Other programs of this machine may speak TLS as well.
+    found = {key: figures for key, figures in table(batches).items() if key[2:4] == named}
+    assert {key: closed for key, (closed, _) in found.items()} == {
+        ("client", node, *named, "readable"): 2,
+        ("server", node, *named, "readable"): 2,
+        ("client", own, *named, "unreadable"): 2,
+        ("server", grpcio, *named, "unreadable"): 2,
+    }
+    # What cannot be read is as much as what the other ends, which can, have counted.
+    moved = {key[:2]: size for key, (_, size) in found.items()}
+    clients_moved = moved["client", node] + moved["client", own]
+    servers_moved = moved["server", node] + moved["server", grpcio]
+    assert abs(clients_moved - servers_moved) <= 4 * CLOSING
+    said = sum(line["received"] + line["sent"] for line in servers[1].lines())
+    assert moved["server", grpcio] > said > 0
