@@ -23,11 +23,21 @@ from tests.support.kafka import free_port
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["LARGE", "GrpcServer", "Nginx", "NodeServer", "Server", "node_path", "search_path"]
+__all__ = [
+    "CACHE",
+    "LARGE",
+    "GrpcServer",
+    "Nginx",
+    "NodeServer",
+    "Server",
+    "node_modules",
+    "node_path",
+    "search_path",
+]
 
 HERE: Final = Path(__file__).parent
 REPOSITORY: Final = HERE.parents[1]
-NODE_MODULES: Final = REPOSITORY / ".cache" / "http-node"
+CACHE: Final = REPOSITORY / ".cache"
 READY_S: Final = 20.0
 STOP_S: Final = 15.0
 LARGE: Final = 50 * 1024 * 1024
@@ -120,25 +130,33 @@ http {{
 
 def node_path() -> Path:
     """Folder of the Node packages that the suite uses, installed once; skips the test without."""
-    lock = HERE / "node" / "package-lock.json"
-    done = NODE_MODULES / "package-lock.json"
-    modules = NODE_MODULES / "node_modules"
+    return node_modules(HERE / "node", CACHE / "http-node")
+
+
+def node_modules(source: Path, where: Path, *options: str) -> Path:
+    """Folder of the packages that a lock names, installed once; skips the test without.
+
+    Args:
+        source: Has ``package.json``, ``package-lock.json`` and ``.npmrc``.
+        where: To install them.
+        options: For ``npm ci``.
+    """
+    lock, done, modules = source / "package-lock.json", where / "done", where / "node_modules"
     if done.is_file() and done.read_bytes() == lock.read_bytes() and modules.is_dir():
         return modules
     for tool in ("node", "npm"):
         if shutil.which(tool) is None:
             unmet("bpf", f"no {tool} on PATH (Debian: nodejs, npm)")
-    NODE_MODULES.mkdir(parents=True, exist_ok=True)
-    for name in ("package.json", ".npmrc"):
-        shutil.copy(HERE / "node" / name, NODE_MODULES / name)
-    shutil.copy(lock, done)
+    where.mkdir(parents=True, exist_ok=True)
+    for name in ("package.json", "package-lock.json", ".npmrc"):
+        shutil.copy(source / name, where / name)
     command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--no-progress"]
     answer = subprocess.run(
-        command, cwd=NODE_MODULES, capture_output=True, text=True, check=False, timeout=180
+        [*command, *options], cwd=where, capture_output=True, text=True, check=False, timeout=180
     )
     if answer.returncode:
-        done.unlink()
         unmet("bpf", f"npm ci: {answer.stderr.strip()[-300:]}")
+    shutil.copy(lock, done)
     return modules
 
 

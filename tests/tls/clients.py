@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tests.http.clients import Address
 
-__all__ = ["aio", "curl", "curl_each", "h2load", "node", "python", "wget"]
+__all__ = ["aio", "curl", "curl_each", "h2load", "node", "requests", "wget"]
 
 
 def _url(address: Address, path: str = "") -> str:
@@ -64,17 +64,17 @@ def aio(address: Address, path: str, count: int, connections: int) -> Sent:
     return Sent(count, count)
 
 
-def python(address: Address, path: str, count: int) -> Sent:
-    """Python's own blocking client, on one connection."""
-    where = [address[0], str(address[1]), path, str(count)]
-    run_tool([sys.executable, "-m", "tests.tls.thread_client", *where], cwd=REPOSITORY)
+def requests(address: Address, path: str, count: int) -> Sent:
+    """Python's requests, on one connection."""
+    command = [sys.executable, "-m", "tests.tls.requests_client", _url(address, path), str(count)]
+    run_tool(command, cwd=REPOSITORY)
     return Sent(count, count)
 
 
-def node(address: Address, path: str, count: int, connections: int) -> Sent:
+def node(address: Address, path: str, count: int, connections: int, program: str = "node") -> Sent:
     """Node.js, on several connections at once."""
     where = [str(address[1]), path, str(count), str(connections)]
-    run_tool(["node", str(HERE / "node_tls.js"), "ask", *where])
+    run_tool([program, str(HERE / "node_tls.js"), "ask", *where])
     return Sent(count, count)
 
 

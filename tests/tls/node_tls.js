@@ -19,7 +19,7 @@ if (role === "serve") {
     });
   });
   server.listen(Number(port), "127.0.0.1", () => console.log("ready"));
-  process.on("SIGTERM", () => server.close(() => process.exit(0)) || server.closeAllConnections());
+  process.on("SIGTERM", () => process.exit(0));
 } else {
   const [path, count, connections] = rest;
   const agent = new https.Agent({ keepAlive: true, maxSockets: Number(connections) });

@@ -86,12 +86,21 @@ class AioServer(Server):
 
 
 class NodeTlsServer(Server):
-    """A Node.js server, whose OpenSSL is part of the program."""
+    """A Node.js server, whose OpenSSL is part of the program.
+
+    Args:
+        work: Directory for its files.
+        program: Which Node.js; empty: that of this machine.
+    """
 
     name = "node"
 
+    def __init__(self, work: Path, program: str = "") -> None:
+        super().__init__(work)
+        self._program = program
+
     def argv(self) -> Sequence[str]:
-        node = shutil.which("node")
+        node = self._program or shutil.which("node")
         if node is None:
             unmet("bpf", "no node on PATH (Debian: nodejs)")
         certificate, key = make_certificate(self.work)

@@ -106,7 +106,7 @@ def test_libraries_that_make_no_system_calls(
         address = HOST, server.port
         sent = clients.aio(address, "/size/3000/aio", 60, 6)
         sent += clients.node(address, "/size/40000/node", 60, 6)
-        sent += clients.python(address, "/size/10/python", 20)
+        sent += clients.requests(address, "/size/10/requests", 20)
         sent += clients.curl_each(address, [(f"/size/{each}/curl", ()) for each in range(8)])
         collector.stop()
     check_server(collector.rows(), server, sent.requests)
