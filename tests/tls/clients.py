@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from ctypes.util import find_library
 from typing import TYPE_CHECKING
 
 from tests.http.clients import Sent, run_tool
 from tests.http.servers import REPOSITORY
+from tests.requirements import unmet
 from tests.tls.servers import HERE
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
     from tests.http.clients import Address
 
-__all__ = ["aio", "curl", "curl_each", "h2load", "node", "requests", "wget"]
+__all__ = ["aio", "curl", "curl_each", "gnutls", "h2load", "node", "requests", "wget"]
 
 
 def _url(address: Address, path: str = "") -> str:
@@ -82,4 +84,13 @@ def wget(address: Address, paths: Sequence[str]) -> Sent:
     """One wget, on one connection."""
     options = ["-q", "--no-check-certificate", "-O", "/dev/null"]
     run_tool(["wget", *options, *(_url(address, path) for path in paths)])
+    return Sent(len(paths), len(paths))
+
+
+def gnutls(address: Address, version: str, paths: Sequence[str]) -> Sent:
+    """curl's library with GnuTLS, on one connection; ``version`` is that of HTTP, 1.1 or 2."""
+    if find_library("curl-gnutls") is None:
+        unmet("bpf", "no libcurl-gnutls (Debian: libcurl3-gnutls)")
+    urls = [_url(address, path) for path in paths]
+    run_tool([sys.executable, "-m", "tests.tls.gnutls_client", version, *urls], cwd=REPOSITORY)
     return Sent(len(paths), len(paths))

@@ -13,7 +13,6 @@ import pytest
 
 from tests.http import truth
 from tests.requirements import unmet
-from tests.tls import clients
 from tests.tls.servers import HOST
 
 if TYPE_CHECKING:
@@ -113,26 +112,3 @@ def test_a_library_of_another_mount_namespace(
     subprocess.run(["unshare", "--mount", "sh", "-c", script], check=True, timeout=60)
     assert list(folder.iterdir()) == []
     check_settled(nginx, collector)
-
-
-def test_gnutls(nginx: TlsNginx, collector: Collector) -> None:
-    """Debian's wget."""
-    wget = shutil.which("wget")
-    if wget is None:
-        unmet("bpf", "no wget (Debian: wget)")
-    linked = subprocess.run(["ldd", wget], capture_output=True, text=True, check=True).stdout
-    if "libgnutls" not in linked:
-        unmet("bpf", "this wget does without GnuTLS")
-    collector.start()
-    address = HOST, nginx.port
-    clients.wget(address, ["/return/204"])  # the first process with this library
-    for _ in range(SETTLED):
-        clients.wget(address, ["/static/1k", "/static/0", "/copied/1m"])
-    collector.stop()
-    nginx.stop()
-    rows, lines = collector.rows(), nginx.lines()
-    assert len(lines) == 1 + 3 * SETTLED
-    for role in ("server", "client"):
-        settled = [row for row in rows if row["path"] != "/return/204"]
-        expected = truth.from_nginx(lines[1:], nginx.port, role)
-        truth.check(settled, expected, role, nginx.port)
