@@ -203,30 +203,42 @@ enum {
 	TLS_RECORD_HEADER = 5,
 	TLS_HANDSHAKE_RECORD = 22,
 	MAX_HELLO = 4096,
-	GREETED = 0xffff, /* in socket_state.greeting: nothing more is wanted */
+	/* In socket_state.greeting: nothing more is wanted; before it, so many calls were no hello. */
+	GREETED = 0xffff,
+	MAX_PLAIN = 8,
+	PLAIN = GREETED - MAX_PLAIN,
 };
 
 /*
  * What a side of TLS says first, in clear: the record with its ClientHello or ServerHello (RFC 8446
- * section 5.1), which names the server that is asked for and the version that is agreed on. Returns
- * how many of its bytes a call has moved.
+ * section 5.1), which names the server that is asked for and the version that is agreed on. It is the
+ * beginning of a call, and one of the first: what is said before it, where a connection turns to TLS
+ * as databases and mail do (STARTTLS), is short. Returns how many of its bytes a call has moved.
  */
-static __noinline __u32 take_hello(struct call_state *call, __u16 *greeting, __u32 size)
+static __noinline __u32 take_hello(struct call_state *call, struct socket_state *st, __u32 size)
 {
-	__u8 head[8] = {};
+	__u8 head[HEAD_BYTES] = {};
 	struct buffers from;
-	__u32 left;
+	__u32 left, length = TLS_RECORD_HEADER;
+	__u16 *greeting;
 
-	if (!call || !greeting)
+	if (!call || !st)
 		return 0;
+	greeting = &st->greeting[call->direction == PODWIRE_WRITE];
 	left = *greeting;
-	if (!left) {
-		*greeting = GREETED;
+	if (!left || left >= PLAIN) {
+		*greeting = left ? left + 1 : PLAIN + 1;
 		if (size < TLS_RECORD_HEADER || !find_buffers(&from, call) || !next_buffer(&from) ||
-		    from.now.length < TLS_RECORD_HEADER ||
-		    bpf_probe_read_user(head, TLS_RECORD_HEADER, (void *)from.now.base) ||
+		    from.now.length < length)
+			return 0;
+		if (size > length && from.now.length > length)
+			length++; /* the kind of message behind it */
+		if (bpf_probe_read_user(head, length, (void *)from.now.base) ||
 		    head[0] != TLS_HANDSHAKE_RECORD || head[1] != 3)
 			return 0;
+		/* decide() has looked at the first that is said, and at no other. */
+		if ((left || st->looked_at != call->direction) && is_hello(head, length))
+			note_hello(call, st);
 		left = TLS_RECORD_HEADER + ((__u32)head[3] << 8 | head[4]);
 		if (left > MAX_HELLO)
 			left = MAX_HELLO;
@@ -274,7 +286,7 @@ static __always_inline void capture(struct call_state *call, struct sock *sk,
 	piece->copying.framing.is_followed = 0;
 	framing = &st->framing[is_write];
 	if (st->payload != PAYLOAD_WANTED) {
-		size = take_hello(call, &st->greeting[is_write], size);
+		size = take_hello(call, st, size);
 		if (!size)
 			return;
 		is_hello = true;

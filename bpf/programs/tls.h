@@ -209,6 +209,9 @@ static __always_inline __u64 connection_of(const struct tls_frame *frame, struct
 	if (in->connection_id) {
 		if (in->asking == frame->session)
 			end_asking(in);
+		/* It was given its role while we watched, and this is the first that it moves. */
+		if (known->role && !known->connection_id && !known->is_lost)
+			in->is_first = 1;
 		known->connection_id = in->connection_id;
 	} else if (!known->connection_id && !known->is_lost && !frame->outer) {
 		if (has_moved) {

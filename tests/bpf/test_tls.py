@@ -150,10 +150,23 @@ def talk(
     kind: type[Blocking | InMemory],
     said: list[bytes],
     before: Callable[[], None] = lambda: None,
+    plain: int = 0,
 ) -> int:
-    """A client says things, a server answers each; the server's port."""
+    """A client says things, a server answers each; the server's port.
+
+    Args:
+        contexts: Of both.
+        kind: Of both sessions.
+        said: By the client.
+        before: Called between the hellos and what is said.
+        plain: As often both say something in clear before they turn to TLS.
+    """
     with listening() as server:
         near, far = pair(server)
+        for _ in range(plain):
+            for end, other in ((far, near), (near, far)):
+                end.sendall(b"250 STARTTLS\r\n")
+                assert other.recv(100)
         client, accepted = kind(contexts[0], near, False), kind(contexts[1], far, True)
         shaking = threading.Thread(target=accepted.shake)
         shaking.start()
@@ -218,17 +231,47 @@ def test_both_hellos_are_told_of_any_session(
     inside: Watch, contexts: tuple[ssl.SSLContext, ssl.SSLContext]
 ) -> None:
     """Whether probes see the library or not: this is what the sockets move."""
-    port = talk(contexts, InMemory, [HEAD])
+    check_greeted(inside, talk(contexts, InMemory, [HEAD]))
+    taken = [each for pieces in inside.pieces for each in hellos(pieces).captured()]
+    assert all(len(data) <= 4096 for data in taken)
+
+
+def check_greeted(inside: Watch, port: int) -> None:
+    """Fail unless what both hellos tell is known of both ends."""
     inside.drain()
     told = inside.connections(port)
     greeted = [each for pieces in inside.pieces for each in Greetings().feed(hellos(pieces))]
     for role in (Role.CLIENT, Role.SERVER):
         (identity,) = set(told["connection_id"][told["role"] == role].tolist())
         found = [each for each in greeted if each.connection_id == identity]
-        assert {each.server_name for each in found} == {NAME, ""}
-        assert {version_name(each.version) for each in found} == {"", "TLS 1.3"}
-        taken = [each for pieces in inside.pieces for each in hellos(pieces).captured()]
-        assert all(len(data) <= 4096 for data in taken)
+        assert sorted(each.server_name for each in found) == ["", NAME]
+        assert sorted(version_name(each.version) for each in found) == ["", "TLS 1.3"]
+
+
+@pytest.mark.parametrize("kind", [Blocking, InMemory])
+@pytest.mark.parametrize("plain", [1, 7])
+def test_connections_that_turn_to_tls(
+    inside: Watch,
+    contexts: tuple[ssl.SSLContext, ssl.SSLContext],
+    kind: type[Blocking | InMemory],
+    plain: int,
+) -> None:
+    """As databases and mail do: names, versions and what is said are told all the same."""
+    port = talk(contexts, kind, [HEAD], plain=plain)
+    check_greeted(inside, port)
+    for role, direction in ENDS:
+        assert stream(inside.pieces_of(port, role, direction)) == HEAD
+
+
+def test_what_is_long_in_clear_is_not_looked_at_for_ever(
+    inside: Watch, contexts: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    port = talk(contexts, Blocking, [HEAD], plain=9)
+    inside.drain()
+    ours = set(inside.connections(port)["connection_id"].tolist())
+    told = {int(i) for pieces in inside.pieces for i in hellos(pieces).records["connection_id"]}
+    assert ours
+    assert not ours & told
 
 
 def hellos(pieces: Pieces) -> Pieces:

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from streams.aggregate import contributions
-from streams.directory import Directory
-from streams.minutes import MinuteSums
-from streams.naming import NamingSettings
-from streams.resolver import Resolver
-from streams.tls import tls_rows
 from tests.http import clients, truth
 from tests.tls.servers import HOST, GrpcioServer, GrpcJsServer, make_certificate
+from tests.tls.table import name_of, table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from pathlib import Path
 
-    from schemas.events import EventBatch
     from tests.http.observed import Collector
 
 pytestmark = pytest.mark.bpf
@@ -28,20 +21,6 @@ pytestmark = pytest.mark.bpf
 CALLS: Final = 60
 CLOSING: Final = 24
 """Bytes of the alert that ends a connection, which its other end may leave unread."""
-
-
-def table(batches: Iterable[EventBatch]) -> dict[tuple[str, ...], tuple[int, int]]:
-    """The rows that batches add to the table ``tls``, less what is the same in all."""
-    resolver, sums = Resolver(Directory(), NamingSettings()), MinuteSums()
-    for batch in batches:
-        for part in contributions(batch, resolver.resolve(batch)):
-            sums.add(part)
-    rows = tls_rows(sums.protected, sums.relations)
-    return {(role, *rest): figures for (_, _, role, _, *rest), figures in rows.items()}
-
-
-def name_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 def test_calls_of_both_runtimes(tmp_path: Path, collector: Collector) -> None:
