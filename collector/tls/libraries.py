@@ -6,6 +6,7 @@ one of them with its symbols; GnuTLS has others of the same shape. Go has its ow
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +18,16 @@ if TYPE_CHECKING:
     from collector.abi import GoConvention
     from collector.tls.elf import Read
 
-__all__ = ["FUNCTIONS", "GO", "LIBRARIES", "Found", "Library", "Probe", "find_libraries"]
+__all__ = [
+    "FUNCTIONS",
+    "GO",
+    "LIBRARIES",
+    "Found",
+    "Library",
+    "Probe",
+    "find_libraries",
+    "named_library",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,3 +175,20 @@ def _find_go(elf: Elf) -> list[Found]:
         if name in functions
     ]
     return [Found(GO.name, len(calls), (*returns, *entries))]
+
+
+_HASH: Final = r"(-[0-9a-f]{8})?"  # of a library inside a Python wheel
+_NAMES: Final = {
+    rf"libssl{_HASH}\.so": "OpenSSL",
+    rf"libgnutls{_HASH}\.so": "GnuTLS",
+    r"libssl3\.so": "NSS",
+    r"cygrpc\.": "BoringSSL",
+    r"libnetty_tcnative": "BoringSSL",
+    r"libconscrypt": "BoringSSL",
+}
+
+
+def named_library(path: str) -> str:
+    """Return the family that a file is of by its name alone; empty if it may be anything."""
+    name = path.rpartition("/")[2]
+    return next((family for pattern, family in _NAMES.items() if re.match(pattern, name)), "")

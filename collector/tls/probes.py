@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 from collector.tls.elf import Malformed, Wrong
-from collector.tls.libraries import find_libraries
+from collector.tls.libraries import find_libraries, named_library
 from collector.tls.mappings import Unseen, all_processes, mapped_code, open_mapped
 from schemas.errors import BpfError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
     from collector.libbpf import BpfObject
@@ -39,9 +39,9 @@ LINGER_S: Final = 600.0
 """How long a file keeps its probes that nobody uses."""
 _MAX_FILES: Final = 65_536
 
-Reason = Literal[Malformed, Unseen, "not_a_file", "refused"]
-"""Why a file has no probes: see `Malformed` and `Unseen`; it is a device or the like; the kernel
-refused a probe."""
+Reason = Literal[Malformed, Unseen, "not_a_file", "no_functions", "refused"]
+"""Why a file has no probes: see `Malformed` and `Unseen`; it is a device or the like; by its name
+it is a TLS library, but its functions have no names or others; the kernel refused a probe."""
 
 
 @dataclass(slots=True)
@@ -55,6 +55,7 @@ class File:
         reason: Why it has none, if something was wrong.
         changed_ns: Its change time when it was looked at.
         links: For `Attacher.release`.
+        attached_in: Number of the look that gave it probes; 0 if it has none.
         keys: Of the kernel, under which it may be known.
         last_used_s: When a process was last seen to use it.
     """
@@ -65,6 +66,7 @@ class File:
     reason: Reason | None = None
     changed_ns: int = 0
     links: list[int] = field(default_factory=list)
+    attached_in: int = 0
     keys: set[int] = field(default_factory=set)
     last_used_s: float = 0.0
 
@@ -93,6 +95,10 @@ class Probes:
         self._files: dict[tuple[int, int], File] = {}
         self.failed: Counter[str] = Counter()
         """Looks that found no answer, by `Reason`."""
+        self._looks = 0
+        self.late = 0
+        """Processes that were seen to have a library before its probes: what their first
+        connections say may be missing. Those that had gone by then are among the failed."""
 
     @property
     def files(self) -> list[File]:
@@ -102,15 +108,19 @@ class Probes:
     def look_everywhere(self) -> None:
         """Look at the files of every process, and release those that nobody uses any more."""
         used: set[tuple[int, int]] = set()
+        self._looks += 1
         for pid in all_processes(self._proc):
             mappings = mapped_code(self._proc, pid)
             if mappings == "forbidden":
                 self.failed[mappings] += 1
-            for mapping in () if isinstance(mappings, str) else mappings:
+            if isinstance(mappings, str):
+                continue
+            for mapping in mappings:
                 identity = mapping.device, mapping.inode
                 if identity not in used:
                     used.add(identity)
                     self._look_at(pid, mapping)
+            self._count_late(mappings)
         now_s = self._now_s()
         for identity in used & self._files.keys():
             self._files[identity].last_used_s = now_s
@@ -130,18 +140,24 @@ class Probes:
             self.failed[mappings] += 1
             self._tell_again(keys)
             return
+        self._looks += 1
         for mapping in mappings:
             file = self._look_at(pid, mapping, is_again=True)
             if file is None:
                 self._tell_again(keys)
             elif file.links:
                 file.keys |= set(keys)
+        self._count_late(mappings)
 
     def close(self) -> None:
         """Detach everything."""
         for file in self._files.values():
             self._release(file)
         self._files.clear()
+
+    def _count_late(self, mappings: Sequence[Mapping]) -> None:
+        files = (self._files.get((mapping.device, mapping.inode)) for mapping in mappings)
+        self.late += any(file is not None and file.attached_in == self._looks for file in files)
 
     def _tell_again(self, keys: Collection[int]) -> None:
         for key in keys:
@@ -194,7 +210,10 @@ class Probes:
             found = find_libraries(read)
         except Wrong as error:
             return File(path, reason=error.reason)
-        return self._attach(descriptor, path, found) if found else File(path)
+        if found:
+            return self._attach(descriptor, path, found)
+        name = named_library(path)
+        return File(path, name, reason="no_functions" if name else None)
 
     def _attach(self, descriptor: int, path: str, found: list[Found]) -> File:
         file = File(path, " and ".join(each.name for each in found))
@@ -203,6 +222,7 @@ class Probes:
             # This very file, whatever becomes of its name.
             file.links = self._attacher.attach(f"/proc/self/fd/{descriptor}", probes)
             file.functions = sum(each.functions for each in found)
+            file.attached_in = self._looks
         except BpfError:
             file.reason = "refused"
         return file

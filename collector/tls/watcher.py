@@ -69,6 +69,7 @@ class Watcher:
         self._told: queue.SimpleQueue[NDArray[Any] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._failed: dict[str, int] = {}
+        self._late = 0
 
     def start(self) -> None:
         """Begin to look at what is told and, now and then, everywhere."""
@@ -148,6 +149,8 @@ class Watcher:
         assert self.probes is not None
         attached = sum(bool(file.links) for file in self.probes.files)
         gauge("podwire_collector_tls_files").set(attached)
+        counter("podwire_collector_tls_processes_late_total").inc(self.probes.late - self._late)
+        self._late = self.probes.late
         for reason, count in self.probes.failed.items():
             total = counter("podwire_collector_tls_files_failed_total").labels(reason)
             total.inc(count - self._failed.get(reason, 0))

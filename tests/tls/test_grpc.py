@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from tests.collector.tls.test_probes import Clock, FakeObject, create
 from tests.http import clients, truth
 from tests.tls.servers import HOST, GrpcioServer, GrpcJsServer, make_certificate
 from tests.tls.table import name_of, table
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.http.observed import Collector
 
 pytestmark = pytest.mark.bpf
@@ -33,6 +33,10 @@ def test_calls_of_both_runtimes(tmp_path: Path, collector: Collector) -> None:
             clients.grpc_calls(address, CALLS, certificate)
             clients.node_grpc_calls(address, CALLS, certificate)
         collector.stop()
+        probes = create(FakeObject(), Path("/proc"), Clock())
+        probes.look_at(grpcio_server.pid)
+        reasons = {(file.library, file.reason) for file in probes.files if "cygrpc" in file.path}
+        assert reasons == {("BoringSSL", "no_functions")}
     rows, batches = collector.rows(), collector.batches()
     for server in servers:
         lines = server.lines()

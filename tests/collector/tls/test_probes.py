@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from collector.tls.attaching import OneByOne
-from collector.tls.libraries import FUNCTIONS, LIBRARIES
+from collector.tls.libraries import FUNCTIONS, LIBRARIES, named_library
 from collector.tls.probes import KNOWN_FILES, LINGER_S, Probes
 from schemas.errors import BpfError
 from tests.requirements import program
@@ -176,3 +176,21 @@ def test_a_file_that_is_cut_short_has_a_reason(proc: Path, user: User, library: 
     library.write_bytes(whole)  # before the process looks at its pages again
     (file,) = [file for file in probes.files if file.path == str(library)]
     assert (file.reason, file.library, file.functions) == ("truncated", "", 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "family"),
+    [
+        ("/usr/lib/libssl.so.3", "OpenSSL"),
+        ("/x/psycopg2_binary.libs/libssl-6b7b94d5.so.1.1", "OpenSSL"),
+        ("/usr/lib/libgnutls.so.30.34.3", "GnuTLS"),
+        ("/usr/lib/libgnutls-dane.so.0", ""),
+        ("/usr/lib/firefox/libssl3.so", "NSS"),
+        ("/x/grpc/_cython/cygrpc.cpython-311-x86_64-linux-gnu.so", "BoringSSL"),
+        ("/tmp/libnetty_tcnative_linux_x86_64123.so", "BoringSSL"),
+        ("/usr/lib/libsslcommon.so", ""),
+        ("/usr/bin/libssl.so.3/python3", ""),
+    ],
+)
+def test_names_tell_of_libraries_that_cannot_be_read(path: str, family: str) -> None:
+    assert named_library(path) == family
