@@ -183,7 +183,7 @@ def test_a_spoilt_library_has_a_reason_and_nothing_open(
     (file,) = (file for file in place.probes.files if file.path == str(path))
     assert (file.reason, file.functions, file.links) == (reason, 0, [])
     assert place.probes.failed[reason] == counted + 1
-    assert opened() == before
+    assert opened() <= before
     place.probes.look_at(user.pid, {1})
     place.probes.look_everywhere()
     assert place.probes.failed[reason] == counted + 1
@@ -207,8 +207,9 @@ def test_a_file_that_is_deleted_in_use_is_read(place: Place, sound: Path) -> Non
     sound.unlink()
     place.probes.look_at(user.pid)
     assert links_of(place, sound)
+    assert not opened() <= before
     place.end()
-    assert opened() == before
+    assert opened() <= before
 
 
 def test_who_has_a_library_before_its_probes_is_counted(place: Place, sound: Path) -> None:
@@ -250,4 +251,4 @@ def test_a_process_that_ends_meanwhile(
     assert bool(links_of(place, sound)) == is_opened
     place.end()
     assert links_of(place, sound) == 0
-    assert opened() == before
+    assert opened() <= before
