@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 import platform
+import resource
 import struct
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -23,11 +24,24 @@ if TYPE_CHECKING:
     from collector.libbpf import BpfObject
     from collector.tls.libraries import Probe
 
-__all__ = ["AllAtOnce", "Attacher", "OneByOne"]
+__all__ = ["AllAtOnce", "Attacher", "OneByOne", "links_permitted"]
 
 _ANY: Final = "tls_any"
 _ANY_AT_RETURN: Final = "tls_any_exit"
 _ANY_OF_GO: Final = "go_any"
+_MAX_DESCRIPTORS: Final = 65_536
+_DESCRIPTORS_OF_A_LINK: Final = 2
+"""At most: its own, and that of its event."""
+
+
+def links_permitted() -> int:
+    """Have as many descriptors permitted as there may be; for how many links half of them are."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    wanted = _MAX_DESCRIPTORS if most == unlimited else min(_MAX_DESCRIPTORS, most)
+    if now != unlimited and now < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+    return wanted // 2 // _DESCRIPTORS_OF_A_LINK
 
 
 class Attacher(Protocol):

@@ -39,9 +39,10 @@ LINGER_S: Final = 600.0
 """How long a file keeps its probes that nobody uses."""
 _MAX_FILES: Final = 65_536
 
-Reason = Literal[Malformed, Unseen, "not_a_file", "no_functions", "refused"]
+Reason = Literal[Malformed, Unseen, "not_a_file", "no_functions", "too_many", "refused"]
 """Why a file has no probes: see `Malformed` and `Unseen`; it is a device or the like; by its name
-it is a TLS library, but its functions have no names or others; the kernel refused a probe."""
+it is a TLS library, but its functions have no names or others; too many others are in use; the
+kernel refused a probe."""
 
 
 @dataclass(slots=True)
@@ -78,6 +79,7 @@ class Probes:
         programs: That object.
         attacher: Attaches its programs.
         proc: Where the node's ``/proc`` is.
+        room: For how many links.
         now_s: The clock, seconds.
     """
 
@@ -86,6 +88,7 @@ class Probes:
         programs: BpfObject,
         attacher: Attacher,
         proc: Path,
+        room: int,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._programs = programs
@@ -95,6 +98,8 @@ class Probes:
         self._files: dict[tuple[int, int], File] = {}
         self.failed: Counter[str] = Counter()
         """Looks that found no answer, by `Reason`."""
+        self._room = room
+        self._looked_s = 0.0
         self._looks = 0
         self.late = 0
         """Processes that were seen to have a library before its probes: what their first
@@ -121,7 +126,7 @@ class Probes:
                     used.add(identity)
                     self._look_at(pid, mapping)
             self._count_late(mappings)
-        now_s = self._now_s()
+        now_s = self._looked_s = self._now_s()
         for identity in used & self._files.keys():
             self._files[identity].last_used_s = now_s
         for identity, file in list(self._files.items()):
@@ -165,6 +170,7 @@ class Probes:
 
     def _release(self, file: File) -> None:
         self._attacher.release(file.links)
+        self._room += len(file.links)
         file.links.clear()
         self._tell_again(file.keys)
 
@@ -190,6 +196,8 @@ class Probes:
         finally:
             os.close(descriptor)
         file.last_used_s = self._now_s()
+        if file.reason == "too_many":
+            return file  # and looked at again with the next look everywhere
         if len(self._files) < _MAX_FILES:
             self._files[identity] = file
         else:
@@ -218,11 +226,28 @@ class Probes:
     def _attach(self, descriptor: int, path: str, found: list[Found]) -> File:
         file = File(path, " and ".join(each.name for each in found))
         probes = [probe for each in found for probe in each.probes]
+        if not self._make_room():
+            file.reason = "too_many"
+            return file
         try:
             # This very file, whatever becomes of its name.
             file.links = self._attacher.attach(f"/proc/self/fd/{descriptor}", probes)
             file.functions = sum(each.functions for each in found)
             file.attached_in = self._looks
+            self._room -= len(file.links)
         except BpfError:
             file.reason = "refused"
         return file
+
+    def _make_room(self) -> bool:
+        # Anybody may map any number of copies: those go first that nobody was seen to use.
+        unused = sorted(
+            (file.last_used_s, identity)
+            for identity, file in self._files.items()
+            if self._room <= 0 and file.links and file.last_used_s < self._looked_s
+        )
+        for _, identity in unused:
+            if self._room > 0:
+                break
+            self._release(self._files.pop(identity))
+        return self._room > 0

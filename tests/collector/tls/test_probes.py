@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -96,10 +97,10 @@ def proc(tmp_path: Path, user: User) -> Path:
     return folder
 
 
-def create(fake: FakeObject, proc: Path, clock: Clock) -> Probes:
+def create(fake: FakeObject, proc: Path, clock: Clock, room: int = 1_000) -> Probes:
     made: Any = fake
     programs: BpfObject = made
-    return Probes(programs, OneByOne(programs), proc, clock)
+    return Probes(programs, OneByOne(programs), proc, room, clock)
 
 
 def test_a_library_is_found_by_its_functions_and_once(
@@ -194,3 +195,37 @@ def test_a_file_that_is_cut_short_has_a_reason(proc: Path, user: User, library: 
 )
 def test_names_tell_of_libraries_that_cannot_be_read(path: str, family: str) -> None:
     assert named_library(path) == family
+
+
+def test_copies_of_a_library_give_way_to_each_other(
+    tmp_path: Path, proc: Path, library: Path
+) -> None:
+    """Anybody may map any number: what nobody uses goes first, and what is in use stays."""
+    fake, clock = FakeObject(), Clock()
+    probes = create(fake, proc, clock, room=1)
+    users = []
+
+    def attached() -> list[str]:
+        return [file.path for file in probes.files if file.links]
+
+    for number in range(3):
+        copy = tmp_path / f"{number}.so"
+        shutil.copy(library, copy)
+        users.append(User(copy))
+        (proc / str(users[-1].pid)).symlink_to(f"/proc/{users[-1].pid}")
+    probes.look_at(users[0].pid)
+    clock.now_s = 1
+    probes.look_everywhere()
+    assert attached() == [str(tmp_path / "0.so")]
+    assert probes.failed["too_many"] >= 1
+    users[0].end()
+    clock.now_s = 2
+    probes.look_everywhere()  # nobody uses it, which is known for the next time
+    clock.now_s = 3
+    probes.look_everywhere()
+    assert len(attached()) == 1
+    assert attached() != [str(tmp_path / "0.so")]
+    for user in users:
+        user.end()
+    probes.close()
+    assert fake.links == {}
