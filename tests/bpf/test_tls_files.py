@@ -18,7 +18,7 @@ import pytest
 
 from collector.config import CollectorConfig
 from collector.tls import probes as module
-from collector.tls.elf import find_functions
+from collector.tls.elf import Elf
 from collector.tls.mappings import open_mapped
 from collector.tls.probes import LINGER_S
 from collector.tls.watcher import start_tls
@@ -81,7 +81,7 @@ def with_a_link_to_nowhere(image: bytearray) -> None:
 
 def with_no_instructions(image: bytearray) -> None:
     names = {"SSL_read", "SSL_write"}
-    found, _ = find_functions(lambda place, size: bytes(image[place : place + size]), names)
+    found = Elf(lambda place, size: bytes(image[place : place + size])).functions(names)
     for place in found.values():
         image[place : place + len(INVALID)] = INVALID
 
