@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["access_log_messages", "with_parties"]
 
 _KINDS: Final = ("opens", "closes", "transfers", "requests", "drops")
-_OF_CONNECTIONS: Final = ("container", "process")
+_OF_CONNECTIONS: Final = ("container", "process", "server_name")
 _OF_REQUESTS: Final = ("method", "path", "host", "trace_id", "segment_id", "span_id", "endpoint")
 _OF_DROPS: Final = ("reason",)
 _OF_PARTIES: Final = (
@@ -122,7 +122,7 @@ def _with_own_rows(batch: EventBatch) -> EventBatch:
     connections, parties = batch.connections.take(used), batch.parties.take(used)
     requests, drops = tables["requests"], tables["drops"]
     columns = [
-        *(getattr(connections, name) for name in _OF_CONNECTIONS),
+        *(_text_column(getattr(connections, name)) for name in _OF_CONNECTIONS),
         *(getattr(parties, name) for name in _OF_PARTIES),
         *(_text_column(getattr(requests, name)) for name in _OF_REQUESTS),
         *(getattr(drops, name) for name in _OF_DROPS),

@@ -47,6 +47,7 @@ def random_batch(chance: random.Random) -> EventBatch:
             chance.choice((Role.CLIENT, Role.SERVER)),
             container="c-web-1",
             process=chance.choice(("", "nginx")),
+            server_name=chance.choice(("", "api.example")),
         )
         for place, peer in enumerate(PEERS)
     ]
@@ -85,7 +86,7 @@ def content(batches: Sequence[EventBatch], *, named: bool) -> Counter[tuple[Any,
 def connection_of(batch: EventBatch, row: int, *, named: bool) -> str:
     table = batch.connections
     values = {name: getattr(table, name)[row].tolist() for name, _, _ in table.specs()}
-    for name in ("container", "process"):
+    for name in ("container", "process", "server_name"):
         values[name] = batch.names[values[name]]
     if named:
         for name, _, _ in Parties.specs():
