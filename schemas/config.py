@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["SECTIONS", "Config", "KafkaConfig", "load_file", "setting"]
+__all__ = ["SCOPE", "SECTIONS", "Config", "KafkaConfig", "load_file", "setting"]
 
 SECTIONS: Final = ("collector", "forwarder", "kafka", "kube", "sink", "streams")
 """Sections of a configuration file; one file serves all parts."""
+
+SCOPE: Final = "scope"
+"""A section of rules instead of settings; see `schemas.monitoring`."""
 
 
 def setting(
@@ -145,8 +148,8 @@ def load_file(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(str(path), "must be a mapping of sections")
     for section in content:
-        if section not in SECTIONS:
-            raise ConfigError(f"{path}: {section}", f"is none of {', '.join(SECTIONS)}")
+        if section not in (*SECTIONS, SCOPE):
+            raise ConfigError(f"{path}: {section}", f"is none of {', '.join((*SECTIONS, SCOPE))}")
     return content
 
 

@@ -38,7 +38,7 @@ Reason = Literal[
     "untold",  # collector: bytes that a parser needed, of calls that no record tells of
     "uncaptured",  # collector: bytes that a parser needed, and that a record has only the number of
     "undelivered",  # collector: Kafka did not take the batch within the time and memory allowed
-    "excluded",  # collector: outside the monitoring scope by configuration
+    "excluded",  # collector, streams: outside the monitoring scope by configuration
     "unclean_restart",  # streams: a collector run ended without its last batch (count of runs)
     "sequence_gap",  # streams: batches of a run that never arrived (count of batches)
     "pod_internal",  # streams, sink: both ends in one pod

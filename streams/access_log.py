@@ -53,7 +53,10 @@ def access_log_messages(
     """
     if not batch.events:
         return []
-    pending = [with_parties(batch, resolution, container_name)]
+    named = with_parties(batch, resolution, container_name)
+    if resolution.excluded is not None:
+        named = _with_own_rows(named)
+    pending = [named]
     messages: list[bytes] = []
     while pending:
         part = pending.pop()

@@ -18,11 +18,11 @@ from streams.tls import Protected, protected_of
 from streams.transfers import EVENT_COLUMNS, relation_sums
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
-    from schemas.columns import U64
+    from schemas.columns import U32, U64
     from schemas.events import BatchHeader, Closes, Drops, EventBatch, Opens, Requests, Transfers
     from schemas.ledger import Entry, Reason
     from streams.histograms import Values
@@ -36,6 +36,7 @@ __all__ = [
     "header_minute",
     "incident",
     "plausible",
+    "split",
 ]
 
 _MINUTE_NS: Final = 60_000_000_000
@@ -75,6 +76,26 @@ class _Events:
             self.drops.take(chosen[4]),
         )
 
+    @property
+    def connections(self) -> tuple[U32, ...]:
+        return (
+            self.opens.connection,
+            self.closes.connection,
+            self.transfers.connection,
+            self.requests.connection,
+            self.drops.connection,
+        )
+
+    def put_into(self, batch: EventBatch) -> EventBatch:
+        return replace(
+            batch,
+            opens=self.opens,
+            closes=self.closes,
+            transfers=self.transfers,
+            requests=self.requests,
+            drops=self.drops,
+        )
+
     def counts(self) -> dict[str, int]:
         return dict(zip(EVENT_COLUMNS, map(len, self.times), strict=True))
 
@@ -93,30 +114,41 @@ def header_minute(header: BatchHeader) -> int:
 def plausible(batch: EventBatch) -> EventBatch:
     """Return the batch less the events whose time cannot be."""
     possible, impossible = _plausible(batch)
-    if impossible is None:
-        return batch
-    return replace(
-        batch,
-        opens=possible.opens,
-        closes=possible.closes,
-        transfers=possible.transfers,
-        requests=possible.requests,
-        drops=possible.drops,
+    return batch if impossible is None else possible.put_into(batch)
+
+
+def split(batch: EventBatch, left_out: NDArray[np.bool_]) -> tuple[EventBatch, EventBatch]:
+    """Return the batch twice: without the events of some connections, and with no others.
+
+    Args:
+        batch: Its connections are in both.
+        left_out: Shape (connections,), whether a connection's events are in the second one.
+    """
+    events = _Events.of(batch)
+    chosen = [left_out[connection] for connection in events.connections]
+    return events.take([~rows for rows in chosen]).put_into(batch), events.take(chosen).put_into(
+        batch
     )
 
 
-def contributions(batch: EventBatch, resolution: Resolution) -> list[Contribution]:
+def contributions(
+    batch: EventBatch, resolution: Resolution, excluded: EventBatch | None = None
+) -> list[Contribution]:
     """Return what the batch adds to each minute it touches, its ledger included.
 
     Args:
         batch: Its requests with the names of their endpoints: see `streams.endpoints`.
         resolution: Who its connections are.
+        excluded: The batch's events that are outside the monitoring scope: see `split`. They touch
+            their minutes all the same, which must not depend on the scope: a minute's first batch
+            is part of its identity.
     """
     found: dict[int, Contribution] = {}
     events, impossible = _plausible(batch)
     if impossible is not None:
-        own = header_minute(batch.header)
-        _drop_malformed(found.setdefault(own, Contribution(own)), batch.header, impossible)
+        _drop_malformed(found, batch.header, impossible)
+    if excluded is not None:
+        _drop_excluded(found, excluded)
     relations = resolution.relations
     for minute_s, of_minute in _by_minute(events):
         part = found.setdefault(minute_s, Contribution(minute_s))
@@ -225,12 +257,28 @@ def _keep(
         part.count(key_, unnamed, 0, unnamed)
 
 
-def _drop_malformed(part: Contribution, header: BatchHeader, events: _Events) -> None:
-    for kind, rows in events.counts().items():
+def _drop_malformed(found: dict[int, Contribution], header: BatchHeader, events: _Events) -> None:
+    own = header_minute(header)
+    _drop(found.setdefault(own, Contribution(own)), header, events.counts(), "malformed")
+
+
+def _drop_excluded(found: dict[int, Contribution], excluded: EventBatch) -> None:
+    events, impossible = _plausible(excluded)
+    if impossible is not None:
+        _drop_malformed(found, excluded.header, impossible)
+    for minute_s, of_minute in _by_minute(events):
+        part = found.setdefault(minute_s, Contribution(minute_s))
+        _drop(part, excluded.header, of_minute.counts(), "excluded")
+
+
+def _drop(
+    part: Contribution, header: BatchHeader, counts: Mapping[str, int], reason: Reason
+) -> None:
+    for kind, rows in counts.items():
         if rows:
             key = (header.cluster, header.node, "streams", kind)
             part.count((*key, ""), rows, 0, 0)
-            part.count((*key, "malformed"), 0, 0, rows)
+            part.count((*key, reason), 0, 0, rows)
 
 
 def _add_header(found: dict[int, Contribution], header: BatchHeader) -> None:
@@ -264,11 +312,7 @@ def duplicate(batch: EventBatch) -> Contribution:
     """Return the ledger of a batch that was here before: all of it came in, all was dropped."""
     header = batch.header
     part = Contribution(header_minute(header))
-    for kind, rows in event_counts(batch).items():
-        if rows:
-            key = (header.cluster, header.node, "streams", kind)
-            part.count((*key, ""), rows, 0, 0)
-            part.count((*key, "duplicate"), 0, 0, rows)
+    _drop(part, header, event_counts(batch), "duplicate")
     return part
 
 

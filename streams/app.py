@@ -21,6 +21,7 @@ from yarl import URL
 from schemas.clock import SystemClock
 from schemas.entities import DeadLetter, encode_dead_letter
 from schemas.errors import FatalError, PodwireError, TransportError
+from schemas.monitoring import ScopeFile
 from schemas.telemetry import Health, counter, served
 from schemas.topics import ACCESS_LOG, DEAD_LETTER, ENTITIES, EVENTS, MAX_MESSAGE_BYTES, METRICS
 from streams.broker import BrokerHistory, ensure_topics, ssl_context
@@ -161,9 +162,12 @@ def _not_written(topic: str, error: Exception) -> TransportError:
 class Worker:
     """One worker process: starts everything, ends on a signal or on the first failure."""
 
-    def __init__(self, kafka: KafkaConfig, settings: StreamsConfig) -> None:
+    def __init__(
+        self, kafka: KafkaConfig, settings: StreamsConfig, scope: ScopeFile | None = None
+    ) -> None:
         self._kafka = kafka
         self._settings = settings
+        self._scope = scope or ScopeFile(None, settings.SECTION)
         self._failure: BaseException | None = None
         self._ended = asyncio.Event()
 
@@ -176,6 +180,8 @@ class Worker:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ended.set)
+        if self._scope.path is not None:
+            loop.add_signal_handler(signal.SIGHUP, self._scope.reload)
         health = Health()
         with served(self._settings, health):
             await self._work(health)
@@ -205,6 +211,7 @@ class Worker:
             BrokerHistory(self._kafka),
             SystemClock(),
             health,
+            self._scope,
         )
         letters: asyncio.Queue[DeadLetter] = asyncio.Queue()
         metadata = MetadataCache(self._kafka, directory, letters.put_nowait)
@@ -277,6 +284,7 @@ class Worker:
                 return
             logger.info("stream worker runs, group %s", APP_ID)
             while not self._ended.is_set():
+                self._scope.poll()
                 await pipeline.tick()
                 while not letters.empty():
                     letter = letters.get_nowait()

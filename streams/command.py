@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from schemas.config import KafkaConfig, load_file
+from schemas.monitoring import ScopeFile
 from streams.config import StreamsConfig
 
 if TYPE_CHECKING:
@@ -57,11 +59,12 @@ def run(arguments: argparse.Namespace) -> int:
             logging.getLogger(library).setLevel(logging.WARNING)
         for handler in logging.getLogger().handlers:
             handler.addFilter(_Repeats())
-    asyncio.run(_run(kafka, settings))
+    path = Path(settings.scope_file) if settings.scope_file else arguments.config
+    asyncio.run(_run(kafka, settings, ScopeFile(path, StreamsConfig.SECTION)))
     return 0
 
 
-async def _run(kafka: KafkaConfig, settings: StreamsConfig) -> None:
+async def _run(kafka: KafkaConfig, settings: StreamsConfig, scope: ScopeFile) -> None:
     from streams.app import Worker  # Faust takes a second to import; --help need not wait
 
-    await Worker(kafka, settings).run()
+    await Worker(kafka, settings, scope).run()

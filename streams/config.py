@@ -31,6 +31,11 @@ class StreamsConfig(Config):
         minimum=1,
         maximum=3600,
     )
+    scope_file: str = setting(
+        "",
+        "File with the section `scope`, what is watched; read again when it changes"
+        " [default: the configuration]",
+    )
     host_processes: str = setting(
         "node",
         "Service name of processes outside any pod: the node, or the process itself",

@@ -22,6 +22,7 @@ class Identity:
         instance: Empty when the service is known and the pod behind it is not.
         pod_uid: Empty for everything that is no pod.
         unresolved: Why it is not known to its instance, one of `UNRESOLVED`; empty if it is.
+        labels: Of the pod, sorted; of a service those that all of its pods have, its selector.
         shares_host: Whether it lives in the network namespace of its node, where loopback and the
             node's addresses lead to other processes too.
     """
@@ -35,6 +36,7 @@ class Identity:
     pod_uid: str = ""
     shares_host: bool = False
     unresolved: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
 
     @property
     def layer(self) -> str:

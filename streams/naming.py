@@ -11,6 +11,8 @@ from streams.directory import ALWAYS, Directory, Span
 from streams.identity import Identity
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from schemas.kubernetes import Pod, Service
     from streams.identity import IdentityKind
 
@@ -22,6 +24,7 @@ OTHER_EXTERNAL = "other-external"
 _HOUR_MS = 3_600_000
 _REMEMBERED_HOURS = 8
 _INTERNED_LIMIT = 500_000
+_NO_LABELS: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +120,19 @@ class Naming:
                 node=pod.node,
                 pod_uid=pod.uid,
                 shares_host=pod.host_network,
+                labels=pod.labels,
             )
         return identity
 
     def _service(self, cluster: str, service: Service) -> Identity:
         name = _service_name(cluster, service.name, service.namespace)
         return self._intern(
-            "service", name, "", namespace=service.namespace, unresolved="service_address"
+            "service",
+            name,
+            "",
+            namespace=service.namespace,
+            unresolved="service_address",
+            labels=service.selector,
         )
 
     def _process(self, node: str, process: str, unresolved: str) -> Identity:
@@ -171,11 +180,12 @@ class Naming:
         pod_uid: str = "",
         shares_host: bool = False,
         unresolved: str = "",
+        labels: Mapping[str, str] = _NO_LABELS,
     ) -> Identity:
         # The same object for the same answer, across changes of the directory.
         fields = (
             *(kind, service, instance, namespace, workload, node, pod_uid, shares_host),
-            unresolved,
+            *(unresolved, tuple(sorted(labels.items()))),
         )
         identity = self._interned.get(fields)
         if identity is None:

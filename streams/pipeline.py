@@ -26,6 +26,7 @@ from streams.aggregate import (
     header_minute,
     incident,
     plausible,
+    split,
 )
 from streams.blocks import minute_blocks
 from streams.endpoints import EndpointNames, EndpointSettings
@@ -33,6 +34,7 @@ from streams.naming import NamingSettings
 from streams.outbox import Outbox
 from streams.resolver import Resolver
 from streams.sightings import Sightings
+from streams.watching import Watching
 from streams.windows import MinuteAggregator, WindowSettings
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
     from schemas.clock import Clock
     from schemas.events import BatchHeader, EventBatch
+    from schemas.monitoring import ScopeFile
     from streams.config import StreamsConfig
     from streams.directory import Directory
     from streams.minutes import Contribution
@@ -64,6 +67,7 @@ class Pipeline:
         history: Asked once for each partition taken over.
         clock: Processing time.
         health: Told of every progress.
+        scope: What is watched; None is everything.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Pipeline:
         history: History,
         clock: Clock,
         health: Health | None = None,
+        scope: ScopeFile | None = None,
     ) -> None:
         self._settings = settings
         self._directory = directory
@@ -81,6 +86,7 @@ class Pipeline:
         self._history = history
         self._clock = clock
         self._health = health or Health()
+        self._watching = Watching(scope)
         self._topic = EVENTS.name
         if settings.broker_epoch:
             self._topic += f"@{settings.broker_epoch}"
@@ -232,8 +238,12 @@ class Pipeline:
             _count_events(batch, None)
             return [duplicate(batch)]
         resolution = await self._resolve(batch)
+        resolution.excluded = self._watching.excluded(batch, resolution)
+        excluded = None
+        if resolution.excluded is not None:
+            batch, excluded = split(batch, resolution.excluded)
         batch = self._named(batch, resolution)
-        parts = contributions(batch, resolution)
+        parts = contributions(batch, resolution, excluded)
         if self._settings.access_log:
             await self._log(partition, offset, batch, resolution)
         _count_events(batch, parts)

@@ -47,11 +47,14 @@ class Resolution:
         relations: The distinct pairs of the batch.
         index: Shape (connections,), which of the relations a connection row belongs to.
         missing: Ends that Kubernetes metadata on its way may still name.
+        excluded: Shape (connections,), which of them are outside the monitoring scope; None if
+            none is. See `streams.watching`.
     """
 
     relations: list[Relation]
     index: NDArray[np.intp]
     missing: set[str | bytes] = field(default_factory=set)
+    excluded: NDArray[np.bool_] | None = None
 
 
 class _Cache:
