@@ -16,6 +16,7 @@
 #include "include/socket.h"
 #include "include/hashes.h"
 #include "include/figures.h"
+#include "include/scope.h"
 #include "include/ring.h"
 #include "include/state.h"
 #include "include/tls.h"

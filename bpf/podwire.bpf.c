@@ -16,6 +16,7 @@
 #include "include/socket.h"
 #include "include/storage.h"
 #include "include/figures.h"
+#include "include/scope.h"
 #include "include/ring.h"
 #include "include/state.h"
 #include "include/tls.h"

@@ -17,6 +17,7 @@ __all__ = [
     "LAYOUT_HASH",
     "PAYLOAD_RECORD",
     "PROCESS_RECORD",
+    "SCOPE",
     "TRANSFER_RECORD",
     "VERDICT",
     "Call",
@@ -187,7 +188,7 @@ class GoConvention(IntEnum):
     GO_STACK = 2
 
 
-LAYOUT_HASH: Final = "1c149b70f03ec2af1ef51a7a74b4ccb0c9fe25cc3c32fbe4c0c1a7692380147f"
+LAYOUT_HASH: Final = "8a15ed656be3a5e19f37d9935892004df6d5b7c70d490140e8b6f09d94a0ce7e"
 """See `hash_layout`."""
 
 CONNECTION_RECORD: Final = np.dtype(
@@ -465,8 +466,10 @@ COUNTS: Final = np.dtype(
             "map_full",
             "unannounced",
             "unpaired",
+            "excluded",
         ],
         "formats": [
+            "<u8",
             "<u8",
             "<u8",
             "<u8",
@@ -479,8 +482,28 @@ COUNTS: Final = np.dtype(
             16,
             24,
             32,
+            40,
         ],
-        "itemsize": 40,
+        "itemsize": 48,
     }
 )
 """``struct podwire_counts``."""
+
+SCOPE: Final = np.dtype(
+    {
+        "names": [
+            "of_clients",
+            "of_servers",
+        ],
+        "formats": [
+            ("<u8", (1024,)),
+            ("<u8", (1024,)),
+        ],
+        "offsets": [
+            0,
+            8192,
+        ],
+        "itemsize": 16384,
+    }
+)
+"""``struct podwire_scope``."""

@@ -42,6 +42,7 @@ RECORDS: Final = {
     "podwire_verdict": "VERDICT",
     "podwire_drop_record": "DROP_RECORD",
     "podwire_counts": "COUNTS",
+    "podwire_scope": "SCOPE",
 }
 
 

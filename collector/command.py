@@ -18,12 +18,15 @@ from collector.heap import bound_heap
 from collector.interfaces import net_interfaces
 from collector.netlink import Conntrack
 from collector.pipeline import Pipeline
+from collector.pods import LocalPods
 from collector.publisher import Publisher
 from collector.recording import Recorder
 from collector.replay import PACES, TIMES, replay
+from collector.watching import kernel_table
 from schemas.clock import SystemClock
 from schemas.config import KafkaConfig, load_file
 from schemas.errors import ConfigError
+from schemas.monitoring import End, ScopeFile
 from schemas.telemetry import Health, served
 
 if TYPE_CHECKING:
@@ -69,7 +72,11 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.replay:
             _replay(arguments, config, kafka, stop)
         else:
-            _collect(arguments.record, config, kafka, stop, health)
+            path = Path(config.scope_file) if config.scope_file else arguments.config
+            scope = ScopeFile(path, config.SECTION)
+            if path is not None:
+                signal.signal(signal.SIGHUP, lambda *_: scope.reload())
+            _collect(arguments.record, config, kafka, stop, health, scope)
     return 0
 
 
@@ -84,6 +91,7 @@ def _collect(
     kafka: KafkaConfig,
     stop: threading.Event,
     health: Health,
+    scope: ScopeFile,
 ) -> None:
     # Here, so that a replay needs neither libbpf nor an object.
     from collector.source import KernelSource
@@ -111,7 +119,8 @@ def _collect(
     )
     recorder = Recorder(record) if record else None
     publisher = Publisher(config, kafka, identity.node)
-    source = KernelSource(config)
+    source = KernelSource(config, kernel_table(scope.scope, End(node=identity.node)))
+    pods = LocalPods(kafka, identity.node)
     conntrack = Conntrack(config, clock)
     try:
         source.log_missing()
@@ -131,6 +140,8 @@ def _collect(
             health,
             recorder,
             conntrack,
+            scope,
+            pods,
         )
         pipeline.run(stop)
         _LOG.info(
@@ -139,6 +150,7 @@ def _collect(
             publisher.undelivered,
         )
     finally:
+        pods.stop()
         conntrack.close()
         source.close()
         if recorder is not None:

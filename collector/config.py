@@ -80,6 +80,11 @@ class CollectorConfig(Config):
         "mapped", "mapped: arrays of shared memory; libbpf: a call per record",
         choices=("mapped", "libbpf"),
     )  # fmt: skip
+    scope_file: str = setting(
+        "",
+        "File with the section `scope`, what is watched; read again when it changes"
+        " [default: the configuration]",
+    )
     own_traffic: bool = setting(False, "Whether to record the collector's own connections")
     excluded_run: int = setting(
         0,

@@ -132,6 +132,12 @@ class Conversations:
         # Also of those without a state: all pieces of a short one come in the same drain.
         self._ending[-1].update(zip(ids, end_ns, strict=True))
 
+    def forget(self, ids: Sequence[int]) -> None:
+        """Let go of connections that are not watched any more, without judging their calls."""
+        for connection_id in ids:
+            self._states.pop(connection_id, None)
+            self._states.pop(~connection_id, None)
+
     def finish(self) -> None:
         """Nothing more comes: let go of what is known, without judging what is under way."""
         while any(self._ending):

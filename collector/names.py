@@ -34,6 +34,10 @@ class NameTable:
             self._names.append(name)
         return found
 
+    def text(self, number: int) -> str:
+        """Return the name with this number."""
+        return self._names[number]
+
     def local(self, *columns: U32) -> tuple[Sequence[str], list[NDArray[np.uint32]]]:
         """Renumber columns against a list that holds only the names they use.
 

@@ -26,6 +26,7 @@ from collector.names import NameTable
 from collector.payload_ring import NO_PIECES, Pieces
 from collector.protocols.calls import Settings
 from collector.tls.greetings import Greetings
+from collector.watching import BY_RUN, Watching
 from schemas.clock import ClockAnchor
 from schemas.errors import ConfigError
 from schemas.events import encode_batch
@@ -33,7 +34,7 @@ from schemas.ledger import Entry, Ledger
 from schemas.telemetry import RateLimited, counter, gauge
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -43,7 +44,9 @@ if TYPE_CHECKING:
     from collector.conversations import Found, Verdict
     from collector.netlink import Conntrack
     from collector.recording import Recorder
+    from collector.watching import Pods
     from schemas.clock import Clock
+    from schemas.monitoring import ScopeFile
     from schemas.telemetry import Health
 
 __all__ = ["Drained", "Pipeline", "Sender", "Source"]
@@ -82,6 +85,18 @@ class Source(Protocol):
 
     def tell(self, verdicts: Sequence[Verdict]) -> None:
         """Say what need not be captured any more."""
+        ...
+
+    def watch(self, scope: NDArray[Any] | None) -> None:
+        """Put another monitoring scope in force; see `collector.watching`."""
+        ...
+
+    def refuse(self, pids: Iterable[int]) -> None:
+        """Leave out what these processes do, until they end."""
+        ...
+
+    def admit(self, pids: Iterable[int]) -> None:
+        """Watch processes that were refused."""
         ...
 
     @property
@@ -147,6 +162,8 @@ class Pipeline:
         health: Health,
         recorder: Recorder | None = None,
         conntrack: Conntrack | None = None,
+        scope: ScopeFile | None = None,
+        pods: Pods | None = None,
     ) -> None:
         self._config = config
         self._run = run
@@ -160,6 +177,9 @@ class Pipeline:
         self._anchor = ClockAnchor.sample(clock)
         self._names = NameTable()
         self.table = ConnectionTable(config.max_connections)
+        self._watching: Watching | None = None
+        if scope is not None:
+            self._watching = Watching(scope, run.node, source, self.table, self._names, pods)
         self._conversations = Conversations(
             self.table,
             Settings(keep_query=config.keep_query),
@@ -285,9 +305,11 @@ class Pipeline:
         if count:
             other = processes[processes["event"] != ProcessEvent.MAPPED]
             self._resolver.forget(np.unique(other["pid"]).tolist())
+            exited = processes["pid"][processes["event"] == ProcessEvent.EXIT].tolist()
             if self._conntrack is not None:
-                exited = processes["pid"][processes["event"] == ProcessEvent.EXIT]
-                self._conntrack.forget(exited.tolist())
+                self._conntrack.forget(exited)
+            if self._watching is not None:
+                self._watching.forget(exited)
             self._resolver.learn(np.unique(processes["cgroup_id"]).tolist())
             self.ledger.passed("collector", "process", entered=count, left=count)
 
@@ -317,11 +339,13 @@ class Pipeline:
         for pid, cgroup_id, comm in rows[first][["pid", "cgroup_id", "comm"]].tolist():
             containers.append(self._names.number(self._resolver.container(pid, cgroup_id)))
             processes.append(self._names.number(self._resolver.process(pid, comm)))
-            excluded.append(self._is_excluded(pid))
+            excluded.append(BY_RUN if self._is_excluded(pid) else 0)
             undecided.append(not containers[-1] and self._resolver.is_undecided(cgroup_id))
         self.table.rows["container"][slots] = np.array(containers, np.uint32)[inverse]
         self.table.rows["process"][slots] = np.array(processes, np.uint32)[inverse]
         self.table.rows["excluded"][slots] = np.array(excluded, np.uint8)[inverse]
+        if self._watching is not None:
+            self._watching.judge(slots)
         if any(undecided):
             again = rows["connection_id"][np.array(undecided)[inverse]]
             self._undecided = np.union1d(self._undecided, again)
@@ -340,6 +364,8 @@ class Pipeline:
             name = self._resolver.container(0, cgroup_id)
             self.table.rows["container"][slots[same]] = self._names.number(name)
             left |= same & self._resolver.is_undecided(cgroup_id)
+        if self._watching is not None:
+            self._watching.judge(slots)
         self._undecided = self.table.rows["connection_id"][slots[left]]
 
     def _is_excluded(self, pid: int) -> bool:
@@ -350,6 +376,8 @@ class Pipeline:
 
     def publish(self, final: bool = False) -> None:
         """Make batches of what was drained since the last call and offer them."""
+        if self._watching is not None:
+            self._conversations.forget(self._watching.look())
         connections = _joined(self._connections)
         transfers = _joined(self._transfers)
         drops = _joined(self._drops)

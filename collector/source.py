@@ -26,11 +26,12 @@ from collector.pipeline import Drained
 from collector.ringbuf import Ring, SequenceTracker, create_ring
 from collector.stages import OFF, Stages, start_stages
 from collector.tls.watcher import Watcher, start_tls
+from collector.watching import KernelScope
 from schemas.errors import BpfError, ConfigError, DecodeError, LayoutMismatch
 from schemas.telemetry import counter, gauge
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -94,13 +95,17 @@ class KernelSource:
 
     `drop_reasons` are the names of its reasons by number.
 
+    Args:
+        config: Which object, hooks and rings.
+        scope: What is watched from the first record on; None is everything.
+
     Raises:
         LayoutMismatch: If the object writes other records than this package reads.
         BpfError: If the programs cannot be loaded or a core hook is missing.
         UnsupportedFeature: If the machine lacks libbpf or an object.
     """
 
-    def __init__(self, config: CollectorConfig) -> None:
+    def __init__(self, config: CollectorConfig, scope: NDArray[Any] | None = None) -> None:
         sizes = ring_sizes(config)
         constants = {
             "podwire_own_pid": 0 if config.own_traffic else os.getpid(),
@@ -122,6 +127,8 @@ class KernelSource:
             # Before the core makes records: the first must not lack what hooks attached later would
             # have added, and no ring fills up while the hooks are tried.
             self._close_others()
+            self._scope = KernelScope(core)
+            self._scope.set(scope)
             self.stages = start_stages(config, core, constants)
             self.tls = start_tls(config, core, constants)
 
@@ -238,6 +245,30 @@ class KernelSource:
             except BpfError as error:
                 counter("podwire_errors_total").labels("collector", "verdict").inc()
                 _LOG.debug("a verdict was not heard: %s", error)
+
+    def watch(self, scope: NDArray[Any] | None) -> None:
+        """Put another monitoring scope in force, as of `collector.watching.kernel_table`.
+
+        Raises:
+            BpfError: If the kernel refuses.
+        """
+        self._scope.set(scope)
+
+    def refuse(self, pids: Iterable[int]) -> None:
+        """Leave out what these processes do, until they end.
+
+        Raises:
+            BpfError: If the kernel refuses.
+        """
+        self._scope.refuse(pids)
+
+    def admit(self, pids: Iterable[int]) -> None:
+        """Watch processes that were refused.
+
+        Raises:
+            BpfError: If the kernel refuses.
+        """
+        self._scope.admit(pids)
 
     def _drain(self, name: str) -> NDArray[Any]:
         records = self._rings[name].drain()

@@ -7,6 +7,7 @@ the sink writes to: that of a cluster, or of a running ``podwire local``.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
@@ -14,15 +15,26 @@ from rich.table import Table
 from rich.text import Text
 
 from collector import doctor
+from collector.config import CollectorConfig
 from deploy.endpoint import QueryError, ask
-from schemas.config import load_file
+from schemas.config import SCOPE, load_file
 from schemas.errors import TransportError
+from schemas.monitoring import MonitoringScope
 from sink.config import SinkConfig
 
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["HELP", "add_arguments", "coverage", "coverage_table", "inside_tls", "run", "tls_table"]
+__all__ = [
+    "HELP",
+    "add_arguments",
+    "coverage",
+    "coverage_table",
+    "inside_tls",
+    "run",
+    "scope_text",
+    "tls_table",
+]
 
 HELP = doctor.HELP
 _TIMEOUT_S: Final = 3.0
@@ -61,13 +73,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print both reports; 0 if the collector can work here, else 1."""
+    """Print all reports; 0 if the collector can work here, else 1."""
     code = doctor.run(arguments)
+    file = load_file(arguments.config) if arguments.config else None
+    console = Console()
+    named = CollectorConfig.load(file, options=vars(arguments)).scope_file
+    scope = load_file(Path(named)) if named else file or {}
+    console.print(scope_text(MonitoringScope.parse(scope.get(SCOPE))))
+    console.print()
     if arguments.skip_coverage:
         return code
-    file = load_file(arguments.config) if arguments.config else None
     config = SinkConfig.load(file)
-    console = Console()
     try:
         rows, protected = coverage(config), inside_tls(config)
     except (QueryError, TransportError) as error:
@@ -78,6 +94,12 @@ def run(arguments: argparse.Namespace) -> int:
         console.print()
         console.print(tls_table(protected))
     return code
+
+
+def scope_text(scope: MonitoringScope) -> Text:
+    """Return what is watched, for people."""
+    lines = [f"  {line}" for line in str(scope).splitlines()]
+    return Text("\n".join(("what is watched", *lines)))
 
 
 def coverage(config: SinkConfig) -> list[dict[str, Any]]:

@@ -164,6 +164,7 @@ struct podwire_counts {
 	__u64 map_full;    /* no memory for the state of its socket or task */
 	__u64 unannounced; /* its connection's announcement had not fitted */
 	__u64 unpaired;	   /* bytes inside TLS whose connection is not known */
+	__u64 excluded;	   /* outside the monitoring scope */
 };
 
 struct podwire_connection_record {
@@ -271,6 +272,16 @@ struct podwire_verdict {
 	__u8 pad[5];
 };
 
+/*
+ * The part of the monitoring scope that ports decide: a bit for each port that a server may have. Set
+ * where connections to it, of clients here or of servers here, are left out.
+ */
+struct podwire_scope {
+	__u64 of_clients[1024];
+	__u64 of_servers[1024];
+};
+
+_Static_assert(sizeof(struct podwire_scope) == 16384, "scope layout");
 _Static_assert(sizeof(struct podwire_payload_record) == 48, "payload record layout");
 _Static_assert(sizeof(struct podwire_verdict) == 16, "verdict layout");
 _Static_assert(sizeof(struct podwire_connection_record) == 120, "connection record layout");

@@ -56,7 +56,7 @@ struct framing {
 	__u8 have; /* how many bytes of that */
 	__u8 is_followed;
 	__u8 is_body; /* what is left is not copied */
-	__u8 pad[5];
+	__u8 pad;
 };
 
 /* The last bytes of a direction that the ring had no room for. */
@@ -83,6 +83,9 @@ struct socket_state {
 	__u8 looks;        /* calls that were looked at in vain */
 	__u8 looked_at;    /* direction of the last call while undecided */
 	__u8 is_http2;
+	__u32 scope; /* number of the monitoring scope that it was looked at by */
+	__u8 is_left_out; /* outside of that */
+	__u8 pad[3];
 	__u16 greeting[2]; /* of reads, of writes: bytes that are left of its hello; see GREETED */
 	struct framing framing[2];
 	struct unseen unseen[2];
@@ -107,7 +110,15 @@ struct tls_call {
 	__u32 askers;	 /* sessions of which that is true; only one is kept */
 	__u8 is_first;	 /* nothing had been moved on the connection before */
 	__u8 is_unclear; /* there was more than one at a time */
-	__u8 pad[2];
+	__u8 is_left_out; /* what its task moved last was outside the monitoring scope */
+	__u8 pad;
+};
+
+/* What becomes of the bytes of a call. */
+enum standing {
+	STANDING_UNANNOUNCED = 0, /* nobody knows their connection */
+	STANDING_ANNOUNCED = 1,
+	STANDING_LEFT_OUT = 2, /* outside the monitoring scope */
 };
 
 /* What happens inside the system call that a task is in. */
@@ -124,7 +135,7 @@ struct call_state {
 	__u8 kind;  /* enum podwire_call or enum other_call */
 	__u8 is_active;
 	__u8 direction;
-	__u8 is_announced;
+	__u8 standing; /* enum standing */
 	__u8 is_fresh_connect; /* the socket was unconnected when connect was called */
 	__u8 has_sent_syn;
 	__u8 held_kind; /* enum podwire_kind + 1 of `held`; 0: nothing held */
@@ -320,6 +331,31 @@ struct {
 	__type(value, __u8);
 } known_files SEC(".maps");
 
+/* The monitoring scope, written by user space; see scope.h. Its number comes last and is another
+ * for every change; 0: everything is watched. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct podwire_scope);
+} scopes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} scope_number SEC(".maps");
+
+/* Processes that user space has looked at and does not want to hear of, by process id. All others are
+ * watched from their first call on; one that is evicted is looked at again. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, __u8);
+} refused SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, PODWIRE_KINDS);
@@ -362,6 +398,7 @@ struct podwire_abi {
 	struct podwire_verdict verdict;
 	struct podwire_drop_record drop;
 	struct podwire_counts counts;
+	struct podwire_scope scope;
 	enum podwire_payload_flag payload_flag;
 	enum podwire_connection_event connection_event;
 	enum podwire_role role;

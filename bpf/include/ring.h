@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * The way into the rings. Every event ends in exactly one counter: submitted, ring_full, map_full
- * or unannounced. No wake-up: user space drains on a timer, because the wake-up, not the copy, is
+ * The way into the rings. Every event ends in exactly one counter: submitted, ring_full, map_full,
+ * unannounced or excluded. No wake-up: user space drains on a timer, because the wake-up, not the copy, is
  * what costs the traced call.
  */
 #ifndef PODWIRE_RING_H
@@ -22,6 +22,11 @@ static __noinline bool submit_connection(struct podwire_connection_record *from)
 
 	if (!from)
 		return false;
+	if (is_left_out(from->role, from->local_port, from->remote_port, from->pid)) {
+		if (from->event != PODWIRE_ANNOUNCED)
+			count(kind_of_event(from->event), excluded);
+		return false;
+	}
 	record = bpf_ringbuf_reserve(&connections, sizeof(*record), 0);
 	if (!record) {
 		count(kind_of_event(from->event), ring_full);
@@ -33,6 +38,15 @@ static __noinline bool submit_connection(struct podwire_connection_record *from)
 	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 	count(kind_of_event(from->event), submitted);
 	return true;
+}
+
+/* Bytes of which no record can tell whose they are. */
+static __always_inline void count_untold(bool is_left_out)
+{
+	if (is_left_out)
+		count(PODWIRE_KIND_TRANSFER, excluded);
+	else
+		count(PODWIRE_KIND_TRANSFER, unannounced);
 }
 
 struct transfer {

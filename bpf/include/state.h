@@ -113,6 +113,50 @@ static __always_inline void start_preexisting(struct socket_state *st, struct so
 	begin_flow(sk);
 }
 
+static __noinline bool is_sock_left_out(struct sock *sk, const struct socket_state *st)
+{
+	__u32 local_port = BPF_CORE_READ(sk, __sk_common.skc_num);
+
+	if (!st)
+		return false;
+	if (!local_port) /* see fill_addresses() */
+		local_port = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
+	return is_left_out(st->role, local_port,
+			   bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport)), st->owner.pid);
+}
+
+/*
+ * Look at a connection again after the monitoring scope has changed. One that comes back is a new one
+ * to user space, as if all had begun now: what it did meanwhile is not to be told.
+ */
+static __noinline int consider(struct sock *sk, struct socket_state *st)
+{
+	__u32 scope = current_scope();
+	struct owner owner;
+	bool is_out;
+
+	if (!st || st->scope == scope)
+		return 0;
+	is_out = is_sock_left_out(sk, st);
+	if (is_out && !st->is_left_out) {
+		if (st->flags & PODWIRE_TLS)
+			bpf_map_delete_elem(&tls_streams, &st->connection_id);
+		end_flow(sk);
+		st->announcement = ANNOUNCED_NEVER;
+		st->payload = PAYLOAD_UNWANTED;
+	} else if (!is_out && st->is_left_out && st->stage == STAGE_OPEN) {
+		owner = st->owner;
+		start_state(st, STAGE_OPEN, st->role);
+		st->owner = owner;
+		st->flags = PODWIRE_PREEXISTING;
+		skip_counters(sk, st);
+		begin_flow(sk);
+	}
+	st->is_left_out = is_out;
+	st->scope = scope;
+	return 0;
+}
+
 /* Whether a connect was not decided yet: the first who asks tells of it. */
 static __always_inline bool decide_connect(__u64 connection_id)
 {
@@ -175,13 +219,15 @@ static __noinline void settle(struct sock *sk, struct socket_state *st)
 		start_preexisting(st, sk);
 	if (!st->owner.pid)
 		own_by_current(&st->owner);
+	consider(sk, st);
 	if (st->stage == STAGE_CONNECTING && tcp_state != TCP_SYN_SENT &&
 	    tcp_state != TCP_SYN_RECV && tcp_state != TCP_CLOSE)
 		connect_by_touch(sk, st, tcp_state);
 	if (st->is_waiting)
 		claim_by_touch(sk, st);
 	announce(sk, st);
-	st->is_ready = st->announcement == ANNOUNCED && st->stage == STAGE_OPEN;
+	st->is_ready = (st->announcement == ANNOUNCED || st->is_left_out) &&
+		       st->stage == STAGE_OPEN;
 }
 
 /* The state of a socket that the current task uses; NULL without memory for it. */
@@ -189,9 +235,16 @@ static __always_inline struct socket_state *touch(struct sock *sk)
 {
 	struct socket_state *st = create_state(sk);
 
-	if (st && !st->is_ready)
+	if (st && !(st->is_ready && st->scope == current_scope()))
 		settle(sk, st);
 	return st;
+}
+
+static __always_inline __u8 standing_of(const struct socket_state *st)
+{
+	if (st->is_left_out)
+		return STANDING_LEFT_OUT;
+	return st->announcement == ANNOUNCED_NEVER ? STANDING_UNANNOUNCED : STANDING_ANNOUNCED;
 }
 
 #endif

@@ -51,7 +51,7 @@ static __always_inline void flush_transfer(struct call_state *call, __u64 now)
 
 	if (!call->size)
 		return;
-	if (call->is_announced) {
+	if (call->standing == STANDING_ANNOUNCED) {
 		transfer.connection_id = call->connection_id;
 		transfer.duration_ns = now - call->start_ns;
 		transfer.end_ns = now;
@@ -62,7 +62,7 @@ static __always_inline void flush_transfer(struct call_state *call, __u64 now)
 		transfer.counted = call->counted;
 		submit_transfer(&transfer);
 	} else {
-		count(PODWIRE_KIND_TRANSFER, unannounced);
+		count_untold(call->standing == STANDING_LEFT_OUT);
 	}
 	call->size = 0;
 	__builtin_memset(&call->counted, 0, sizeof(call->counted));

@@ -40,8 +40,14 @@ static __noinline int closed(struct sock *sk, struct socket_state *st, __u8 tcp_
 
 	if (!st || st->stage != STAGE_OPEN || st->is_own)
 		return 0;
+	consider(sk, st);
 	st->stage = STAGE_CLOSED;
 	st->is_ready = 0;
+	if (st->is_left_out) {
+		/* Its process may have been forgotten already. */
+		count(PODWIRE_KIND_CLOSE, excluded);
+		return 0;
+	}
 	end_payload(sk, st);
 	call = is_owned(sk) ? current_call() : 0;
 	if (is_in_call(call, CALL_CLOSE)) {
@@ -249,6 +255,7 @@ static __always_inline int destroyed(struct sock *sk)
 	if (st->stage == STAGE_CONNECTING && decide_connect(st->connection_id))
 		connect_failed(sk, st); /* which was not seen, and no connect() waited for */
 	closed(sk, st, TCP_CLOSE);
+	consider(sk, st);
 	if (!st->is_own && st->announcement != ANNOUNCED_NEVER) {
 		if (podwire_stages)
 			flow = find_flow(key);

@@ -96,11 +96,13 @@ static __noinline int moved(struct call_state *call, __u32 size)
 	if (podwire_tls)
 		note_tls(st, call->direction);
 	call->connection_id = st->connection_id;
-	call->is_announced = st->announcement != ANNOUNCED_NEVER;
+	call->standing = standing_of(st);
 	call->size = size;
-	take_counters(sk, st, call->direction, &call->counted);
-	if (podwire_payloads)
-		capture(call, sk, st, size, 0);
+	if (!st->is_left_out) {
+		take_counters(sk, st, call->direction, &call->counted);
+		if (podwire_payloads)
+			capture(call, sk, st, size, 0);
+	}
 	flush_transfer(call, now);
 	return 0;
 }

@@ -42,7 +42,8 @@ static __always_inline void note_tls(struct socket_state *st, __u8 direction)
 	if (!in)
 		return;
 	in->greeted_id = 0;
-	if (!in->session && !(st->flags & PODWIRE_TLS))
+	in->is_left_out = st->is_left_out;
+	if (st->is_left_out || (!in->session && !(st->flags & PODWIRE_TLS)))
 		return;
 	if (direction == PODWIRE_READ)
 		arrived_ns = arrival_by_task();

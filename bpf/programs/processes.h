@@ -77,6 +77,7 @@ SEC("tp_btf/sched_process_exit")
 int BPF_PROG(sched_process_exit, struct task_struct *task)
 {
 	struct call_state *call = current_call();
+	__u32 pid;
 
 	if (call && call->is_active)
 		end_unseen(call);
@@ -85,6 +86,8 @@ int BPF_PROG(sched_process_exit, struct task_struct *task)
 		return 0;
 	if (podwire_tls)
 		forget_goroutines();
+	pid = bpf_get_current_pid_tgid() >> 32;
+	bpf_map_delete_elem(&refused, &pid);
 	submit_process(PODWIRE_EXIT, 0);
 	return 0;
 }

@@ -437,7 +437,7 @@ static __always_inline int exit_frame(struct tls_call *in, const struct tls_fram
 	clear.left = moved_by(&frame, result);
 	clear.connection_id = connection_of(&frame, in, clear.left > 0);
 	if (!clear.connection_id) {
-		if (clear.left)
+		if (clear.left && !in->is_left_out)
 			count(PODWIRE_KIND_PAYLOAD, unpaired);
 		return 0;
 	}

@@ -15,16 +15,17 @@ static __noinline int enter_splice(struct call_state *call, __u32 fd)
 	if (!call)
 		return 0;
 	call->sock = (__u64)sk;
-	call->is_announced = 0;
+	call->standing = STANDING_UNANNOUNCED;
 	call->connection_id = 0;
 	if (!sk || !read_state(sk, &st))
 		return 0;
 	if (!st.owner.pid)
 		own_by_current(&st.owner);
+	st.is_left_out = is_sock_left_out(sk, &st);
 	if (st.is_waiting)
 		claim_by_touch(sk, &st);
 	announce(sk, &st); /* known again at its next touch: the copy forgets that it was told */
-	call->is_announced = st.announcement != ANNOUNCED_NEVER;
+	call->standing = standing_of(&st);
 	call->connection_id = st.connection_id;
 	return 0;
 }
@@ -114,9 +115,11 @@ static __always_inline void moved(struct sock *sk, __u32 size, __u8 direction, i
 		}
 		call->connection_id = st->connection_id;
 		call->sock = (__u64)sk;
-		call->is_announced = st->announcement != ANNOUNCED_NEVER;
+		call->standing = standing_of(st);
 		call->direction = direction;
 		call->size += size;
+		if (st->is_left_out)
+			return;
 		take_counters(sk, st, direction, &call->counted);
 		if (podwire_payloads && !(flags & MSG_TRUNC))
 			capture(call, sk, st, size, turn);
@@ -124,7 +127,7 @@ static __always_inline void moved(struct sock *sk, __u32 size, __u8 direction, i
 		return;
 	}
 	if (st->announcement == ANNOUNCED_NEVER) {
-		count(PODWIRE_KIND_TRANSFER, unannounced);
+		count_untold(st->is_left_out);
 		return;
 	}
 	take_counters(sk, st, direction, &transfer.counted);

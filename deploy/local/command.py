@@ -105,6 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
             replay_pace=arguments.replay_pace,
             http_port=arguments.http_port,
             broker=arguments.broker,
+            config=arguments.config,
             base=load_file(arguments.config) if arguments.config else None,
         )
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 
 from deploy.local.ports import LOOPBACK, free_ports, require_free
+from schemas.config import SCOPE
 from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class LocalOptions:
     http_port: int = DEFAULT_HTTP_PORT
     broker: str | None = None
     node: str = platform.node()
+    config: Path | None = None
     base: Mapping[str, Any] | None = None
 
 
@@ -124,7 +126,9 @@ def sections(options: LocalOptions, layout: Layout, broker_epoch: str) -> dict[s
         layout: Ports and paths.
         broker_epoch: Name of the embedded broker's life; empty for a durable broker.
     """
-    base = {name: dict(values or {}) for name, values in (options.base or {}).items()}
+    base = {
+        name: dict(values or {}) for name, values in (options.base or {}).items() if name != SCOPE
+    }
     ours: dict[str, dict[str, Any]] = {
         "kafka": {"bootstrap_servers": layout.bootstrap_servers},
         "collector": {"node": options.node},
@@ -148,6 +152,10 @@ def sections(options: LocalOptions, layout: Layout, broker_epoch: str) -> dict[s
         base.setdefault("streams", {}).setdefault("host_processes", "process")
     for part in ("streams", "sink"):
         base.setdefault(part, {}).setdefault("access_log", True)
+    if options.config is not None:
+        # Where a change of it is made, not in our copy.
+        for part in ("collector", "streams"):
+            base[part].setdefault("scope_file", str(options.config.resolve()))
     for part, port in layout.telemetry.items():
         ours[part] |= {"telemetry_port": port, "telemetry_host": LOOPBACK}
     return {name: base.get(name, {}) | ours.get(name, {}) for name in dict.fromkeys((*base, *ours))}

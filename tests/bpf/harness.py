@@ -33,6 +33,7 @@ from collector.libbpf import load_library
 from collector.payload_ring import Pieces, create_payload_ring
 from collector.ringbuf import create_ring
 from collector.stages import attach_stages
+from collector.watching import KernelScope
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -217,6 +218,7 @@ class Watch:
         if tier:
             given["podwire_stages"] = 1
         self.object, self.hooks = attach(path, given, sizes, core=())
+        self.scope = KernelScope(self.object)
         self.stages: BpfObject | None = None
         if tier:
             self.stages, hooks = attach_stages(self.object, STAGES, TIERS[tier])

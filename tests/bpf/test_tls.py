@@ -18,6 +18,7 @@ from schemas.tls import version_name
 from tests.bpf.harness import Watch
 from tests.bpf.test_connections import listening, pair, port_of
 from tests.bpf.test_payloads import HEAD, noise, stream
+from tests.bpf.test_scope import excluding
 from tests.tls.servers import make_certificate
 
 if TYPE_CHECKING:
@@ -272,6 +273,31 @@ def test_what_is_long_in_clear_is_not_looked_at_for_ever(
     told = {int(i) for pieces in inside.pieces for i in hellos(pieces).records["connection_id"]}
     assert ours
     assert not ours & told
+
+
+@pytest.mark.parametrize("kind", [Blocking, InMemory])
+def test_what_is_not_watched_is_neither_told_nor_missed(
+    inside: Watch,
+    contexts: tuple[ssl.SSLContext, ssl.SSLContext],
+    kind: type[Blocking | InMemory],
+) -> None:
+    inside.scope.set(excluding({"nodes": ["here"]}))
+    try:
+        inside.drain()
+        inside.pieces.clear()
+        before = inside.counts(Kind.PAYLOAD)
+        said = [HEAD, HEAD]
+        port = talk(contexts, kind, said)
+        inside.drain()
+        assert len(inside.connections(port)) == 0
+        assert sum(len(pieces) for pieces in inside.pieces) == 0
+        after = inside.counts(Kind.PAYLOAD)
+        # Of a thread that has moved nothing itself nobody knows what it writes to: one for each.
+        threads = len(said) if kind is InMemory else 0
+        assert after.pop("unpaired") - before.pop("unpaired") == threads
+        assert after == before
+    finally:
+        inside.scope.set(None)
 
 
 def hellos(pieces: Pieces) -> Pieces:

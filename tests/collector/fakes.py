@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from schemas.events import EventBatch, decode_batch
 from tests.collector.records import drained
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -33,6 +33,8 @@ class FakeSource:
     detached: bool = False
     ring_full: int = 0
     verdicts: list[Verdict] = field(default_factory=list)
+    scopes: list[NDArray[Any] | None] = field(default_factory=list)
+    refused: set[int] = field(default_factory=set)
     _counts: NDArray[np.uint64] = field(
         default_factory=lambda: np.zeros((len(Kind), len(COUNTS.names or ())), np.uint64)
     )
@@ -58,6 +60,15 @@ class FakeSource:
 
     def tell(self, verdicts: Sequence[Verdict]) -> None:
         self.verdicts += verdicts
+
+    def watch(self, scope: NDArray[Any] | None) -> None:
+        self.scopes.append(scope)
+
+    def refuse(self, pids: Iterable[int]) -> None:
+        self.refused |= set(pids)
+
+    def admit(self, pids: Iterable[int]) -> None:
+        self.refused -= set(pids)
 
     def detach(self) -> None:
         self.detached = True

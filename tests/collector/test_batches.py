@@ -259,12 +259,13 @@ def test_connections_end_by_a_close_or_a_failed_connect() -> None:
 
 def test_kernel_counters_become_ledger_rows_that_close() -> None:
     counts = np.zeros((len(Kind), len(COUNTS.names or ())), np.uint64)
-    counts[Kind.TRANSFER] = (10, 1, 2, 3, 4)
+    counts[Kind.TRANSFER] = (10, 1, 2, 3, 4, 5)
     ledger = Ledger()
     ledger.add(kernel_entries(counts))
     assert ledger.open_counts() == {}
     assert ledger.drain() == [
-        Entry("kernel", "transfer", "", 20, 10, 0),
+        Entry("kernel", "transfer", "", 25, 10, 0),
+        Entry("kernel", "transfer", "excluded", 0, 0, 5),
         Entry("kernel", "transfer", "map_full", 0, 0, 2),
         Entry("kernel", "transfer", "ring_full", 0, 0, 1),
         Entry("kernel", "transfer", "unannounced", 0, 0, 3),

@@ -14,10 +14,12 @@ from deploy.doctor import (
     coverage,
     coverage_table,
     inside_tls,
+    scope_text,
     tls_table,
 )
 from deploy.endpoint import QueryError
 from schemas.errors import TransportError
+from schemas.monitoring import MonitoringScope
 from sink.config import SinkConfig
 from tests.support.kafka import free_port
 
@@ -62,6 +64,14 @@ def url() -> Iterator[str]:
         yield f"http://reader:secret@127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
+
+
+def test_what_is_watched_is_shown_for_people() -> None:
+    rules = {"include": [{"namespaces": ["shop", "team-*"]}], "exclude": [{"ports": ["80-81", 9]}]}
+    assert scope_text(MonitoringScope.parse(rules)).plain == (
+        "what is watched\n  include namespaces shop, team-*\n  exclude ports 80-81, 9"
+    )
+    assert scope_text(MonitoringScope.parse(None)).plain == "what is watched\n  everything"
 
 
 def test_the_database_is_asked_where_the_sink_writes(url: str) -> None:

@@ -56,7 +56,12 @@ def test_the_users_settings_stay_unless_the_runner_must_decide(
         "sink": {"access_log": False},
         "kafka": {"bootstrap_servers": "elsewhere:9092", "partitions": 12},
     }
-    content = sections(LocalOptions(tmp_path, base=base), layout, "life-1")
+    base["scope"] = {"exclude": [{"ports": [80]}]}
+    config = tmp_path / "mine.yaml"
+    content = sections(LocalOptions(tmp_path, config=config, base=base), layout, "life-1")
+    # Where it may be changed while all runs.
+    assert "scope" not in content
+    assert content["collector"]["scope_file"] == content["streams"]["scope_file"] == str(config)
     assert content["streams"]["grace_s"] == 5
     assert content["streams"]["host_processes"] == "node"
     assert (content["streams"]["access_log"], content["sink"]["access_log"]) == (False, False)

@@ -1,0 +1,252 @@
+"""The collector's part of the monitoring scope: what can be told on the node, in the kernel.
+
+Ports, the node itself and processes decide in the kernel, which then makes no record. What the
+other end is called only the stream workers know; they leave out the rest.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import numpy as np
+
+from collector.abi import SCOPE, Role
+from schemas.monitoring import UNKNOWN, End
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    from collector.connections import ConnectionTable
+    from collector.names import NameTable
+    from schemas.monitoring import MonitoringScope, ScopeFile
+
+__all__ = ["BY_RUN", "BY_SCOPE", "KernelScope", "Watching", "as_server", "kernel_table"]
+
+BY_RUN: Final = 1
+"""Of a row's ``excluded``: its process is a part of the run that is not to be seen."""
+BY_SCOPE: Final = 2
+"""Of a row's ``excluded``: its pod is not watched."""
+
+_ZERO: Final = bytes(4)
+
+
+class _Maps(Protocol):
+    def update_map(self, map_name: str, key: bytes, value: bytes) -> None: ...
+    def delete_from_map(self, map_name: str, key: bytes) -> bool: ...
+
+
+class KernelScope:
+    """The scope that a core object goes by."""
+
+    def __init__(self, core: _Maps) -> None:
+        self._core = core
+        self._number = 0
+        self._is_everything = True
+
+    def set(self, table: NDArray[Any] | None) -> None:
+        """Put another scope in force.
+
+        Args:
+            table: As of `kernel_table`; None: everything is watched.
+
+        Raises:
+            BpfError: If the kernel refuses.
+        """
+        self._is_everything = table is None
+        if table is not None:
+            self._core.update_map("scopes", _ZERO, table.tobytes())
+        self._renumber()
+
+    def refuse(self, pids: Iterable[int]) -> None:
+        """Leave out what these processes do, until they end.
+
+        Raises:
+            BpfError: If the kernel refuses.
+        """
+        for pid in pids:
+            self._core.update_map("refused", pid.to_bytes(4, sys.byteorder), b"\1")
+        self._renumber()
+
+    def admit(self, pids: Iterable[int]) -> None:
+        """Watch processes that were refused."""
+        for pid in pids:
+            self._core.delete_from_map("refused", pid.to_bytes(4, sys.byteorder))
+        self._renumber()
+
+    def _renumber(self) -> None:
+        # Last: who sees the new number sees the new tables.
+        self._number += 1
+        number = 0 if self._is_everything else self._number
+        self._core.update_map("scope_number", _ZERO, number.to_bytes(4, sys.byteorder))
+
+
+class Pods(Protocol):
+    """Who the containers of this node are; `collector.pods.LocalPods`."""
+
+    generation: int
+
+    def start(self) -> None:
+        """Begin to find out, unless that has begun."""
+        ...
+
+    def end_of(self, container: str) -> End | None:
+        """The pod of a container; None if it is not known."""
+        ...
+
+
+class Kernel(Protocol):
+    """Who makes no records of what is not watched; `collector.source.KernelSource`."""
+
+    def watch(self, scope: NDArray[Any] | None) -> None:
+        """Put another scope in force."""
+        ...
+
+    def refuse(self, pids: Iterable[int]) -> None:
+        """Leave out what these processes do."""
+        ...
+
+    def admit(self, pids: Iterable[int]) -> None:
+        """Watch processes that were refused."""
+        ...
+
+
+class Watching:
+    """Keeps the kernel and the connection table to the scope in force.
+
+    Every process is watched from its first call on. When its pod is known and is excluded, whatever
+    is at the other end and the port, its rows are, and the kernel is told to leave the process out.
+
+    Args:
+        file: The scope.
+        node: Where all local ends are.
+        kernel: Told of every change; has been given what `kernel_table` says at first.
+        table: The connections.
+        names: Of their containers.
+        pods: Asked only while the scope names pods.
+    """
+
+    def __init__(
+        self,
+        file: ScopeFile,
+        node: str,
+        kernel: Kernel,
+        table: ConnectionTable,
+        names: NameTable,
+        pods: Pods | None = None,
+    ) -> None:
+        self._file = file
+        self._here = End(node=node)
+        self._kernel = kernel
+        self._table = table
+        self._names = names
+        self._pods = pods
+        self._generation = 0
+        self._refused: dict[int, str] = {}
+        self._verdicts: dict[str, bool] = {}
+
+    def look(self) -> list[int]:
+        """Follow what has changed; return the connections that are not watched any more."""
+        scope, generation = self._file.scope, 0
+        has_changed = self._file.poll()
+        if has_changed:
+            scope = self._file.scope
+            self._kernel.watch(kernel_table(scope, self._here))
+        if self._pods is not None and scope.names_pods:
+            self._pods.start()
+            generation = self._pods.generation
+        if not has_changed and generation == self._generation:
+            return []
+        self._generation = generation
+        self._verdicts.clear()
+        admitted = [pid for pid, name in self._refused.items() if not self._is_refused(name)]
+        if admitted:
+            self.forget(admitted)
+            self._kernel.admit(admitted)
+        slots = self._table.live_slots()
+        self.judge(slots)
+        rows = self._table.rows[slots]
+        left = rows["connection_id"][self._left_out(rows)]
+        # The kernel tells nothing more of them; one that comes back has another id.
+        self._table.retire(left)
+        ids: list[int] = left.tolist()
+        return ids
+
+    def judge(self, slots: NDArray[np.int64]) -> None:
+        """Decide about connections whose process or container is new."""
+        rows = self._table.rows
+        numbers, inverse = np.unique(rows["container"][slots], return_inverse=True)
+        names = [self._names.text(number) for number in numbers.tolist()]
+        refused = np.array([self._is_refused(name) for name in names], bool)[inverse]
+        rows["excluded"][slots] &= ~np.uint8(BY_SCOPE)
+        if not refused.any():
+            return
+        chosen = slots[refused]
+        rows["excluded"][chosen] |= np.uint8(BY_SCOPE)
+        found = {
+            pid: names[place]
+            for pid, place in zip(
+                rows["pid"][chosen].tolist(), inverse[refused].tolist(), strict=True
+            )
+            if pid
+        }
+        self._refused |= found
+        self._kernel.refuse(found)
+
+    def forget(self, pids: Iterable[int]) -> None:
+        """Drop what was said of processes that ended, as the kernel does."""
+        for pid in pids:
+            self._refused.pop(pid, None)
+
+    def _is_refused(self, container: str) -> bool:
+        verdict = self._verdicts.get(container)
+        if verdict is None:
+            scope = self._file.scope
+            end = None
+            if container and scope.names_pods and self._pods is not None:
+                end = self._pods.end_of(container)
+            verdict = end is not None and all(each.all() for each in _left_out(scope, end))
+            self._verdicts[container] = verdict
+        return verdict
+
+    def _left_out(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
+        of_clients, of_servers = _left_out(self._file.scope, self._here)
+        found: NDArray[np.bool_] = np.where(
+            as_server(rows), of_servers[rows["local_port"]], of_clients[rows["remote_port"]]
+        )
+        found |= rows["excluded"] & np.uint8(BY_SCOPE) != 0
+        return found
+
+
+def as_server(rows: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which local ends are servers: the lower port's, where nobody saw the handshake."""
+    guessed = rows["local_port"] < rows["remote_port"]
+    found: NDArray[np.bool_] = np.where(
+        rows["role"] == Role.UNKNOWN, guessed, rows["role"] == Role.SERVER
+    )
+    return found
+
+
+def kernel_table(scope: MonitoringScope, here: End) -> NDArray[Any] | None:
+    """Return which server ports are left out whatever else is true, as the kernel reads it.
+
+    Args:
+        scope: The rules.
+        here: What all local ends have in common.
+    """
+    if scope.is_everything:
+        return None
+    table = np.zeros((), SCOPE)
+    table["of_clients"], table["of_servers"] = map(_bits, _left_out(scope, here))
+    return table
+
+
+def _left_out(scope: MonitoringScope, here: End) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    # At which server ports clients here are left out, and servers here.
+    return scope.left_out(here, UNKNOWN), scope.left_out(UNKNOWN, here)
+
+
+def _bits(ports: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    return np.packbits(ports, bitorder="little").view(np.uint64)
