@@ -336,8 +336,9 @@ class BatchBuilder:
             drops=events.drops,
         )
         rows = self.table.rows[used]
-        names, (container, process, server_name, reason) = self.names.local(
-            rows["container"], rows["process"], rows["server_name"], events.drops.reason
+        names, (container, process, server_name, mate, reason) = self.names.local(
+            *(rows[name] for name in ("container", "process", "server_name", "mate")),
+            events.drops.reason,
         )
         texts, batch.requests = self._strings.local(events.requests, len(names))
         batch.names = [*names, *texts]
@@ -348,6 +349,10 @@ class BatchBuilder:
             batch.connections.tls_version = rows["tls_version"].astype(np.uint32)
         if server_name.any():
             batch.connections.server_name = server_name
+        if mate.any():
+            batch.connections.remote_container = mate
+        if rows["opened_ns"].any():
+            batch.connections.opened_ns = rows["opened_ns"]
         translated = self.table.peers.columns(rows["peer"])
         batch.connections.translated_address, batch.connections.translated_port = translated
         events.opens.connection = index[events.open_slots]

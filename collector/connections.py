@@ -23,7 +23,7 @@ from collector.conntrack import PeerTable
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from schemas.columns import U64
+    from schemas.columns import U8, U32, U64
 
 __all__ = ["GRACE_SWEEPS", "ROW", "ConnectionTable"]
 
@@ -31,6 +31,7 @@ ROW: Final = np.dtype(
     [
         ("connection_id", "<u8"),
         ("cgroup_id", "<u8"),
+        ("opened_ns", "<u8"),
         ("local_address", "u1", 16),
         ("remote_address", "u1", 16),
         ("netns", "<u4"),
@@ -38,6 +39,7 @@ ROW: Final = np.dtype(
         ("container", "<u4"),
         ("process", "<u4"),
         ("peer", "<u4"),
+        ("mate", "<u4"),
         ("server_name", "<u4"),
         ("local_port", "<u2"),
         ("remote_port", "<u2"),
@@ -46,12 +48,13 @@ ROW: Final = np.dtype(
         ("role", "u1"),
         ("flags", "u1"),
         ("excluded", "u1"),
-        ("comm", "S16"),
+        ("comm", "<u4"),
     ]
 )
-"""What is kept of a connection, 98 bytes. ``container``, ``process`` and ``server_name`` are name
-numbers, ``peer`` is one of `ConnectionTable.peers`; what an ``excluded`` one does is counted and
-left out."""
+"""What is kept of a connection, 98 bytes. ``container``, ``process``, ``server_name`` and ``mate``,
+the container of the other end, are name numbers, ``peer`` is one of `ConnectionTable.peers`,
+``comm`` a place in `ConnectionTable.comms`, and ``opened_ns`` is Unix time; what an ``excluded``
+one does is counted and left out."""
 
 GRACE_SWEEPS: Final = 120
 """How many sweeps an ended connection is known on: TCP sends what is left for up to minutes."""
@@ -60,6 +63,7 @@ _FREE: Final = np.uint64(0)
 _DELETED: Final = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 _MULTIPLIER: Final = np.uint64(0x9E37_79B9_7F4A_7C15)  # 2**64 / golden ratio: Knuth 6.4
 _MIN_BITS: Final = 10
+_MAX_COMMS: Final = 65_536
 _MAX_LOAD: Final = 0.7
 _EVICTED_SHARE: Final = 16
 """A full table gives up one of so many at once, because finding the oldest looks at all."""
@@ -74,6 +78,8 @@ class ConnectionTable:
         self.max_connections = max_connections
         self._grace_sweeps = grace_sweeps
         self.peers = PeerTable()
+        self.comms: list[bytes] = [b""]
+        self._comm_numbers: dict[bytes, int] = {b"": 0}
         self.evicted = 0
         """Rows of connections not known to have ended that were given up for new ones."""
         self._period = 2  # so that the rows of a new table count as old
@@ -159,7 +165,7 @@ class ConnectionTable:
         before = rows["pid"][owned_slots], rows["cgroup_id"][owned_slots]
         for name in ("pid", "cgroup_id"):
             rows[name][owned_slots] = records[name][owned]
-        rows["comm"][owned_slots] = records["comm"][owned].view("S16").reshape(-1)
+        rows["comm"][owned_slots] = self._numbered(records["comm"][owned])
         changed = (before[0] != rows["pid"][owned_slots]) | (
             before[1] != rows["cgroup_id"][owned_slots]
         )
@@ -190,6 +196,23 @@ class ConnectionTable:
     def live_slots(self) -> NDArray[np.int64]:
         """Return the slots in use."""
         return np.flatnonzero((self._keys != _FREE) & (self._keys != _DELETED))
+
+    def _numbered(self, comms: U8) -> U32:
+        # Threads of a node have few names.
+        if len(self.comms) > _MAX_COMMS:
+            live = self.live_slots()
+            used, index = np.unique(np.append(self.rows["comm"][live], 0), return_inverse=True)
+            self.comms = [self.comms[number] for number in used.tolist()]
+            self._comm_numbers = {comm: number for number, comm in enumerate(self.comms)}
+            self.rows["comm"][live] = index[:-1]
+        found, index = np.unique(comms.view("S16").reshape(-1), return_inverse=True)
+        numbers = []
+        for comm in found.tolist():
+            number = self._comm_numbers.setdefault(comm, len(self.comms))
+            if number == len(self.comms):
+                self.comms.append(comm)
+            numbers.append(number)
+        return np.array(numbers, np.uint32)[index]
 
     def _home(self, ids: U64) -> NDArray[np.int64]:
         return ((ids * _MULTIPLIER) >> self._shift).astype(np.int64)

@@ -22,6 +22,7 @@ from collector.connections import ConnectionTable
 from collector.conntrack import NOBODY
 from collector.conversations import Conversations
 from collector.heap import trim_heap
+from collector.mates import Mates
 from collector.names import NameTable
 from collector.payload_ring import NO_PIECES, Pieces
 from collector.protocols.calls import Settings
@@ -186,7 +187,9 @@ class Pipeline:
             config.max_conversations,
         )
         self._greetings = Greetings()
+        self._mates = Mates(self.table)
         self._calls: list[Found] = []
+        self._held_calls: list[Found] = []
         self._counted_pieces = (0, 0, 0, 0, 0)
         self._losses: dict[str, int] = {}
         self._builder = BatchBuilder(
@@ -223,7 +226,7 @@ class Pipeline:
             now = clock.monotonic_ns()
             if now >= next_publish or self._pending >= config.batch_max_events:
                 self.publish()
-                # Now, as nothing waits that was drained under the old anchor.
+                # Now, as hardly anything waits that was drained under the old anchor.
                 self.read_clocks()
                 if now >= next_publish:
                     next_publish = max(next_publish + publish_step, now)
@@ -338,7 +341,8 @@ class Pipeline:
         containers, processes, excluded, undecided = [], [], [], []
         for pid, cgroup_id, comm in rows[first][["pid", "cgroup_id", "comm"]].tolist():
             containers.append(self._names.number(self._resolver.container(pid, cgroup_id)))
-            processes.append(self._names.number(self._resolver.process(pid, comm)))
+            name = self._resolver.process(pid, self.table.comms[comm])
+            processes.append(self._names.number(name))
             excluded.append(BY_RUN if self._is_excluded(pid) else 0)
             undecided.append(not containers[-1] and self._resolver.is_undecided(cgroup_id))
         self.table.rows["container"][slots] = np.array(containers, np.uint32)[inverse]
@@ -374,8 +378,13 @@ class Pipeline:
             return False
         return pid == run or self._resolver.carries(pid, b"PODWIRE_RUN=%d" % run)
 
-    def publish(self, final: bool = False) -> None:
-        """Make batches of what was drained since the last call and offer them."""
+    def publish(self, final: bool = False, hold: bool = True) -> None:
+        """Make batches of what was drained since the last call and offer them.
+
+        Args:
+            final: Whether this is the last time.
+            hold: Whether what a fresh connection to this node did may wait for its other end.
+        """
         if self._watching is not None:
             self._conversations.forget(self._watching.look())
         connections = _joined(self._connections)
@@ -388,10 +397,11 @@ class Pipeline:
         self._decide()
         if self._conntrack is not None:
             self._translate(self._conntrack, connections)
+        connections, transfers, drops = self._pair(connections, transfers, drops, hold)
         self.ledger.add(kernel_entries(self._source.counts()))
         self._tell_again(self._sender.take_failed())
         events = len(connections) + len(transfers)
-        calls, self._calls = self._calls, []
+        calls, self._calls, self._held_calls = self._calls, self._held_calls, []
         batches = self._builder.build(
             connections,
             transfers,
@@ -426,11 +436,18 @@ class Pipeline:
         self._health.progress()
 
     def _watermark(self) -> int:
-        # No call that a close under way ends is older than the close.
+        # No call that a close under way ends is older than the close, nor any event of a connection
+        # that is held than its begin.
         held_ns = self._conversations.held_since_ns
-        if held_ns is None:
-            return self._watermark_ns
-        return min(self._watermark_ns, held_ns + self._anchor.offset_ns - 1)
+        times = [self._watermark_ns]
+        if held_ns is not None:
+            times.append(held_ns + self._anchor.offset_ns - 1)
+        times += [
+            int(held["end_ns"].min()) + self._anchor.offset_ns - 1
+            for held in (self._connections[0], self._transfers[0], self._drops[0])
+            if len(held)
+        ]
+        return min(times)
 
     def _record(self, message: bytes) -> None:
         if self._recorder is None:
@@ -479,6 +496,32 @@ class Pipeline:
             if peer != NOBODY:
                 rows["peer"][slot] = self.table.peers.number(peer)
 
+    def _pair(
+        self,
+        connections: NDArray[Any],
+        transfers: NDArray[Any],
+        drops: NDArray[Any],
+        hold: bool,
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        # Who is at the other end, before anything is told; what has to wait is drained again.
+        held = self._mates.pair(connections, self._anchor, self._undecided)
+        if not hold or not len(held):
+            return connections, transfers, drops
+        told = []
+        for kept, records in (
+            (self._connections, connections),
+            (self._transfers, transfers),
+            (self._drops, drops),
+        ):
+            waits = np.isin(records["connection_id"], held)
+            kept[:] = [records[waits]]
+            self._pending += len(kept[0])
+            told.append(records[~waits])
+        ids = frozenset(held.tolist())
+        self._held_calls = [call for call in self._calls if call[0] in ids]
+        self._calls = [call for call in self._calls if call[0] not in ids]
+        return told[0], told[1], told[2]
+
     def _compact_names(self) -> None:
         rows = self.table.rows
         if len(self.table.peers) > _MAX_NAMES:
@@ -486,7 +529,7 @@ class Pipeline:
             rows["peer"][live] = self.table.peers.keep(rows["peer"][live])
         if len(self._names) > _MAX_NAMES:
             live = self.table.live_slots()
-            columns = "container", "process", "server_name"
+            columns = "container", "process", "server_name", "mate"
             kept = self._names.keep(*(rows[name][live] for name in columns))
             for name, numbers in zip(columns, kept, strict=True):
                 rows[name][live] = numbers
@@ -541,7 +584,7 @@ class Pipeline:
             self.drain()
         self._conversations.finish()
         self._calls += self._conversations.take_calls()
-        self.publish()
+        self.publish(hold=False)
         timeout_s = self._config.stop_timeout_s
         if self._sender.flush(timeout_s * _FLUSH_SHARE):
             self._sender.abandon()

@@ -357,6 +357,7 @@ RESOLUTIONS = ("instance", "service", "node", "address")
 
 UNRESOLVED = {
     "service_address": "the pod behind a service address is not known",
+    "contested_address": "its address went from one pod to another at about that time",
     "unknown_container": "its container belongs to no known pod",
     "node_address": "which process is behind a node's address is not known",
     "unknown_pod": "the address is in a node's pod range, and no known pod had it",

@@ -162,7 +162,8 @@ class RequestFlag(IntFlag):
 class Connections(Table):
     """One row per connection that the batch's events point at. Addresses are (n, 16) uint8.
 
-    ``server_name`` and ``tls_version`` may be 0 or `UNMEASURED_U32`: not known.
+    ``server_name``, ``tls_version``, ``opened_ns`` and ``remote_container`` may be 0 or the
+    greatest value of their type: not known.
     """
 
     id: U64 = column("<u8")
@@ -182,6 +183,8 @@ class Connections(Table):
     flags: U8 = column("u1")
     server_name: U32 = column("<u4", measured=True)
     tls_version: U32 = column("<u4", measured=True)
+    opened_ns: U64 = column("<u8", measured=True)
+    remote_container: U32 = column("<u4", measured=True)
 
 
 @dataclass(slots=True)
@@ -314,9 +317,9 @@ class BatchHeader:
 class EventBatch:
     """One message of ``podwire.events.v1``.
 
-    ``names`` is the dictionary that ``connections.container``, ``.process`` and ``.server_name``,
-    the strings of ``requests`` and ``drops.reason`` index; index 0 is the empty string. ``parties``
-    has a row for each of ``connections``, or none.
+    ``names`` is the dictionary that ``connections.container``, ``.process``, ``.server_name`` and
+    ``.remote_container``, the strings of ``requests`` and ``drops.reason`` index; index 0 is the
+    empty string. ``parties`` has a row for each of ``connections``, or none.
     """
 
     header: BatchHeader = field(default_factory=BatchHeader)
@@ -394,9 +397,10 @@ def decode_batch(data: bytes) -> EventBatch:
         raise DecodeError("batch without a node name")
     connections = decode_table(Connections, message.connections)
     names = list(message.connections.names) or [""]
-    asked_for = connections.server_name[connections.server_name != UNMEASURED_U32]
-    for index in (connections.container, connections.process, asked_for):
+    for index in (connections.container, connections.process):
         _check_index("names", index, len(names))
+    for index in (connections.server_name, connections.remote_container):
+        _check_index("names", index[index != UNMEASURED_U32], len(names))
     if connections.rows and not np.isin(connections.family, (4, 6)).all():
         raise DecodeError("address family is neither 4 nor 6")
     if connections.rows and int(connections.role.max()) > Role.SERVER:

@@ -37,7 +37,10 @@ class Container:
 
 @dataclass(slots=True)
 class Pod:
-    """A pod, alive or (with ``deleted_ms``) gone."""
+    """A pod, alive or (with ``deleted_ms``) gone.
+
+    It had no address before ``accepted_ms`` and had it by ``running_ms``; 0 is not known.
+    """
 
     uid: str = ""
     namespace: str = ""
@@ -53,6 +56,8 @@ class Pod:
     phase: str = ""
     created_ms: int = 0
     deleted_ms: int = 0
+    accepted_ms: int = 0
+    running_ms: int = 0
 
 
 @dataclass(slots=True)

@@ -13,8 +13,8 @@ import numpy as np
 
 from schemas.columns import UNMEASURED_U32
 from schemas.events import Parties, encode_batch
+from schemas.hashing import compact
 from schemas.topics import MAX_MESSAGE_BYTES
-from streams.hashing import compact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

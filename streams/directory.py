@@ -1,21 +1,24 @@
 """The Kubernetes objects known now, indexed for the resolver.
 
 Pure: records go in one by one, questions come with an event time. Pod addresses are reused, so an
-address leads to a list of pods, each with the time in which it held it. Every change moves
-`generation`, which tells caches of answers that they are stale.
+address leads to the pods that held it. Kubernetes tells the moment of a hand-over in whole seconds
+and by both pods' own clocks, so of each pod is asked when it may have held the address; where that
+is true of several, all of them are the answer. Every change moves `generation`, which tells caches
+of answers that they are stale.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from schemas.kubernetes import EndpointSlice, KubernetesObject, Node, Pod, Service
 from streams.addresses import pack_address, pack_network
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 __all__ = ["ALWAYS", "Directory", "Span"]
 
@@ -27,7 +30,6 @@ ALWAYS: Span = (-(1 << 62), 1 << 62)
 _KINDS = (Pod, Service, EndpointSlice, Node)
 
 K = TypeVar("K")
-R = TypeVar("R", Pod, Service)
 
 
 @dataclass(slots=True)
@@ -45,7 +47,7 @@ class Directory:
 
     Args:
         tolerance_ms: How long an address still means a pod that is gone, and how much earlier than
-            its creation (clocks differ), unless another pod holds it then.
+            its creation (clocks differ), unless another pod may hold it then.
     """
 
     def __init__(self, tolerance_ms: int = 30_000) -> None:
@@ -208,30 +210,29 @@ class Directory:
             return ""
         return next(each.name for each in pod.containers if each.id == container_id)
 
-    def pod_at(self, address: bytes, time_ms: int) -> tuple[Pod | None, Span]:
-        """The pod that held the address at the time; never a host-network pod."""
-        return self._holder(Pod, self._pods_by_address.get(address), time_ms)
+    def pods_at(self, address: bytes, time_ms: int) -> tuple[Sequence[Pod], Span]:
+        """The pods that may have held the address at the time, never host-network pods.
 
-    def is_contested(self, address: bytes) -> bool:
-        """Whether several pods held the address, so that clocks decide which one is meant."""
-        return len(self._pods_by_address.get(address, ())) > 1
+        It was one of them. Several: what Kubernetes says of the hand-over leaves it open.
+        """
+        return self._holders(self._pods_by_address.get(address), time_ms)
 
-    def host_pod_at(self, address: bytes, port: int, time_ms: int) -> tuple[Pod | None, Span]:
-        """The host-network pod that serves the port on the node's address."""
-        return self._holder(Pod, self._pods_by_host_port.get((address, port)), time_ms)
+    def host_pods_at(self, address: bytes, port: int, time_ms: int) -> tuple[Sequence[Pod], Span]:
+        """The host-network pods that may have served the port on the node's address."""
+        return self._holders(self._pods_by_host_port.get((address, port)), time_ms)
 
     def service_at(self, address: bytes, port: int, time_ms: int) -> tuple[Service | None, Span]:
         """The service with this cluster address, or this external address and port."""
         uids = self._services_by_cluster_ip.get(address)
         if uids is None:
             uids = self._services_by_external_port.get((address, port))
-        return self._holder(Service, uids, time_ms)
+        return self._holder(uids, time_ms)
 
     def node_port_at(self, address: bytes, port: int, time_ms: int) -> tuple[Service | None, Span]:
         """The service behind a port of every node, if the address is a node's."""
         if address not in self._nodes_by_address:
             return None, ALWAYS
-        return self._holder(Service, self._services_by_node_port.get(port), time_ms)
+        return self._holder(self._services_by_node_port.get(port), time_ms)
 
     def node_at(self, address: bytes) -> Node | None:
         """The node with this address; one made again wins over the tombstone of the old one."""
@@ -289,13 +290,37 @@ class Directory:
         record = self._records.get(uid)
         return record if isinstance(record, Pod) else None
 
-    def _holder(self, kind: type[R], uids: set[str] | None, time_ms: int) -> tuple[R | None, Span]:
-        # Who of the records held what they share at the time, and for how long that answer holds.
-        # One that was made before its predecessor's end got it only at that end.
+    def _holders(self, uids: set[str] | None, time_ms: int) -> tuple[Sequence[Pod], Span]:
+        # Which pods may have held what they share at the time, and for how long that answer holds.
+        if not uids:
+            return (), ALWAYS
+        pods = [pod for uid in uids if (pod := self._pod(uid)) is not None]
+        starts, ends = _possible(pods)
+        past = max((end for end in ends if end <= time_ms), default=None)
+        upper = min((it for it in (*starts, *ends) if it > time_ms), default=ALWAYS[1])
+        found = _chosen(pods, (s <= time_ms < e for s, e in zip(starts, ends, strict=True)))
+        if found:
+            lower = max((it for it in (*starts, *ends) if it <= time_ms), default=ALWAYS[0])
+            return found, (lower, upper)
+        # Nobody by these times; but clocks differ, and what a pod that is gone had sent is late.
+        if past is not None:
+            late = min(past + self._tolerance_ms, upper)
+            if time_ms < late:
+                return _chosen(pods, (end == past for end in ends)), (past, late)
+            return (), (late, upper)
+        first = min(starts)
+        early = first - self._tolerance_ms
+        if time_ms >= early:
+            return _chosen(pods, (start == first for start in starts)), (early, first)
+        return (), (ALWAYS[0], early)
+
+    def _holder(self, uids: set[str] | None, time_ms: int) -> tuple[Service | None, Span]:
+        # Which service held what they share at the time, and for how long that answer holds. One
+        # that was made before its predecessor's end got it only at that end.
         if not uids:
             return None, ALWAYS
         found = (self._records[uid] for uid in uids)
-        records = [record for record in found if isinstance(record, kind)]
+        records = [record for record in found if isinstance(record, Service)]
         # Creations are told in whole seconds: of two in one, the one that is gone was first.
         records.sort(key=lambda it: (it.created_ms, it.deleted_ms or ALWAYS[1], it.uid))
         lower = ALWAYS[0]
@@ -314,6 +339,23 @@ class Directory:
                 return record, (start, end)
             lower = end
         return None, (lower, ALWAYS[1])
+
+
+def _possible(pods: Sequence[Pod]) -> tuple[list[int], list[int]]:
+    # From when (included) to when (excluded) each of them may have held what they share. A pod had
+    # it at the moment that its containers of now began, so of two such moments the later one ends
+    # what the other pod had. They are known to the second: then neither ends the other.
+    starts = [max(pod.created_ms, pod.accepted_ms) or ALWAYS[0] for pod in pods]
+    ends = []
+    for pod, start in zip(pods, starts, strict=True):
+        later = [it.running_ms for it in pods if it.running_ms > pod.running_ms > 0]
+        ends.append(max(start, min([pod.deleted_ms or ALWAYS[1], *later])))
+    return starts, ends
+
+
+def _chosen(pods: Sequence[Pod], which: Iterable[bool]) -> list[Pod]:
+    # In one order, however they are kept.
+    return sorted(compress(pods, which), key=lambda pod: pod.uid)
 
 
 def _slice_references(record: EndpointSlice) -> list[tuple[str, str]]:

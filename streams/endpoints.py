@@ -14,7 +14,7 @@ import numpy as np
 
 from schemas.columns import UNMEASURED_U32
 from schemas.events import Role
-from streams.hashing import compact
+from schemas.hashing import compact
 from streams.templates import template
 
 if TYPE_CHECKING:

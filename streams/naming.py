@@ -11,7 +11,7 @@ from streams.directory import ALWAYS, Directory, Span
 from streams.identity import Identity
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from schemas.kubernetes import Pod, Service
     from streams.identity import IdentityKind
@@ -63,46 +63,81 @@ class Naming:
         self, cluster: str, node: str, container: str, process: str, address: bytes, time_ms: int
     ) -> tuple[Identity, Span, str | bytes]:
         """Return who a local end is, for how long that holds, and what might still name it."""
-        span = ALWAYS
         pod = self._directory.pod_of_container(container) if container else None
         if pod is not None:
-            return self._pod(cluster, pod), span, b""
+            return self._pod(cluster, pod), ALWAYS, b""
         awaited = container if container and self._directory.has_pods else b""
+        unresolved = "unknown_container" if awaited else ""
+        span = ALWAYS
         if not is_loopback(address):
-            pod, span = self._directory.pod_at(address, time_ms)
-        # A container that is none of the pod's may be the next pod's with the address: better none.
-        if pod is not None and not (container and any(each.id for each in pod.containers)):
-            return self._pod(cluster, pod), span, awaited
-        return self._process(node, process, "unknown_container" if awaited else ""), span, awaited
+            found, span = self._directory.pods_at(address, time_ms)
+            pods = _without(found, container)
+            if len(pods) == 1:
+                return self._pod(cluster, pods[0]), span, awaited
+            if pods:
+                unresolved = "contested_address"
+        return self._process(node, process, unresolved), span, awaited
 
     def remote(
-        self, cluster: str, address: bytes, port: int, time_ms: int
+        self, cluster: str, address: bytes, port: int, time_ms: int, container: str = ""
     ) -> tuple[Identity, Span, str | bytes]:
-        """Return who a remote end is; ``port`` is 0 unless the remote end is the server."""
-        pod, span = self._directory.pod_at(address, time_ms)
+        """Return who a remote end is, for how long that holds, and what might still name it.
+
+        Args:
+            cluster: Goes before names.
+            address: Who is really at the other end.
+            port: 0 unless the remote end is the server.
+            time_ms: When.
+            container: That of the other end where it is known, on the same node.
+        """
+        pod = self._directory.pod_of_container(container) if container else None
         if pod is not None:
-            return self._pod(cluster, pod), span, b""
+            return self._pod(cluster, pod), ALWAYS, b""
+        awaited: str | bytes = container if container and self._directory.has_pods else b""
+        found, span = self._directory.pods_at(address, time_ms)
+        if pods := _without(found, container):
+            return self._any_of(cluster, pods, address), span, awaited
         if port:
-            pod, held = self._directory.host_pod_at(address, port, time_ms)
+            found, held = self._directory.host_pods_at(address, port, time_ms)
             span = _overlap(span, held)
-            if pod is not None:
-                return self._pod(cluster, pod), span, b""
+            if pods := _without(found, container):
+                return self._any_of(cluster, pods, address), span, awaited
         service, held = self._directory.service_at(address, port, time_ms)
         span = _overlap(span, held)
         if service is None and port:
             service, held = self._directory.node_port_at(address, port, time_ms)
             span = _overlap(span, held)
         if service is not None:
-            return self._service(cluster, service), span, b""
+            return self._service(cluster, service), span, awaited
         node = self._directory.node_at(address)
         if node is not None:
-            found = self._intern(
+            end = self._intern(
                 "node", node.name, node.name, node=node.name, unresolved="node_address"
             )
-            return found, span, b""
-        awaited = address if self._directory.is_pod_address(address) else b""
-        identity, held = self._address(address, time_ms, "unknown_pod" if awaited else "outside")
+            return end, span, awaited
+        unresolved = "unknown_container" if awaited else "outside"
+        if not awaited and self._directory.is_pod_address(address):
+            unresolved, awaited = "unknown_pod", address
+        identity, held = self._address(address, time_ms, unresolved)
         return identity, _overlap(span, held), awaited
+
+    def _any_of(self, cluster: str, pods: Sequence[Pod], address: bytes) -> Identity:
+        # Of several pods, what is true of all of them.
+        if len(pods) == 1:
+            return self._pod(cluster, pods[0])
+        ends = [self._pod(cluster, pod) for pod in pods]
+        if len({end.service for end in ends}) > 1:
+            text = format_address(address)
+            return self._intern("address", text, text, unresolved="contested_address")
+        workloads = {end.workload for end in ends}
+        return self._intern(
+            "service",
+            ends[0].service,
+            "",
+            namespace=ends[0].namespace,
+            workload=workloads.pop() if len(workloads) == 1 else "",
+            unresolved="contested_address",
+        )
 
     def _pod(self, cluster: str, pod: Pod) -> Identity:
         if self._generation != self._directory.generation:
@@ -193,6 +228,13 @@ class Naming:
                 self._interned.clear()
             identity = self._interned[fields] = Identity(*fields)
         return identity
+
+
+def _without(pods: Sequence[Pod], container: str) -> Sequence[Pod]:
+    # A container that is none of the pod's may be the next pod's with the address: better none.
+    if not container:
+        return pods
+    return [pod for pod in pods if not any(each.id for each in pod.containers)]
 
 
 def _service_name(cluster: str, name: str, namespace: str) -> str:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from schemas.addresses import is_loopback
 from schemas.events import Role
-from streams.hashing import mix
+from schemas.hashing import mix
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -141,11 +142,3 @@ class Peers:
 
 def _endpoint(start: U64, halves: NDArray[np.uint64], port: U64, netns: U64) -> U64:
     return mix(start, halves[:, 0], halves[:, 1], (netns << np.uint64(32)) | port)
-
-
-def is_loopback(halves: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Return which addresses, shape (n, 2) as little-endian halves, mean the host itself."""
-    upper, lower = halves[:, 0], halves[:, 1]
-    fourth = (lower & np.uint64(0xFF_FFFF_FFFF)) == np.uint64(0x7F_FFFF_0000)  # ::ffff:127.
-    found: NDArray[np.bool_] = (upper == 0) & (fourth | (lower == np.uint64(1 << 56)))
-    return found

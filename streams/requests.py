@@ -14,10 +14,10 @@ import numpy as np
 from schemas.catalogue import CALL_DISTRIBUTIONS, FIGURES
 from schemas.columns import UNMEASURED_U32
 from schemas.events import GRPC_UNKNOWN, RequestOutcome
+from schemas.hashing import compact
 from schemas.histograms import bucket_of, buckets
 from streams.endpoints import UNKNOWN
 from streams.exact import exact_sums, measured_sums
-from streams.hashing import compact
 from streams.histograms import SpreadCounts, page_width
 
 if TYPE_CHECKING:

@@ -5,9 +5,10 @@ ends, each is answered once (from a cache that the directory's generation and th
 span keep honest), and the answers are spread over the rows again.
 
 Local end: its container's pod, else the pod that holds its address (never a host-network pod), else
-the process on its node. Remote end: the translated address where there is one; then the pod, the
-host-network pod by port, the service by its virtual address, the node port, the node, and at last
-the address itself. A peer that shares its host is found through the mirrored connection.
+the process on its node. Remote end: the pod of its container, where both are on one node; else the
+translated address where there is one; then the pod, the host-network pod by port, the service by
+its virtual address, the node port, the node, and at last the address itself. Times are those at
+which connections began. A peer that shares its host is found through the mirrored connection.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from schemas.columns import UNMEASURED_U32, UNMEASURED_U64
 from schemas.events import Role
-from streams.hashing import distinct
+from schemas.hashing import distinct
 from streams.identity import Relation
 from streams.naming import Naming, NamingSettings
 from streams.peers import Peers
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Resolution", "Resolver"]
 
 _CACHE_LIMIT = 200_000
+_OLDEST_MS = 3_600_000
 
 K = TypeVar("K")
 
@@ -62,7 +65,7 @@ class _Cache:
     def __init__(self) -> None:
         self.generation = -1
         self.locals: dict[tuple[str, str, str, bytes], tuple[Identity, Span]] = {}
-        self.remotes: dict[tuple[bytes, int], tuple[Identity, Span]] = {}
+        self.remotes: dict[tuple[bytes, int, str], tuple[Identity, Span]] = {}
         self.relations: dict[tuple[str, int, Identity, Identity], Relation] = {}
         self.missing: dict[object, str | bytes] = {}
 
@@ -107,7 +110,7 @@ class Resolver:
         header = batch.header
         cache = self._caches.setdefault(header.cluster, _Cache())
         cache.refresh(self._directory.generation)
-        times = _first_event_ms(batch)
+        times = _times_ms(batch)
         missing: set[str | bytes] = set()
         local_address = _halves(rows.local_address)
         remote_address = _halves(_peer_address(rows))
@@ -115,12 +118,10 @@ class Resolver:
             rows.translated_port > 0, rows.translated_port, rows.remote_port
         ).astype(np.uint64)
         role = _roles(rows)
-        local_contested = self._contested(local_address)
-        contested = self._contested(remote_address)
         locals_, local_index = self._local_ends(batch, cache, local_address, times, missing)
         server_port = np.where(role == Role.CLIENT, remote_port, np.uint64(0))
         remotes, remote_index = self._remote_ends(
-            header.cluster, cache, remote_address, server_port, times, missing
+            batch, cache, remote_address, server_port, times, missing
         )
         remote_index = self._same_host(
             header.node,
@@ -132,8 +133,6 @@ class Resolver:
             local_index,
             remotes,
             remote_index,
-            contested,
-            local_contested,
         )
         pair = (local_index * len(remotes) + remote_index) * 2 + (role - 1)
         codes, index = np.unique(pair, return_inverse=True)
@@ -183,36 +182,31 @@ class Resolver:
 
     def _remote_ends(
         self,
-        cluster: str,
+        batch: EventBatch,
         cache: _Cache,
         address: NDArray[np.uint64],
         port: NDArray[np.uint64],
         times: NDArray[np.int64],
         missing: set[str | bytes],
     ) -> tuple[list[Identity], NDArray[np.intp]]:
-        first, index = distinct(port, address[:, 0], address[:, 1])
+        cluster, containers = batch.header.cluster, _remote_containers(batch.connections)
+        first, index = distinct(port | (containers << np.uint64(32)), address[:, 0], address[:, 1])
         packed = np.ascontiguousarray(address[first]).tobytes()
         keys = [
-            (packed[place * 16 : place * 16 + 16], number)
-            for place, number in enumerate(port[first].tolist())
+            (packed[place * 16 : place * 16 + 16], number, batch.names[container])
+            for place, (number, container) in enumerate(
+                zip(port[first].tolist(), containers[first].tolist(), strict=True)
+            )
         ]
 
-        def ask(key: tuple[bytes, int], time_ms: int) -> tuple[Identity, Span]:
-            identity, span, awaited = self._naming.remote(cluster, *key, time_ms)
+        def ask(key: tuple[bytes, int, str], time_ms: int) -> tuple[Identity, Span]:
+            address, port, container = key
+            identity, span, awaited = self._naming.remote(
+                cluster, address, port, time_ms, container
+            )
             return cache.keep(cache.remotes, key, identity, span, awaited)
 
         return _answered(keys, first, index, times, cache, cache.remotes, ask, missing), index
-
-    def _contested(self, address: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        first, index = distinct(address[:, 0], address[:, 1])
-        packed = np.ascontiguousarray(address[first]).tobytes()
-        is_contested = self._directory.is_contested
-        found = np.fromiter(
-            (is_contested(packed[place : place + 16]) for place in range(0, len(packed), 16)),
-            bool,
-            len(first),
-        )
-        return found[index]
 
     def _same_host(
         self,
@@ -225,15 +219,19 @@ class Resolver:
         local_index: NDArray[np.intp],
         remotes: list[Identity],
         remote_index: NDArray[np.intp],
-        contested: NDArray[np.bool_],
-        local_contested: NDArray[np.bool_],
     ) -> NDArray[np.intp]:
-        # Peers that Kubernetes does not name may share the node's namespace and have rows. And of
-        # an address that changed hands, a peer's row knows the holder better than any clock.
-        open_ends = np.array([end.kind in ("address", "loopback", "node") for end in remotes])
+        # Peers that Kubernetes does not name may share the node's namespace and have rows. These
+        # know nothing of when an address changed hands.
+        open_ends = np.array(
+            [
+                end.kind in ("address", "loopback", "node")
+                and end.unresolved != "contested_address"
+                for end in remotes
+            ]
+        )
         is_open = open_ends[remote_index]
         sharing = np.array([end.shares_host for end in locals_])
-        candidates = np.flatnonzero(is_open | sharing[local_index] | contested | local_contested)
+        candidates = np.flatnonzero(is_open | sharing[local_index])
         if not len(candidates):
             return remote_index
         peers = self._peers.find(
@@ -246,10 +244,7 @@ class Resolver:
             locals_,
             local_index[candidates],
         )
-        found = (peers >= 0) & (is_open | contested)[candidates]
-        for number in np.unique(peers[found & ~is_open[candidates]]).tolist():
-            if self._peers.identity(number, locals_).kind != "pod":
-                found &= (peers != number) | is_open[candidates]
+        found = (peers >= 0) & is_open[candidates]
         if not found.any():
             return remote_index
         remote_index = remote_index.copy()
@@ -319,6 +314,26 @@ def _peer_address(rows: Connections) -> NDArray[np.uint8]:
 
 def _halves(address: NDArray[np.uint8]) -> NDArray[np.uint64]:
     return np.ascontiguousarray(address).view("<u8")
+
+
+def _remote_containers(rows: Connections) -> NDArray[np.uint64]:
+    # Places in the names; 0 where it is not known.
+    found = rows.remote_container
+    if not len(found):
+        return np.zeros(rows.rows, np.uint64)
+    return np.where(found == UNMEASURED_U32, 0, found).astype(np.uint64)
+
+
+def _times_ms(batch: EventBatch) -> NDArray[np.int64]:
+    # Who is at the other end is decided when a connection is made; an address may have gone to
+    # another pod since. But what is older than a while is not asked for any more.
+    first = _first_event_ms(batch)
+    opened = batch.connections.opened_ns
+    if not len(opened):
+        return first
+    known = (opened != 0) & (opened != UNMEASURED_U64)
+    made = np.where(known, opened // np.uint64(1_000_000), 0).astype(np.int64)
+    return np.where(known, np.clip(made, first - _OLDEST_MS, first), first)
 
 
 def _first_event_ms(batch: EventBatch) -> NDArray[np.int64]:

@@ -109,7 +109,7 @@ def convert(kind: str, document: object) -> Converted:
 
 def _pod(top: Fields, metadata: Fields) -> tuple[Pod, Owner | None]:
     spec, status = top.child("spec"), top.child("status")
-    containers = _containers(spec, status)
+    containers, running_ms = _containers(spec, status)
     labels = metadata.labels("labels")
     created_ms = metadata.time_ms("creationTimestamp")
     owner = _controller(metadata)
@@ -131,18 +131,24 @@ def _pod(top: Fields, metadata: Fields) -> tuple[Pod, Owner | None]:
         phase=phase,
         created_ms=created_ms,
         deleted_ms=_ended_ms(metadata, status) if phase in _FINAL_PHASES else 0,
+        accepted_ms=status.time_ms("startTime"),
+        running_ms=running_ms,
     )
     return pod, owner if owner and owner.is_intermediate else None
 
 
-def _containers(spec: Fields, status: Fields) -> list[Container]:
+def _containers(spec: Fields, status: Fields) -> tuple[list[Container], int]:
+    # With the end of the second in which the first of those that run began; 0 if none does.
     found: list[Container] = []
+    starts: list[int] = []
     for spec_key, status_key, kind in _CONTAINER_FIELDS:
         ids: dict[str, list[str]] = {}
         for item in status.children(status_key):
             # Events of the instance before a restart may still be on their way.
             last = item.child("lastState").child("terminated").text("containerID")
             ids[item.text("name")] = [_bare(item.text("containerID")), _bare(last)]
+            # What ended may have been in an earlier sandbox, with another address.
+            starts.append(item.child("state").child("running").time_ms("startedAt"))
         for item in spec.children(spec_key):
             name = item.text("name")
             ports = [
@@ -156,7 +162,8 @@ def _containers(spec: Fields, status: Fields) -> list[Container]:
             found.extend(Container(name, id_, kind, ports) for id_ in earlier if id_)
         # Statuses without a spec: the spec was unreadable, but the ids still resolve.
         found.extend(Container(name, id_, kind) for name in ids for id_ in ids[name] if id_)
-    return found
+    start = min(filter(None, starts), default=-_SECOND_MS)
+    return found, start + _SECOND_MS
 
 
 def _bare(container_id: str) -> str:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bschemas/pb/kubernetes.proto\x12\x0epodwire.k8s.v1\"\xee\x02\n\x03Pod\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04node\x18\x04 \x01(\t\x12\x14\n\x0chost_network\x18\x05 \x01(\x08\x12\x0f\n\x07pod_ips\x18\x06 \x03(\t\x12\x10\n\x08host_ips\x18\x07 \x03(\t\x12-\n\ncontainers\x18\x08 \x03(\x0b\x32\x19.podwire.k8s.v1.Container\x12/\n\x06labels\x18\t \x03(\x0b\x32\x1f.podwire.k8s.v1.Pod.LabelsEntry\x12\x15\n\rworkload_kind\x18\n \x01(\t\x12\x15\n\rworkload_name\x18\x0b \x01(\t\x12\r\n\x05phase\x18\x0c \x01(\t\x12\x12\n\ncreated_ms\x18\r \x01(\x03\x12\x12\n\ndeleted_ms\x18\x0e \x01(\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"B\n\tContainer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\r\n\x05ports\x18\x04 \x03(\r\"\xc9\x02\n\x07Service\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04type\x18\x04 \x01(\t\x12\x13\n\x0b\x63luster_ips\x18\x05 \x03(\t\x12\x14\n\x0c\x65xternal_ips\x18\x06 \x03(\t\x12\x19\n\x11load_balancer_ips\x18\x07 \x03(\t\x12*\n\x05ports\x18\x08 \x03(\x0b\x32\x1b.podwire.k8s.v1.ServicePort\x12\x37\n\x08selector\x18\t \x03(\x0b\x32%.podwire.k8s.v1.Service.SelectorEntry\x12\x12\n\ncreated_ms\x18\n \x01(\x03\x12\x12\n\ndeleted_ms\x18\x0b \x01(\x03\x1a/\n\rSelectorEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"N\n\x0bServicePort\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12\x11\n\tnode_port\x18\x04 \x01(\r\"\xc8\x01\n\rEndpointSlice\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07service\x18\x04 \x01(\t\x12\x14\n\x0c\x61\x64\x64ress_type\x18\x05 \x01(\t\x12+\n\tendpoints\x18\x06 \x03(\x0b\x32\x18.podwire.k8s.v1.Endpoint\x12\r\n\x05ports\x18\x07 \x03(\r\x12\x12\n\ncreated_ms\x18\x08 \x01(\x03\x12\x12\n\ndeleted_ms\x18\t \x01(\x03\"]\n\x08\x45ndpoint\x12\x11\n\taddresses\x18\x01 \x03(\t\x12\x0f\n\x07pod_uid\x18\x02 \x01(\t\x12\x10\n\x08pod_name\x18\x03 \x01(\t\x12\x0c\n\x04node\x18\x04 \x01(\t\x12\r\n\x05ready\x18\x05 \x01(\x08\"o\n\x04Node\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x11\n\tpod_cidrs\x18\x04 \x03(\t\x12\x12\n\ncreated_ms\x18\x05 \x01(\x03\x12\x12\n\ndeleted_ms\x18\x06 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bschemas/pb/kubernetes.proto\x12\x0epodwire.k8s.v1\"\x97\x03\n\x03Pod\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04node\x18\x04 \x01(\t\x12\x14\n\x0chost_network\x18\x05 \x01(\x08\x12\x0f\n\x07pod_ips\x18\x06 \x03(\t\x12\x10\n\x08host_ips\x18\x07 \x03(\t\x12-\n\ncontainers\x18\x08 \x03(\x0b\x32\x19.podwire.k8s.v1.Container\x12/\n\x06labels\x18\t \x03(\x0b\x32\x1f.podwire.k8s.v1.Pod.LabelsEntry\x12\x15\n\rworkload_kind\x18\n \x01(\t\x12\x15\n\rworkload_name\x18\x0b \x01(\t\x12\r\n\x05phase\x18\x0c \x01(\t\x12\x12\n\ncreated_ms\x18\r \x01(\x03\x12\x12\n\ndeleted_ms\x18\x0e \x01(\x03\x12\x13\n\x0b\x61\x63\x63\x65pted_ms\x18\x0f \x01(\x03\x12\x12\n\nrunning_ms\x18\x10 \x01(\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"B\n\tContainer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\r\n\x05ports\x18\x04 \x03(\r\"\xc9\x02\n\x07Service\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04type\x18\x04 \x01(\t\x12\x13\n\x0b\x63luster_ips\x18\x05 \x03(\t\x12\x14\n\x0c\x65xternal_ips\x18\x06 \x03(\t\x12\x19\n\x11load_balancer_ips\x18\x07 \x03(\t\x12*\n\x05ports\x18\x08 \x03(\x0b\x32\x1b.podwire.k8s.v1.ServicePort\x12\x37\n\x08selector\x18\t \x03(\x0b\x32%.podwire.k8s.v1.Service.SelectorEntry\x12\x12\n\ncreated_ms\x18\n \x01(\x03\x12\x12\n\ndeleted_ms\x18\x0b \x01(\x03\x1a/\n\rSelectorEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"N\n\x0bServicePort\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12\x11\n\tnode_port\x18\x04 \x01(\r\"\xc8\x01\n\rEndpointSlice\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07service\x18\x04 \x01(\t\x12\x14\n\x0c\x61\x64\x64ress_type\x18\x05 \x01(\t\x12+\n\tendpoints\x18\x06 \x03(\x0b\x32\x18.podwire.k8s.v1.Endpoint\x12\r\n\x05ports\x18\x07 \x03(\r\x12\x12\n\ncreated_ms\x18\x08 \x01(\x03\x12\x12\n\ndeleted_ms\x18\t \x01(\x03\"]\n\x08\x45ndpoint\x12\x11\n\taddresses\x18\x01 \x03(\t\x12\x0f\n\x07pod_uid\x18\x02 \x01(\t\x12\x10\n\x08pod_name\x18\x03 \x01(\t\x12\x0c\n\x04node\x18\x04 \x01(\t\x12\r\n\x05ready\x18\x05 \x01(\x08\"o\n\x04Node\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x11\n\tpod_cidrs\x18\x04 \x03(\t\x12\x12\n\ncreated_ms\x18\x05 \x01(\x03\x12\x12\n\ndeleted_ms\x18\x06 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,21 +36,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SERVICE_SELECTORENTRY']._loaded_options = None
   _globals['_SERVICE_SELECTORENTRY']._serialized_options = b'8\001'
   _globals['_POD']._serialized_start=48
-  _globals['_POD']._serialized_end=414
-  _globals['_POD_LABELSENTRY']._serialized_start=369
-  _globals['_POD_LABELSENTRY']._serialized_end=414
-  _globals['_CONTAINER']._serialized_start=416
-  _globals['_CONTAINER']._serialized_end=482
-  _globals['_SERVICE']._serialized_start=485
-  _globals['_SERVICE']._serialized_end=814
-  _globals['_SERVICE_SELECTORENTRY']._serialized_start=767
-  _globals['_SERVICE_SELECTORENTRY']._serialized_end=814
-  _globals['_SERVICEPORT']._serialized_start=816
-  _globals['_SERVICEPORT']._serialized_end=894
-  _globals['_ENDPOINTSLICE']._serialized_start=897
-  _globals['_ENDPOINTSLICE']._serialized_end=1097
-  _globals['_ENDPOINT']._serialized_start=1099
-  _globals['_ENDPOINT']._serialized_end=1192
-  _globals['_NODE']._serialized_start=1194
-  _globals['_NODE']._serialized_end=1305
+  _globals['_POD']._serialized_end=455
+  _globals['_POD_LABELSENTRY']._serialized_start=410
+  _globals['_POD_LABELSENTRY']._serialized_end=455
+  _globals['_CONTAINER']._serialized_start=457
+  _globals['_CONTAINER']._serialized_end=523
+  _globals['_SERVICE']._serialized_start=526
+  _globals['_SERVICE']._serialized_end=855
+  _globals['_SERVICE_SELECTORENTRY']._serialized_start=808
+  _globals['_SERVICE_SELECTORENTRY']._serialized_end=855
+  _globals['_SERVICEPORT']._serialized_start=857
+  _globals['_SERVICEPORT']._serialized_end=935
+  _globals['_ENDPOINTSLICE']._serialized_start=938
+  _globals['_ENDPOINTSLICE']._serialized_end=1138
+  _globals['_ENDPOINT']._serialized_start=1140
+  _globals['_ENDPOINT']._serialized_end=1233
+  _globals['_NODE']._serialized_start=1235
+  _globals['_NODE']._serialized_end=1346
 # @@protoc_insertion_point(module_scope)

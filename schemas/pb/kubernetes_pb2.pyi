@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Pod(_message.Message):
-    __slots__ = ("uid", "namespace", "name", "node", "host_network", "pod_ips", "host_ips", "containers", "labels", "workload_kind", "workload_name", "phase", "created_ms", "deleted_ms")
+    __slots__ = ("uid", "namespace", "name", "node", "host_network", "pod_ips", "host_ips", "containers", "labels", "workload_kind", "workload_name", "phase", "created_ms", "deleted_ms", "accepted_ms", "running_ms")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,8 @@ class Pod(_message.Message):
     PHASE_FIELD_NUMBER: _ClassVar[int]
     CREATED_MS_FIELD_NUMBER: _ClassVar[int]
     DELETED_MS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_MS_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_MS_FIELD_NUMBER: _ClassVar[int]
     uid: str
     namespace: str
     name: str
@@ -43,7 +45,9 @@ class Pod(_message.Message):
     phase: str
     created_ms: int
     deleted_ms: int
-    def __init__(self, uid: _Optional[str] = ..., namespace: _Optional[str] = ..., name: _Optional[str] = ..., node: _Optional[str] = ..., host_network: _Optional[bool] = ..., pod_ips: _Optional[_Iterable[str]] = ..., host_ips: _Optional[_Iterable[str]] = ..., containers: _Optional[_Iterable[_Union[Container, _Mapping]]] = ..., labels: _Optional[_Mapping[str, str]] = ..., workload_kind: _Optional[str] = ..., workload_name: _Optional[str] = ..., phase: _Optional[str] = ..., created_ms: _Optional[int] = ..., deleted_ms: _Optional[int] = ...) -> None: ...
+    accepted_ms: int
+    running_ms: int
+    def __init__(self, uid: _Optional[str] = ..., namespace: _Optional[str] = ..., name: _Optional[str] = ..., node: _Optional[str] = ..., host_network: _Optional[bool] = ..., pod_ips: _Optional[_Iterable[str]] = ..., host_ips: _Optional[_Iterable[str]] = ..., containers: _Optional[_Iterable[_Union[Container, _Mapping]]] = ..., labels: _Optional[_Mapping[str, str]] = ..., workload_kind: _Optional[str] = ..., workload_name: _Optional[str] = ..., phase: _Optional[str] = ..., created_ms: _Optional[int] = ..., deleted_ms: _Optional[int] = ..., accepted_ms: _Optional[int] = ..., running_ms: _Optional[int] = ...) -> None: ...
 
 class Container(_message.Message):
     __slots__ = ("name", "id", "kind", "ports")

@@ -76,7 +76,7 @@ def run() -> list[Row]:
         rows.append(
             measure(f"answer: {name}", ASKED, ask, unit="answer", prepare=naming._pods.clear)
         )
-    changed = directory.pod_at(pack_address(_pod_address(7)) or b"", NOW_MS)[0]
+    (changed,) = directory.pods_at(pack_address(_pod_address(7)) or b"", NOW_MS)[0]
     assert changed is not None
 
     def change() -> None:

@@ -55,7 +55,7 @@ def test_the_newest_owner_that_is_known_stays() -> None:
         )
     )
     row = _row(table, 5)
-    assert (row["pid"], row["cgroup_id"], row["comm"]) == (12, 42, b"worker")
+    assert (row["pid"], row["cgroup_id"], table.comms[row["comm"]]) == (12, 42, b"worker")
 
 
 def test_the_cgroup_of_the_socket_counts_until_a_process_touches_it() -> None:

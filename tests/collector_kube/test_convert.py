@@ -57,6 +57,8 @@ def test_deployment_pod_with_every_kind_of_container() -> None:
         phase="Running",
         created_ms=_MAY_1_10H_MS,
         deleted_ms=0,
+        accepted_ms=_MAY_1_10H_MS,
+        running_ms=_MAY_1_10H_MS + 4_000,
     )
 
 

@@ -117,6 +117,7 @@ def batches(draw: st.DrawFn) -> EventBatch:
                 container=in_names,
                 process=in_names,
                 server_name=in_names | st.just(int(UNMEASURED_U32)),
+                remote_container=in_names | st.just(int(UNMEASURED_U32)),
             )
         ),
         names=dictionary,

@@ -80,6 +80,8 @@ class BatchBuilder:
         flags: ConnectionFlag = NO_FLAGS,
         server_name: str = "",
         tls_version: int = 0,
+        opened: int = 0,
+        remote_container: str = "",
     ) -> int:
         """Add a connection ``address:port`` to ``address:port``; return its row."""
         local_address, local_port = _split(local)
@@ -104,6 +106,8 @@ class BatchBuilder:
                 "flags": int(flags),
                 "server_name": self._name(server_name),
                 "tls_version": tls_version,
+                "opened_ns": opened,
+                "remote_container": self._name(remote_container),
             }
         )
         return len(self._connections) - 1

@@ -9,10 +9,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.hashing import distinct
 from schemas.ledger import Entry
 from streams.aggregate import contributions, duplicate, header_minute
 from streams.directory import Directory
-from streams.hashing import distinct
 from streams.minutes import MinuteSums
 from streams.naming import NamingSettings
 from streams.resolver import Resolver

@@ -43,9 +43,9 @@ def test_an_address_goes_from_pod_to_pod() -> None:
     at = address("10.0.0.1")
 
     def name(time_ms: int) -> str | None:
-        found, span = directory.pod_at(at, time_ms)
+        found, span = directory.pods_at(at, time_ms)
         assert span[0] <= time_ms < span[1]
-        return found.name if found else None
+        return found[0].name if found else None
 
     assert name(8_999) is None
     assert name(9_000) == "old-1"  # clocks differ a little
@@ -56,30 +56,68 @@ def test_an_address_goes_from_pod_to_pod() -> None:
     assert name(10**15) == "new-1"
 
 
-def test_a_pod_made_early_gets_the_address_when_the_old_one_ends() -> None:
-    directory = Directory()
-    directory.apply(pod("old-1", "10.0.0.1", created_ms=10_000, deleted_ms=20_000))
-    directory.apply(pod("new-1", "10.0.0.1", created_ms=15_000))
-    before, _ = directory.pod_at(address("10.0.0.1"), 19_999)
-    after, _ = directory.pod_at(address("10.0.0.1"), 20_000)
-    assert before is not None
-    assert after is not None
-    assert (before.name, after.name) == ("old-1", "new-1")
+S = 1_000
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "open_from", "open_until"),
+    [
+        # Made while the old one was there: it got the address at some time before that one's end.
+        ({"deleted_ms": 20 * S}, {"created_ms": 15 * S}, 15 * S, 20 * S),
+        # Not before its node knew it, and not after its containers began.
+        ({"deleted_ms": 25 * S}, {"created_ms": 15 * S, "accepted_ms": 18 * S}, 18 * S, 25 * S),
+        (
+            {"deleted_ms": 25 * S, "running_ms": 12 * S},
+            {"created_ms": 15 * S, "accepted_ms": 18 * S, "running_ms": 20 * S},
+            18 * S,
+            20 * S,
+        ),
+        # The end of the old one has not been told yet.
+        ({"running_ms": 12 * S}, {"created_ms": 15 * S, "running_ms": 17 * S}, 15 * S, 17 * S),
+        # Seconds do not tell which of the two was first; the one that is gone was.
+        (
+            {"deleted_ms": 11_400, "running_ms": 11 * S},
+            {"created_ms": 10 * S, "running_ms": 11 * S},
+            10 * S,
+            11_400,
+        ),
+        # One was gone before the other came.
+        ({"deleted_ms": 20 * S}, {"created_ms": 20 * S, "running_ms": 22 * S}, 20 * S, 20 * S),
+    ],
+)
 @pytest.mark.parametrize("names", [("a-1", "b-1"), ("b-1", "a-1")])
-def test_of_two_pods_made_in_one_second_the_one_that_is_gone_was_first(
+def test_of_a_hand_over_only_what_is_certain_is_said(
     names: tuple[str, str],
+    old: dict[str, int],
+    new: dict[str, int],
+    open_from: int,
+    open_until: int,
 ) -> None:
     directory = Directory(tolerance_ms=0)
-    first, second = names
-    directory.apply(pod(first, "10.0.0.1", created_ms=10_000, deleted_ms=10_400))
-    directory.apply(pod(second, "10.0.0.1", created_ms=10_000))
-    address = pack_address("10.0.0.1")
-    assert address is not None
-    found = [directory.pod_at(address, time_ms)[0] for time_ms in (10_399, 10_400)]
-    assert [holder.name for holder in found if holder] == [first, second]
-    assert directory.is_contested(address)
+    directory.apply(pod(names[0], "10.0.0.1", **{"created_ms": 10 * S, **old}))
+    directory.apply(pod(names[1], "10.0.0.1", **new))
+
+    def at(time_ms: int) -> list[str]:
+        found, span = directory.pods_at(address("10.0.0.1"), time_ms)
+        assert span[0] <= time_ms < span[1]
+        for edge in (span[0], span[1] - 1):  # the answer holds for all of its span
+            assert directory.pods_at(address("10.0.0.1"), edge) == (found, span)
+        return [each.name for each in found]
+
+    if open_from > 10 * S:
+        assert at(open_from - 1) == [names[0]]
+    if open_from < open_until:
+        assert at(open_from) == at(open_until - 1) == sorted(names)
+    assert at(open_until) == [names[1]]
+
+
+def test_an_address_may_go_on_and_on() -> None:
+    directory = Directory()
+    for place in range(4):
+        start = (10 + 2 * place) * S
+        directory.apply(pod(f"p-{place}", "10.0.0.1", created_ms=start, running_ms=start + S))
+    found = [directory.pods_at(address("10.0.0.1"), time_ms)[0] for time_ms in (13_500, 17_500)]
+    assert [[each.name for each in pods] for pods in found] == [["p-1"], ["p-3"]]
 
 
 def test_host_network_pods_have_ports_not_addresses() -> None:
@@ -95,11 +133,10 @@ def test_host_network_pods_have_ports_not_addresses() -> None:
         )
     )
     at = address("192.168.0.1")
-    assert directory.pod_at(at, 0)[0] is None
-    found = directory.host_pod_at(at, 9100, 0)[0]
-    assert found is not None
+    assert directory.pods_at(at, 0)[0] == ()
+    (found,) = directory.host_pods_at(at, 9100, 0)[0]
     assert found.name == "proxy-1"
-    assert directory.host_pod_at(at, 9101, 0)[0] is None
+    assert directory.host_pods_at(at, 9101, 0)[0] == ()
     assert directory.pod_of_container("c-proxy") is found
     assert directory.container_name("c-proxy") == "main"
 

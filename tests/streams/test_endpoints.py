@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.events import EventBatch, Role
+from schemas.hashing import compact
 from streams.directory import Directory
 from streams.endpoints import OTHER, UNKNOWN, EndpointNames, EndpointSettings
-from streams.hashing import compact
 from streams.naming import NamingSettings
 from streams.resolver import Resolver
 from tests.streams.build import MINUTE_NS, SECOND_NS, BatchBuilder

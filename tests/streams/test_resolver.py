@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -287,7 +287,7 @@ def test_a_pod_that_a_translated_source_hides_is_found_behind_it() -> None:
     assert names(one(resolver, builder, row).remote) == ("web.shop", "web-1")
 
 
-def test_of_an_address_that_changed_hands_the_peers_row_knows_the_holder() -> None:
+def test_of_an_address_that_changed_hands_the_other_ends_container_knows_the_holder() -> None:
     """Both pods are older than the event by their objects, whose times are of seconds."""
     directory, resolver = cluster()
     old = pod("old-1", "10.0.0.9", created_ms=NOW_MS - 9000, deleted_ms=NOW_MS + 900)
@@ -295,19 +295,52 @@ def test_of_an_address_that_changed_hands_the_peers_row_knows_the_holder() -> No
     directory.apply(old)
     directory.apply(new)
     builder = BatchBuilder()
-    client = builder.connection("10.0.0.3:40000", "10.0.0.9:80", container="c-api-1", netns=1)
-    server = builder.connection(
-        "10.0.0.9:80", "10.0.0.3:40000", Role.SERVER, container="c-new-1", netns=2
-    )
-    far = builder.connection("10.0.0.3:40001", "10.0.0.9:80", container="c-api-1", netns=1)
-    nameless = builder.connection(
-        "10.0.0.9:80", "10.0.0.3:40001", Role.SERVER, container="c-unknown", process="x", netns=2
-    )
-    for row in (client, server, far, nameless):
-        builder.open(row, accept=row in (server, nameless))
-    assert names(one(resolver, builder, client).remote)[1] == "new-1"
-    # Without a pod at the other end the clocks decide: the old one had not gone yet.
-    assert names(one(resolver, builder, far).remote)[1] == "old-1"
+
+    def client(**values: Any) -> int:
+        row = builder.connection("10.0.0.3:40000", "10.0.0.9:80", container="c-api-1", **values)
+        builder.open(row, at=values.get("opened", MINUTE_NS))
+        return row
+
+    known = [client(remote_container=f"c-{name}") for name in ("new-1", "old-1")]
+    nameless, far = client(remote_container="c-unknown"), client()
+    later = client(opened=MINUTE_NS + SECOND_NS)
+    found = [names(one(resolver, builder, row).remote)[1] for row in known]
+    assert found == ["new-1", "old-1"]
+    # Without the container nobody knows; and one that is no pod's is none of theirs either.
+    contested, stranger = (one(resolver, builder, row).remote for row in (far, nameless))
+    assert (contested.service, contested.unresolved) == ("10.0.0.9", "contested_address")
+    assert (stranger.service, stranger.unresolved) == ("10.0.0.9", "unknown_container")
+    # What was made after the end of the old one, to the one that is left.
+    assert names(one(resolver, builder, later).remote)[1] == "new-1"
+    nobody = builder.connection("10.0.0.9:80", "10.0.0.3:40009", Role.SERVER, process="x")
+    builder.open(nobody, accept=True)
+    local = one(resolver, builder, nobody).local
+    assert (local.kind, local.unresolved) == ("process", "contested_address")
+
+
+def test_pods_of_one_service_that_follow_each_other_keep_its_name() -> None:
+    directory, resolver = cluster()
+    for number in (8, 9):
+        values = {"created_ms": NOW_MS - 1000, "workload_name": "web"}
+        directory.apply(pod(f"web-{number}", "10.0.0.9", labels={"app": "web"}, **values))
+    builder = BatchBuilder()
+    row = builder.connection("10.0.0.3:40000", "10.0.0.9:80", container="c-api-1")
+    builder.open(row)
+    found = one(resolver, builder, row).remote
+    assert (found.service, found.instance) == ("web.shop", "")
+    assert (found.kind, found.unresolved) == ("service", "contested_address")
+
+
+def test_a_connection_keeps_the_name_of_its_begin() -> None:
+    directory = Directory(tolerance_ms=0)
+    directory.apply(pod("old-1", "10.0.0.9", created_ms=1, deleted_ms=NOW_MS - 5000))
+    directory.apply(pod("new-1", "10.0.0.9", created_ms=NOW_MS - 4000))
+    builder = BatchBuilder()
+    opened = MINUTE_NS - 10 * SECOND_NS
+    row = builder.connection("10.0.0.3:40000", "10.0.0.9:80", opened=opened)
+    builder.close(row)
+    found = one(Resolver(directory, NamingSettings()), builder, row).remote
+    assert found.instance == "old-1"
 
 
 def test_node_mode_names_the_node() -> None:
