@@ -18,7 +18,7 @@ import numpy as np
 
 from collector.abi import ConnectionEvent
 from schemas.addresses import halves, is_loopback
-from schemas.events import Role
+from schemas.events import ConnectionFlag, Role
 from schemas.hashing import mix
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ __all__ = ["Mates"]
 _WAITING_LIMIT: Final = 16_384
 _ADDRESS_LIMIT: Final = 16_384
 _PORT: Final = np.uint64(0xFFFF)
+_INSIDE: Final = np.uint8(ConnectionFlag.INSIDE)
 _NOTHING: Final = np.empty(0, np.uint64)
 
 
@@ -136,6 +137,8 @@ class Mates:
         clients, servers = clients[same], servers[same]
         for one, other in ((clients, servers), (servers, clients)):
             rows["mate"][slots[one]] = rows["container"][slots[other]]
+            inside = one[rows["netns"][slots[one]] == rows["netns"][slots[other]]]
+            rows["flags"][slots[inside]] |= _INSIDE
             found[one] = True
         return found
 

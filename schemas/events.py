@@ -139,6 +139,8 @@ class ConnectionFlag(IntFlag):
     PREEXISTING = 1
     TLS = 2
     READABLE = 4
+    INSIDE = 8
+    """Both ends are in one network namespace: between pods that means inside of one."""
 
 
 class RequestOutcome(IntEnum):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from schemas.errors import ConfigError
-from streams.addresses import format_address, is_loopback, pack_network
+from streams.addresses import format_address, is_loopback, pack_address, pack_network
 from streams.directory import ALWAYS, Directory, Span
 from streams.identity import Identity
 
@@ -21,6 +21,8 @@ __all__ = ["OTHER_EXTERNAL", "Naming", "NamingSettings"]
 OTHER_EXTERNAL = "other-external"
 """Stands for every address beyond the limit of names."""
 
+_PROXY_LABEL = ("app", "ztunnel")
+"""Of the pods of Istio's proxy for all of a node."""
 _HOUR_MS = 3_600_000
 _REMEMBERED_HOURS = 8
 _INTERNED_LIMIT = 500_000
@@ -64,8 +66,14 @@ class Naming:
     ) -> tuple[Identity, Span, str | bytes]:
         """Return who a local end is, for how long that holds, and what might still name it."""
         pod = self._directory.pod_of_container(container) if container else None
-        if pod is not None:
+        if pod is not None and not _serves_others(pod, address):
             return self._pod(cluster, pod), ALWAYS, b""
+        if pod is not None:
+            found, span = self._directory.pods_at(address, time_ms)
+            if len(found) > 1:
+                return self._process(node, process, "contested_address"), span, b""
+            is_awaited = not found and self._directory.is_pod_address(address)
+            return self._pod(cluster, [*found, pod][0]), span, address if is_awaited else b""
         awaited = container if container and self._directory.has_pods else b""
         unresolved = "unknown_container" if awaited else ""
         span = ALWAYS
@@ -91,8 +99,10 @@ class Naming:
             container: That of the other end where it is known, on the same node.
         """
         pod = self._directory.pod_of_container(container) if container else None
-        if pod is not None:
+        if pod is not None and not _serves_others(pod, address):
             return self._pod(cluster, pod), ALWAYS, b""
+        if pod is not None:
+            container = ""
         awaited: str | bytes = container if container and self._directory.has_pods else b""
         found, span = self._directory.pods_at(address, time_ms)
         if pods := _without(found, container):
@@ -228,6 +238,14 @@ class Naming:
                 self._interned.clear()
             identity = self._interned[fields] = Identity(*fields)
         return identity
+
+
+def _serves_others(pod: Pod, address: bytes) -> bool:
+    # Whether what the pod has with this address is another one's: the proxy of an ambient mesh has
+    # sockets in the namespaces of the pods on its node, with the addresses of these.
+    if _PROXY_LABEL not in pod.labels.items() or is_loopback(address):
+        return False
+    return address not in map(pack_address, pod.pod_ips)
 
 
 def _without(pods: Sequence[Pod], container: str) -> Sequence[Pod]:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from schemas.addresses import halves, is_loopback
 from schemas.columns import UNMEASURED_U32, UNMEASURED_U64
-from schemas.events import Role
+from schemas.events import ConnectionFlag, Role
 from schemas.hashing import distinct
 from streams.identity import Relation
 from streams.naming import Naming, NamingSettings
@@ -66,7 +67,7 @@ class _Cache:
         self.generation = -1
         self.locals: dict[tuple[str, str, str, bytes], tuple[Identity, Span]] = {}
         self.remotes: dict[tuple[bytes, int, str], tuple[Identity, Span]] = {}
-        self.relations: dict[tuple[str, int, Identity, Identity], Relation] = {}
+        self.relations: dict[tuple[str, int, Identity, Identity, bool], Relation] = {}
         self.missing: dict[object, str | bytes] = {}
 
     def refresh(self, generation: int) -> None:
@@ -112,8 +113,8 @@ class Resolver:
         cache.refresh(self._directory.generation)
         times = _times_ms(batch)
         missing: set[str | bytes] = set()
-        local_address = _halves(rows.local_address)
-        remote_address = _halves(_peer_address(rows))
+        local_address = halves(rows.local_address)
+        remote_address = halves(_peer_address(rows))
         remote_port = np.where(
             rows.translated_port > 0, rows.translated_port, rows.remote_port
         ).astype(np.uint64)
@@ -134,19 +135,20 @@ class Resolver:
             remotes,
             remote_index,
         )
-        pair = (local_index * len(remotes) + remote_index) * 2 + (role - 1)
+        pair = (local_index * len(remotes) + remote_index) * 4 + _inside(rows) * 2 + (role - 1)
         codes, index = np.unique(pair, return_inverse=True)
         # Several ends may be one identity (a pod's ports, a pod's processes): one relation each.
         places: dict[Relation, int] = {}
         order: list[int] = []
         for code in codes.tolist():
-            ends, side = divmod(code, 2)
+            ends, sides = divmod(code, 4)
+            inside, side = divmod(sides, 2)
             left, right = divmod(ends, len(remotes))
             local, remote = locals_[left], remotes[right]
-            key = (header.node, side + 1, local, remote)
+            internal = _is_pod_internal(local, remote, bool(inside))
+            key = (header.node, side + 1, local, remote, internal)
             relation = cache.relations.get(key)
             if relation is None:
-                internal = _is_pod_internal(local, remote)
                 relation = Relation(header.cluster, header.node, side + 1, local, remote, internal)
                 cache.relations[key] = relation
             order.append(places.setdefault(relation, len(places)))
@@ -290,12 +292,20 @@ def _answered(
     return ends
 
 
-def _is_pod_internal(local: Identity, remote: Identity) -> bool:
+def _is_pod_internal(local: Identity, remote: Identity, inside: bool) -> bool:
     if not local.pod_uid:
         return False
     if local.pod_uid == remote.pod_uid:
         return True
-    return not local.shares_host and remote.kind == "loopback"
+    # A proxy of the node is another pod, but its sockets are in the namespaces of those it serves.
+    inside |= remote.kind == "loopback"
+    return inside and not local.shares_host and not remote.shares_host
+
+
+def _inside(rows: Connections) -> NDArray[np.bool_]:
+    # What goes to loopback never leaves the namespace, whatever address it comes from.
+    found: NDArray[np.bool_] = rows.flags & ConnectionFlag.INSIDE != 0
+    return found | is_loopback(halves(rows.local_address))
 
 
 def _roles(rows: Connections) -> NDArray[np.int64]:
@@ -310,10 +320,6 @@ def _peer_address(rows: Connections) -> NDArray[np.uint8]:
     if not translated.any():
         return rows.remote_address
     return np.where(translated[:, None], rows.translated_address, rows.remote_address)
-
-
-def _halves(address: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    return np.ascontiguousarray(address).view("<u8")
 
 
 def _remote_containers(rows: Connections) -> NDArray[np.uint64]:

@@ -11,6 +11,7 @@ from collector.abi import ConnectionEvent, Role
 from collector.connections import ConnectionTable
 from collector.mates import Mates
 from schemas.clock import ClockAnchor
+from schemas.events import ConnectionFlag
 from tests.collector.records import connection, connections
 
 E = ConnectionEvent
@@ -143,6 +144,8 @@ def test_loopback_is_another_one_in_every_namespace(
         node.accept(2, f"{LOOPBACK}:80", f"{LOOPBACK}:4000", 20, netns=other),
     )
     assert [node.mate(number) for number in (1, 2)] == mates
+    flags = node.table.rows["flags"][node.table.find(np.array([1, 2], np.uint64))]
+    assert (flags == ConnectionFlag.INSIDE).tolist() == [one == other] * 2
 
 
 def test_a_redirect_changes_the_servers_port_alone_and_a_translation_is_seen_through() -> None:

@@ -5,7 +5,10 @@ SIGTERM prints how many connections it had from whom. ``client NAME PLAN`` does 
 file, each ``{"host", "port", "count"}``, and prints how many were answered by whom; ``asker NAME
 HOST PORT [HOST PORT ...]`` asks all of them again and again until SIGTERM. ``proxy`` is the sidecar
 of a mesh: it takes what is redirected to it, inbound on 15006 and outbound on 15001,
-and passes it on. Standard library only: it runs inside the test pods.
+and passes it on. ``ztunnel HOST`` is what an ambient mesh's proxy of the node does in the namespace
+of the pod with that address: outbound it asks the other end's proxy on 15008, if there is one, and
+inbound it comes to the application from the client's own address. Standard library only: it runs
+inside the test pods.
 """
 
 from __future__ import annotations
@@ -24,7 +27,11 @@ REQUEST = 100
 RESPONSE = 1000
 PROXY_USER = 1337
 INBOUND, OUTBOUND = 15006, 15001
+TUNNEL = 15008
+TUNNEL_HEAD = 2
 ORIGINAL_DESTINATION = 80  # SO_ORIGINAL_DST
+TRANSPARENT = 19  # IP_TRANSPARENT
+TUNNEL_MARK = 0x539
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -133,9 +140,61 @@ def relay(connection: socket.socket, listener: socket.socket) -> None:
     wanted = connection.getsockopt(socket.IPPROTO_IP, ORIGINAL_DESTINATION, 16)
     port, address = struct.unpack("!2xH4s8x", wanted)
     host = "127.0.0.1" if inbound else socket.inet_ntoa(address)
-    with connection, socket.create_connection((host, port), timeout=10) as further:
+    with connection:
         connection.settimeout(10)
-        further.sendall(read_exactly(connection, REQUEST))
+        exchange(connection, socket.create_connection((host, port), timeout=10))
+
+
+def ztunnel(host: str) -> None:
+    def accept(listener: socket.socket) -> None:
+        while True:
+            connection, (client, _) = listener.accept()
+            arguments = connection, client, listener.getsockname()[1]
+            threading.Thread(target=pass_on, args=arguments, daemon=True).start()
+
+    def pass_on(connection: socket.socket, client: str, entry: int) -> None:
+        with connection:
+            connection.settimeout(10)
+            if entry == TUNNEL:
+                port = int.from_bytes(read_exactly(connection, TUNNEL_HEAD), "big")
+            else:
+                wanted = connection.getsockopt(socket.IPPROTO_IP, ORIGINAL_DESTINATION, 16)
+                port, address = struct.unpack("!2xH4s8x", wanted)
+            if entry != OUTBOUND:
+                exchange(connection, marked(client, host, port))
+                return
+            try:
+                further = marked("", socket.inet_ntoa(address), TUNNEL)
+            except ConnectionRefusedError:
+                exchange(connection, marked("", socket.inet_ntoa(address), port))
+            else:
+                exchange(connection, further, port.to_bytes(TUNNEL_HEAD, "big"))
+
+    for listening in (("127.0.0.1", OUTBOUND), (host, INBOUND), (host, TUNNEL)):
+        threading.Thread(target=accept, args=(listen(*listening),), daemon=True).start()
+    print("ready", flush=True)
+    signal.sigwait({signal.SIGTERM})
+    print("{}", flush=True)
+
+
+def marked(source: str, host: str, port: int) -> socket.socket:
+    further = socket.socket()
+    further.settimeout(10)
+    further.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, TUNNEL_MARK)
+    if source:
+        further.setsockopt(socket.IPPROTO_IP, TRANSPARENT, 1)
+        further.bind((source, 0))
+    try:
+        further.connect((host, port))
+    except OSError:
+        further.close()
+        raise
+    return further
+
+
+def exchange(connection: socket.socket, further: socket.socket, head: bytes = b"") -> None:
+    with further:
+        further.sendall(head + read_exactly(connection, REQUEST))
         connection.sendall(read_exactly(further, RESPONSE))
         connection.shutdown(socket.SHUT_WR)
         connection.recv(1)
@@ -152,6 +211,8 @@ def main() -> None:
             keep_asking(name, places)
         case ["proxy"]:
             proxy()
+        case ["ztunnel", host]:
+            ztunnel(host)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PROGRAM = Path(__file__).parent / "named_traffic.py"
 NODE_IPV6 = "fd00:10:192::10"
 OUTSIDE = "198.51.100.7"
+EXTERNAL = "203.0.113.0/24"
 OUTSIDE_GATEWAY = "198.51.100.1"
 REDIRECT = """
 add table ip mesh
@@ -36,6 +37,23 @@ add rule ip mesh out meta l4proto tcp redirect to :15001
 """
 
 
+AMBIENT = """
+add table ip ambient
+add chain ip ambient in { type nat hook prerouting priority -100; }
+add chain ip ambient out { type nat hook output priority -100; }
+add chain ip ambient mark_in { type filter hook prerouting priority -150; }
+add chain ip ambient mark_out { type route hook output priority -150; }
+add rule ip ambient in meta mark 0x539 return
+add rule ip ambient in tcp dport != 15008 redirect to :15006
+add rule ip ambient out meta mark 0x539 return
+add rule ip ambient out ip daddr 127.0.0.0/8 return
+add rule ip ambient out meta l4proto tcp redirect to :15001
+add rule ip ambient mark_in meta mark 0x539 ct mark set 0x111
+add rule ip ambient mark_out ct mark 0x111 meta mark set 0x111
+"""
+"""The proxy's own connections are marked. Replies to the client's address stay inside the pod."""
+
+
 @dataclass(frozen=True)
 class Extra:
     """What is special about a workload.
@@ -45,14 +63,20 @@ class Extra:
         node_port: Of its service, on the node's address.
         headless: Its service has no address.
         aliases: Names of further services with the same pods.
+        external: Further addresses of its service: of a load balancer, and of ``externalIPs``.
         mesh: Its pods have a sidecar that everything is redirected to.
+        ambient: Everything of its pods is redirected to the node's proxy, inside their namespaces.
+        labels: Of its pods, besides their own.
     """
 
     host_network: bool = False
     node_port: int = 0
     headless: bool = False
     aliases: tuple[str, ...] = ()
+    external: tuple[str, str] | None = None
     mesh: bool = False
+    ambient: bool = False
+    labels: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass
@@ -104,6 +128,12 @@ class ServiceCluster(Cluster):
             if self.extra(pod).mesh:
                 self._in_netns(pod.netns(self._prefix), ["nft", "-f", "-"], REDIRECT)
                 self.cgroup(self.sidecar(pod)).mkdir()
+            if self.extra(pod).ambient:
+                netns = pod.netns(self._prefix)
+                self._in_netns(netns, ["nft", "-f", "-"], AMBIENT)
+                self._in_netns(netns, ["sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0"])
+                _ip("rule add fwmark 0x111 lookup 100", netns)
+                _ip("route add local 0.0.0.0/0 dev lo table 100", netns)
         self._in_netns(
             node,
             [
@@ -116,7 +146,8 @@ class ServiceCluster(Cluster):
             f"addr add {NODE_ADDRESS}/32 dev lo\naddr add {NODE_IPV6}/128 dev lo nodad\n"
             f"link add out0 type veth peer name eth0 netns {self._outside}\n"
             f"addr add {OUTSIDE_GATEWAY}/24 dev out0\nlink set out0 up\n"
-            "route add 10.96.0.0/16 dev br0\n-6 route add fd00:10:96::/64 dev br0",
+            "route add 10.96.0.0/16 dev br0\n-6 route add fd00:10:96::/64 dev br0\n"
+            f"route add {EXTERNAL} dev br0",
             node,
         )
         _ip(
@@ -154,9 +185,14 @@ class ServiceCluster(Cluster):
                 target = f"dnat {version} to numgen inc mod {len(backends)} map {{ {choices} }}"
                 start = f"add rule inet proxy services {version} daddr"
                 rules.append(f"{start} {address} tcp dport {service.port} {target}")
-                if extra.node_port and version == "ip":
-                    port = f"tcp dport {extra.node_port} meta mark set 0x4000"
-                    rules.append(f"{start} {NODE_ADDRESS} {port} {target}")
+                if version != "ip":
+                    continue
+                beyond = [(address, service.port) for address in extra.external or ()]
+                if extra.node_port:
+                    beyond.append((NODE_ADDRESS, extra.node_port))
+                for address, port in beyond:
+                    marked = f"tcp dport {port} meta mark set 0x4000"
+                    rules.append(f"{start} {address} {marked} {target}")
         return rules
 
     def sidecar(self, pod: Pod) -> Pod:
@@ -171,6 +207,7 @@ class ServiceCluster(Cluster):
             item = by_uid[pod.uid]
             extra = self.extra(pod)
             item["spec"]["hostNetwork"] = extra.host_network
+            item["metadata"]["labels"] |= dict(extra.labels)
             if extra.mesh:
                 (status,) = item["status"]["containerStatuses"]
                 proxy = copy.deepcopy(status)
@@ -186,6 +223,10 @@ class ServiceCluster(Cluster):
             if extra.node_port:
                 spec["type"] = "NodePort"
                 spec["ports"][0]["nodePort"] = extra.node_port
+            if extra.external:
+                balancer, external = extra.external
+                spec["type"], spec["externalIPs"] = "LoadBalancer", [external]
+                by_uid[service.uid]["status"]["loadBalancer"]["ingress"] = [{"ip": balancer}]
             for place, alias in enumerate(extra.aliases):
                 other = copy.deepcopy(by_uid[service.uid])
                 other["metadata"] |= {"name": alias, "uid": _uid(f"alias/{alias}")}
@@ -205,6 +246,11 @@ class ServiceCluster(Cluster):
 
     def relay(self, pod: Pod) -> Process:
         return self._ready(self.sidecar(pod), "proxy")
+
+    def tunnel(self, pod: Pod, proxy: Pod) -> Process:
+        """Start the node's proxy where it serves a pod: in its namespace, and in its own cgroup."""
+        inside = replace(pod, uid=proxy.uid, container_id=proxy.container_id)
+        return self._ready(inside, "ztunnel", pod.ipv4)
 
     def call(self, pod: Pod, plan: Path) -> Process:
         argv = [sys.executable, "-S", str(PROGRAM), "client", pod.name, str(plan)]

@@ -10,7 +10,7 @@ import pytest
 
 from deploy.demo.kubernetes import NODE_ADDRESS, Workload
 from tests.e2e.harness import Scenario
-from tests.e2e.named_traffic import REQUEST, RESPONSE
+from tests.e2e.named_traffic import REQUEST, RESPONSE, TUNNEL_HEAD
 from tests.e2e.service_cluster import OUTSIDE, Extra, ServiceCluster
 from tests.support.kafka import KafkaBroker
 
@@ -40,6 +40,10 @@ WORKLOADS = (
     Workload("hostcaller", "mall"),
     Workload("meshcaller", "mall"),
     Workload("meshed", "mall", port=80, target_port=PORT),
+    Workload("ambientcaller", "mall"),
+    Workload("ambient", "mall", port=80, target_port=PORT),
+    Workload("ztunnel", "mall"),
+    Workload("balanced", "mall", replicas=2, port=80, target_port=PORT),
     Workload("lonely", "mall"),
 )
 EXTRAS = {
@@ -50,11 +54,15 @@ EXTRAS = {
     "hostcaller": Extra(host_network=True),
     "meshcaller": Extra(mesh=True),
     "meshed": Extra(mesh=True),
+    "ambientcaller": Extra(ambient=True),
+    "ambient": Extra(ambient=True),
+    "ztunnel": Extra(labels=(("app", "ztunnel"),)),
+    "balanced": Extra(external=("203.0.113.10", "203.0.113.11")),
 }
 SERVICES = {"twice": "tw", "lonely": "lonely"}
 """Names of services that are not those of their workloads."""
 OURS = "(client_service LIKE '%.mall' OR server_service LIKE '%.mall')"
-CLIENTS = ("caller", "hostcaller", "meshcaller")
+CLIENTS = ("caller", "hostcaller", "meshcaller", "ambientcaller")
 
 
 @pytest.fixture
@@ -87,7 +95,11 @@ def _plan(cluster: ServiceCluster, pod: Pod, count: int) -> list[dict[str, Any]]
         step(cluster.service("hosted").ipv4, 80),
         step(cluster.service("meshed").ipv4, 80),
         step(pod_of("meshed").ipv4, PORT),
+        step(pod_of("ambient").ipv4, PORT),
+        *(step(address, 80) for address in cluster.extras["balanced"].external or ()),
     ]
+    if cluster.extra(pod).ambient:  # here it asks pods by their own addresses
+        return [step(pod_of(name).ipv4, PORT) for name in ("ambient", "plain")]
     if not cluster.extra(pod).mesh:  # the sidecar here is one of IPv4
         steps += [
             step(pod_of("plain").ipv6, PORT),
@@ -105,8 +117,10 @@ def run_traffic(run: Scenario, directory: Path, count: int) -> dict[tuple[str, s
     cluster = run.cluster
     assert isinstance(cluster, ServiceCluster)
     servers = [cluster.relay(pod) for pod in cluster.pods if cluster.extra(pod).mesh]
+    (ztunnel,) = cluster.pods_of("ztunnel")
+    servers += [cluster.tunnel(pod, ztunnel) for pod in cluster.pods if cluster.extra(pod).ambient]
     for pod in cluster.pods:
-        if pod.workload.name not in CLIENTS:
+        if pod.workload.name not in (*CLIENTS, "ztunnel"):
             port = HOST_PORT if cluster.extra(pod).host_network else PORT
             servers.append(cluster.serve(pod, port))
     beyond = cluster.outside("server", OUTSIDE, OUTSIDE, str(OUTSIDE_PORT))
@@ -119,7 +133,11 @@ def run_traffic(run: Scenario, directory: Path, count: int) -> dict[tuple[str, s
             plan.write_text(json.dumps(_plan(cluster, pod, count)))
             callers.append(cluster.call(pod, plan))
     plan = directory / "outside.json"
-    steps = [{"host": NODE_ADDRESS, "port": NODE_PORT, "count": count}]
+    balancer, _ = cluster.extras["balanced"].external or ("", "")
+    steps = [
+        {"host": NODE_ADDRESS, "port": NODE_PORT, "count": count},
+        {"host": balancer, "port": 80, "count": count},
+    ]
     plan.write_text(json.dumps(steps))
     beyond_caller = cluster.outside("client", OUTSIDE, str(plan))
     truth: dict[tuple[str, str], int] = {}
@@ -188,6 +206,8 @@ def test_every_way_to_a_pod_leads_to_it(running: Scenario, tmp_path: Path) -> No
     for (client, server), count in truth.items():
         names = (_service(client), client, _service(server), server)
         to_server, to_client = count * REQUEST, count * RESPONSE
+        if client.startswith("ambientcaller-") and server.startswith("ambient-"):
+            to_server += count * TUNNEL_HEAD
         if client != OUTSIDE:
             expected["client", *names] = (count, 0, to_server, to_client)
         if server != OUTSIDE:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from schemas.errors import ConfigError
-from schemas.events import Role
+from schemas.events import ConnectionFlag, Role
 from schemas.kubernetes import Container
 from streams.directory import Directory
 from streams.naming import Naming, NamingSettings
@@ -341,6 +341,60 @@ def test_a_connection_keeps_the_name_of_its_begin() -> None:
     builder.close(row)
     found = one(Resolver(directory, NamingSettings()), builder, row).remote
     assert found.instance == "old-1"
+
+
+def test_what_the_proxy_of_a_node_does_with_a_pods_address_is_the_pods() -> None:
+    """Ambient: web-1 and job-x are in the mesh, api-1 is not; the proxy is in everybody's way."""
+    directory, resolver = cluster()
+    proxy = pod("ztunnel-a", "10.0.0.8", labels={"app": "ztunnel"})
+    directory.apply(proxy)
+    ztunnel = "c-ztunnel-a"
+    builder = BatchBuilder()
+
+    def add(
+        local: str, remote: str, role: Role, container: str, other: str, inside: bool = False
+    ) -> int:
+        row = builder.connection(
+            *(local, remote, role),
+            container=container,
+            remote_container=other,
+            flags=ConnectionFlag.INSIDE if inside else ConnectionFlag(0),
+        )
+        builder.open(row, accept=role == Role.SERVER)
+        return row
+
+    client, server = Role.CLIENT, Role.SERVER
+    hops = [
+        add("10.0.0.1:40000", "127.0.0.1:15001", client, "c-web-1", ztunnel, True),
+        add("127.0.0.1:15001", "10.0.0.1:40000", server, ztunnel, "c-web-1", True),
+        # As it is where nobody saw that the two are one connection.
+        add("127.0.0.1:15001", "10.0.0.1:40009", server, ztunnel, ""),
+        # To the application it comes from the client's own address.
+        add("10.0.0.1:40002", "10.0.0.4:80", client, ztunnel, "c-job-x", True),
+        add("10.0.0.4:80", "10.0.0.1:40002", server, "c-job-x", ztunnel, True),
+    ]
+    ways = {
+        add("10.0.0.1:40001", "10.0.0.4:15008", client, ztunnel, ztunnel): ("web-1", "job-x"),
+        add("10.0.0.4:15008", "10.0.0.1:40001", server, ztunnel, ztunnel): ("job-x", "web-1"),
+        # Of who is not in the mesh.
+        add("10.0.0.3:40003", "10.0.0.4:80", client, "c-api-1", ztunnel): ("api-1", "job-x"),
+        add("10.0.0.4:15006", "10.0.0.3:40003", server, ztunnel, "c-api-1"): ("job-x", "api-1"),
+        # Its own.
+        add("10.0.0.8:40000", "10.0.0.3:80", client, ztunnel, "c-api-1"): ("ztunnel-a", "api-1"),
+        add("10.0.0.3:80", "10.0.0.8:40000", server, "c-api-1", ztunnel): ("api-1", "ztunnel-a"),
+    }
+    resolution = resolver.resolve(builder.batch())
+    found = [resolution.relations[place] for place in resolution.index]
+    assert [found[row].internal for row in hops] == [True] * len(hops)
+    for row, expected in ways.items():
+        assert (found[row].local.instance, found[row].remote.instance) == expected
+        assert not found[row].internal
+    nobody = BatchBuilder()
+    row = nobody.connection("10.0.0.99:1", "10.0.0.3:80", container=ztunnel)
+    nobody.open(row)
+    resolution = resolver.resolve(nobody.batch())
+    assert resolution.relations[0].local.instance == "ztunnel-a"
+    assert len(resolution.missing) == 1
 
 
 def test_node_mode_names_the_node() -> None:
