@@ -11,6 +11,7 @@ import pytest
 from collector.abi import (
     ConnectionEvent,
     ConnectionFlag,
+    Direction,
     MeasuredFlag,
     PayloadFlag,
     ProcessEvent,
@@ -31,7 +32,7 @@ from schemas.events import NetInterface
 from schemas.ledger import Ledger
 from schemas.telemetry import REGISTRY, Health
 from tests.collector.fakes import FakeSender, FakeSource
-from tests.collector.records import Talk, comm, connection, drained, transfer
+from tests.collector.records import PEER, V4, Talk, comm, connection, drained, transfer
 from tests.collector.tls.test_hello import client_hello, server_hello
 from tests.tls.servers import make_certificate
 
@@ -621,3 +622,34 @@ def test_interfaces_are_told_now_and_then(
     told = [number for number, batch in enumerate(sender.batches) if batch.header.interfaces]
     assert told == [0, 60, 120]
     assert sender.batches[60].header.interfaces == list(INTERFACES)
+
+
+def test_what_a_fresh_client_does_waits_for_its_server_within_the_node(
+    tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
+) -> None:
+    for pid in (7, 8):
+        _process(tmp_path, pid, "python")
+    server = {"pid": 8, "role": Role.SERVER, "local_address": np.frombuffer(PEER, np.uint8)}
+    client = {"remote_address": np.frombuffer(V4, np.uint8), "remote_port": 40_000}
+    begun = connection(1, E.CONNECTED, pid=7, role=Role.CLIENT, local_port=40_000, remote_port=8080)
+    pipeline = _pipeline(tmp_path, source, sender, clock)
+    source.drains = [drained([connection(9, E.ACCEPTED, **server, remote_port=1)]), drained()]
+    for _ in range(2):
+        pipeline.drain()
+        pipeline.publish()
+        clock.advance(1)
+    begun["end_ns"] = clock.monotonic_ns() - 500_000_000
+    wrote = transfer(1, direction=Direction.WRITE, end_ns=begun["end_ns"])
+    accepted = connection(2, E.ACCEPTED, **server, **client, end_ns=clock.monotonic_ns())
+    source.drains = [drained([begun], [wrote]), drained([accepted]), drained()]
+    for _ in range(3):
+        pipeline.drain()
+        pipeline.publish()
+        clock.advance(1)
+    first, second, third = sender.batches[2:]
+    assert (first.opens.rows, first.transfers.rows) == (0, 0)
+    assert (second.opens.rows, second.transfers.rows) == (2, 1)
+    assert first.header.watermark_ns < second.header.first_event_ns < third.header.watermark_ns
+    assert [second.names[place] for place in second.connections.remote_container] == [ID, ID]
+    assert sorted(second.connections.opened_ns) == sorted(second.opens.end_ns)
+    assert _ledger(sender).open_counts() == {}
