@@ -1,31 +1,26 @@
 """The Kubernetes objects known now, indexed for the resolver.
 
 Pure: records go in one by one, questions come with an event time. Pod addresses are reused, so an
-address leads to the pods that held it. Kubernetes tells the moment of a hand-over in whole seconds
-and by both pods' own clocks, so of each pod is asked when it may have held the address; where that
-is true of several, all of them are the answer. Every change moves `generation`, which tells caches
-of answers that they are stale.
+address leads to the pods that may have held it, see `streams.holders`. Every change moves
+`generation`, which tells caches of answers that they are stale.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import compress
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from schemas.kubernetes import EndpointSlice, KubernetesObject, Node, Pod, Service
 from streams.addresses import pack_address, pack_network
+from streams.holders import ALWAYS, Holders
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["ALWAYS", "Directory", "Span"]
+    from streams.holders import Span
 
-Span: TypeAlias = tuple[int, int]
-"""From (included) and to (excluded), Unix milliseconds: how long an answer holds."""
-
-ALWAYS: Span = (-(1 << 62), 1 << 62)
+__all__ = ["Directory"]
 
 _KINDS = (Pod, Service, EndpointSlice, Node)
 
@@ -64,6 +59,7 @@ class Directory:
         self._pods_by_container: dict[str, str] = {}
         self._pods_by_address: dict[bytes, set[str]] = {}
         self._pods_by_host_port: dict[tuple[bytes, int], set[str]] = {}
+        self._known_holders: dict[object, Holders] = {}
         self._services_by_cluster_ip: dict[bytes, set[str]] = {}
         self._services_by_external_port: dict[tuple[bytes, int], set[str]] = {}
         self._services_by_node_port: dict[int, set[str]] = {}
@@ -125,11 +121,15 @@ class Directory:
                 for port in {port for c in pod.containers for port in c.ports}:
                     self._pods_by_host_port.setdefault((address, port), set()).add(pod.uid)
                     keys.ports.append((address, port))
-            return
-        for text in pod.pod_ips:
-            if address_ := pack_address(text):
-                self._pods_by_address.setdefault(address_, set()).add(pod.uid)
-                keys.addresses.append(address_)
+        else:
+            for address in filter(None, map(pack_address, pod.pod_ips)):
+                self._pods_by_address.setdefault(address, set()).add(pod.uid)
+                keys.addresses.append(address)
+        self._forget_holders(keys)
+
+    def _forget_holders(self, keys: _Keys) -> None:
+        for key in (*keys.addresses, *keys.ports):
+            self._known_holders.pop(key, None)
 
     def _index_service(self, service: Service, keys: _Keys) -> None:
         name = (service.namespace, service.name)
@@ -176,6 +176,7 @@ class Directory:
                     del self._pods_by_container[container]
             _discard_all(self._pods_by_address, keys.addresses, uid)
             _discard_all(self._pods_by_host_port, keys.ports, uid)
+            self._forget_holders(keys)
         elif isinstance(record, Service):
             name = (record.namespace, record.name)
             if self._services_by_name.get(name) == uid:
@@ -215,11 +216,11 @@ class Directory:
 
         It was one of them. Several: what Kubernetes says of the hand-over leaves it open.
         """
-        return self._holders(self._pods_by_address.get(address), time_ms)
+        return self._holders(self._pods_by_address, address, time_ms)
 
     def host_pods_at(self, address: bytes, port: int, time_ms: int) -> tuple[Sequence[Pod], Span]:
         """The host-network pods that may have served the port on the node's address."""
-        return self._holders(self._pods_by_host_port.get((address, port)), time_ms)
+        return self._holders(self._pods_by_host_port, (address, port), time_ms)
 
     def service_at(self, address: bytes, port: int, time_ms: int) -> tuple[Service | None, Span]:
         """The service with this cluster address, or this external address and port."""
@@ -290,29 +291,17 @@ class Directory:
         record = self._records.get(uid)
         return record if isinstance(record, Pod) else None
 
-    def _holders(self, uids: set[str] | None, time_ms: int) -> tuple[Sequence[Pod], Span]:
-        # Which pods may have held what they share at the time, and for how long that answer holds.
+    def _holders(
+        self, index: dict[K, set[str]], key: K, time_ms: int
+    ) -> tuple[Sequence[Pod], Span]:
+        uids = index.get(key)
         if not uids:
             return (), ALWAYS
-        pods = [pod for uid in uids if (pod := self._pod(uid)) is not None]
-        starts, ends = _possible(pods)
-        past = max((end for end in ends if end <= time_ms), default=None)
-        upper = min((it for it in (*starts, *ends) if it > time_ms), default=ALWAYS[1])
-        found = _chosen(pods, (s <= time_ms < e for s, e in zip(starts, ends, strict=True)))
-        if found:
-            lower = max((it for it in (*starts, *ends) if it <= time_ms), default=ALWAYS[0])
-            return found, (lower, upper)
-        # Nobody by these times; but clocks differ, and what a pod that is gone had sent is late.
-        if past is not None:
-            late = min(past + self._tolerance_ms, upper)
-            if time_ms < late:
-                return _chosen(pods, (end == past for end in ends)), (past, late)
-            return (), (late, upper)
-        first = min(starts)
-        early = first - self._tolerance_ms
-        if time_ms >= early:
-            return _chosen(pods, (start == first for start in starts)), (early, first)
-        return (), (ALWAYS[0], early)
+        holders = self._known_holders.get(key)
+        if holders is None:
+            pods = [pod for uid in uids if (pod := self._pod(uid)) is not None]
+            holders = self._known_holders[key] = Holders(pods, self._tolerance_ms)
+        return holders.at(time_ms)
 
     def _holder(self, uids: set[str] | None, time_ms: int) -> tuple[Service | None, Span]:
         # Which service held what they share at the time, and for how long that answer holds. One
@@ -339,23 +328,6 @@ class Directory:
                 return record, (start, end)
             lower = end
         return None, (lower, ALWAYS[1])
-
-
-def _possible(pods: Sequence[Pod]) -> tuple[list[int], list[int]]:
-    # From when (included) to when (excluded) each of them may have held what they share. A pod had
-    # it at the moment that its containers of now began, so of two such moments the later one ends
-    # what the other pod had. They are known to the second: then neither ends the other.
-    starts = [max(pod.created_ms, pod.accepted_ms) or ALWAYS[0] for pod in pods]
-    ends = []
-    for pod, start in zip(pods, starts, strict=True):
-        later = [it.running_ms for it in pods if it.running_ms > pod.running_ms > 0]
-        ends.append(max(start, min([pod.deleted_ms or ALWAYS[1], *later])))
-    return starts, ends
-
-
-def _chosen(pods: Sequence[Pod], which: Iterable[bool]) -> list[Pod]:
-    # In one order, however they are kept.
-    return sorted(compress(pods, which), key=lambda pod: pod.uid)
 
 
 def _slice_references(record: EndpointSlice) -> list[tuple[str, str]]:

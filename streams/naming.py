@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 from schemas.errors import ConfigError
 from streams.addresses import format_address, is_loopback, pack_address, pack_network
-from streams.directory import ALWAYS, Directory, Span
+from streams.holders import ALWAYS
 from streams.identity import Identity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from schemas.kubernetes import Pod, Service
+    from streams.directory import Directory
+    from streams.holders import Span
     from streams.identity import IdentityKind
 
 __all__ = ["OTHER_EXTERNAL", "Naming", "NamingSettings"]

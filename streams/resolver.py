@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from schemas.events import Connections, EventBatch
-    from streams.directory import Directory, Span
+    from streams.directory import Directory
+    from streams.holders import Span
     from streams.identity import Identity
 
 __all__ = ["Resolution", "Resolver"]
