@@ -7,7 +7,7 @@ server's end alone, so what the whole comparison leaves over is compared without
 
 The server's row comes when its application accepts. Until the next publish a client waits for that:
 then its events are held, so that the first thing said of it has its name. An acceptance that takes
-longer names what comes after it.
+longer names what comes after it. So does everything wait for a container that is not known yet.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Mates:
             undecided: Connections whose container is not known yet.
 
         Returns:
-            Ids of clients just begun whose other end is on this node and has not come yet.
+            Ids of those just begun whose container, or that of their other end, is not known yet;
+            and once of clients whose other end is on this node and has not come.
         """
         rows = self._table.rows
         event = records["event"]
@@ -89,16 +90,18 @@ class Mates:
             (remote_address, port.astype(np.uint64)),
             netns,
         )
-        ready = ~_among(ids, np.sort(undecided))
-        paired = self._match(ends, slots, is_server, ready)
+        unsure = _among(ids, np.sort(undecided))
+        paired = np.zeros(len(ids), bool)
+        self._match(ends, slots, is_server, paired, unsure)
         ends[:, 5] &= ~_PORT
-        paired |= self._match(ends, slots, is_server, ready & ~paired)
+        self._match(ends, slots, is_server, paired, unsure)
         here = _among(mix(remote_address[:, 0], remote_address[:, 1]), self._addresses)
-        left = np.flatnonzero(~paired & here & (~is_server | ~ready))
+        left = unsure | (~paired & here & ~is_server)
         gone = np.isin(ids[left], records["connection_id"][event == ConnectionEvent.CLOSED])
-        self._waiting = ids[left[~gone]][-_WAITING_LIMIT:]
-        held = ids[left[is_fresh[left] & ~is_server[left]]]
-        self._held = np.setdiff1d(held, self._held)
+        self._waiting = ids[left][~gone][-_WAITING_LIMIT:]
+        # A container is decided after a few looks, for an acceptance nobody knows.
+        once = np.setdiff1d(ids[left & ~unsure & is_fresh], self._held)
+        self._held = np.union1d(once, ids[unsure & is_fresh])
         return self._held
 
     def _others(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
@@ -122,12 +125,13 @@ class Mates:
         ends: U64,
         slots: NDArray[np.int64],
         is_server: NDArray[np.bool_],
-        ready: NDArray[np.bool_],
-    ) -> NDArray[np.bool_]:
-        # Tells each of two ends the other's container; returns which rows now have theirs.
+        paired: NDArray[np.bool_],
+        unsure: NDArray[np.bool_],
+    ) -> None:
+        # Tells each of two ends the other's container. Who has a mate is `paired` then; of two
+        # ends of which one is `unsure` both are.
         rows = self._table.rows
-        found = np.zeros(len(slots), bool)
-        place = np.flatnonzero(ready)
+        place = np.flatnonzero(~paired)
         opened = rows["opened_ns"][slots]
         key = mix(*ends.T)
         order = place[np.lexsort((is_server[place], opened[place], key[place]))]
@@ -135,12 +139,12 @@ class Mates:
         clients, servers = order[clients], order[servers]
         same = (ends[clients] == ends[servers]).all(axis=1)
         clients, servers = clients[same], servers[same]
+        unsure[clients] = unsure[servers] = unsure[clients] | unsure[servers]
         for one, other in ((clients, servers), (servers, clients)):
             rows["mate"][slots[one]] = rows["container"][slots[other]]
             inside = one[rows["netns"][slots[one]] == rows["netns"][slots[other]]]
             rows["flags"][slots[inside]] |= _INSIDE
-            found[one] = True
-        return found
+            paired[one] = True
 
 
 def _client_first(

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from tests.support.kafka import KafkaBroker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from concurrent.futures import Future
     from pathlib import Path
 
     from deploy.demo.kubernetes import Pod
@@ -58,7 +59,8 @@ class Turnover:
         self.answered: dict[tuple[str, str], int] = {}
         self.served: dict[tuple[str, str], int] = {}
         self._running: list[tuple[Pod, subprocess.Popen[str]]] = []
-        self._untold: deque[tuple[float, Pod, dict[str, Any]]] = deque()
+        self._teller = ThreadPoolExecutor(1)  # one after the other, and never later than meant
+        self._told: list[Future[None]] = []
         for pod in cluster.pods:
             created = started = _now()
             self._running.append((pod, self._begin(pod)))
@@ -81,19 +83,19 @@ class Turnover:
         started = _now()
         self._running[place] = fresh, self._begin(fresh)
         told_at = time.monotonic() + TOLD_LATE_S
-        self._untold.append((told_at, old, _dated(fresh, created, started)))
-        self.tell()
+        document = _dated(fresh, created, started)
+        self._told.append(self._teller.submit(self._tell, told_at, old, document))
 
-    def tell(self, everything: bool = False) -> None:
-        """Let the API server know what is due."""
-        while self._untold and (everything or self._untold[0][0] <= time.monotonic()):
-            _, old, fresh = self._untold.popleft()
-            self.api.delete("pods", old.uid)
-            self.api.put(fresh)
+    def _tell(self, at: float, old: Pod, fresh: dict[str, Any]) -> None:
+        time.sleep(max(0.0, at - time.monotonic()))
+        self.api.delete("pods", old.uid)
+        self.api.put(fresh)
 
     def end(self) -> None:
         """Stop all; askers first."""
-        self.tell(everything=True)
+        self._teller.shutdown()
+        for told in self._told:
+            told.result()
         for pod, process in self._running:
             self._end(pod, process)
 
