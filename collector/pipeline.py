@@ -584,6 +584,7 @@ class Pipeline:
             self.drain()
         self._conversations.finish()
         self._calls += self._conversations.take_calls()
+        self._resolver.hurry()
         self.publish(hold=False)
         timeout_s = self._config.stop_timeout_s
         if self._sender.flush(timeout_s * _FLUSH_SHARE):
