@@ -38,7 +38,9 @@ demo: setup ## Build a small cluster on this machine, watch its traffic, show th
 
 test: setup ## Run every check and every test, the real kernel, Kafka and ClickHouse included
 	@$(MAKE) --no-print-directory lint type gen-check bpf-check
-	$(BIN)/python -m pytest
+	@# Most wait for brokers: two at a time. The kernel's programs see all that a machine does: alone.
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not bpf"
+	$(BIN)/python -m pytest -m bpf
 
 test-fast: setup ## Run the tests that need neither kernel, Kafka nor ClickHouse
 	$(BIN)/python -m pytest -m "not bpf and not kafka and not clickhouse and not vm and not slow"
