@@ -85,13 +85,12 @@ static __always_inline int enter_go(struct pt_regs *ctx, __u8 kind, __u8 convent
 		.buffer = is_in_registers ? GO_ARGUMENT_2(ctx) : go_on_stack(ctx, 2),
 		.kind = kind,
 	};
-	struct tls_session_key session = session_key(frame.session);
 	struct tls_frame_key key = {};
 	struct tls_call *in;
 	__u32 size;
 
 	if (kind == PODWIRE_TLS_FREE)
-		return bpf_map_delete_elem(&tls_sessions, &session) && 0;
+		return forget_session(frame.session);
 	if (is_stopped() || is_own_process() || !go_frame(ctx, convention, &key))
 		return 0;
 	note_go_process(key.pid, convention);

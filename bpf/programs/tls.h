@@ -506,15 +506,22 @@ int tls_as_server(struct pt_regs *ctx)
 }
 
 /* The address may be another session's at once. */
-static __always_inline int end_session(struct pt_regs *ctx)
+static __always_inline int forget_session(__u64 session)
 {
-	struct tls_session_key key = session_key(ARGUMENT_1(ctx));
-	struct tls_call *in = current_tls();
+	struct tls_session_key key = session_key(session);
 
-	if (in && in->asking == key.session)
-		end_asking(in);
 	bpf_map_delete_elem(&tls_sessions, &key);
 	return 0;
+}
+
+static __always_inline int end_session(struct pt_regs *ctx)
+{
+	__u64 session = ARGUMENT_1(ctx);
+	struct tls_call *in = current_tls();
+
+	if (in && in->asking == session)
+		end_asking(in);
+	return forget_session(session);
 }
 
 SEC("uprobe")

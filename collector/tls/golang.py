@@ -40,6 +40,8 @@ _MAX_PART_BYTES: Final = 1 << 26
 _MAX_OTHERS_BYTES: Final = 1 << 18
 _ALIGNMENT: Final = 16
 _AT_ONCE: Final = 8_192
+_MAX_RETURNS: Final = 1_024
+_MAX_BASES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +148,16 @@ class _Table:
         )
         if self._count > self._section.size // row.itemsize:
             raise Wrong("malformed")
+        before = 0
         for first in range(0, self._count, _AT_ONCE):
             count = min(_AT_ONCE, self._count - first)
             place = self._functions + first * row.itemsize
             rows = np.frombuffer(self._bytes(place, count * row.itemsize), row)
             base = self._functions if self._version.words > 1 else 0
             low, high = int(rows["said"].min()), int(rows["said"].max()) + said.itemsize
+            if low < before:
+                raise Wrong("malformed")  # they stand in order, so nothing is read twice
+            before = high
             text = np.frombuffer(self._bytes(base + low, high - low), np.uint8)
             at = (rows["said"].astype(np.int64) - low)[:, None] + np.arange(said.itemsize)
             yield rows["entry"], np.ascontiguousarray(text[at]).view(said)[:, 0]
@@ -184,7 +190,9 @@ class _Table:
         counts = np.zeros(-(-(size - end + 1) // _ALIGNMENT), np.int64)
         for each in distances:
             counts += returns[each : each + size - end + 1 : _ALIGNMENT]
-        return (np.flatnonzero(counts > len(distances) // 2) * _ALIGNMENT).tolist()
+        found = np.flatnonzero(counts > len(distances) // 2)[:_MAX_BASES]
+        bases: list[int] = (found * _ALIGNMENT).tolist()
+        return bases
 
     def _function(self, address: int, steps: int) -> GoFunction | None:
         entry = self._elf.offset_of(address)
@@ -206,12 +214,15 @@ class _Table:
         place = self._steps + steps
         text = self._bytes(place, min(self._section.size - place, _MAX_FUNCTION_BYTES))
         numbers = _numbers(text)
-        value, at = -1, 0
+        value, at, count = -1, 0, 0
         for difference in numbers:
             if difference == 0 and at:
                 return
             value += (difference >> 1) ^ -(difference & 1)
             if value == 0 and at:
+                count += 1
+                if count > _MAX_RETURNS:
+                    raise Wrong("malformed")
                 yield at
             at += next(numbers, 0) * self._quantum
             if at > _MAX_FUNCTION_BYTES:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from collector.abi import TlsFunction
-from collector.tls.elf import Elf
+from collector.tls.elf import Elf, Wrong
 from collector.tls.golang import find_go_functions
 
 if TYPE_CHECKING:
@@ -156,7 +156,12 @@ def find_libraries(read: Read) -> list[Found]:
             entries = [Probe(functions[name], kinds[name], False) for name in entered]
             found.append(Found(library.name, len(calls), (*returns, *entries)))
             break
-    return found + _find_go(elf)
+    try:
+        return found + _find_go(elf)
+    except Wrong:
+        if not found:
+            raise
+        return found  # which needs nothing of Go's
 
 
 def _find_go(elf: Elf) -> list[Found]:

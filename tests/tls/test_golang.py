@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.bpf
 
+CALLS = 200
+"""Of each protocol."""
+
 
 @pytest.mark.parametrize("kind", ["plain", "stripped"])
 def test_both_ends(tmp_path: Path, collector: Collector, kind: str) -> None:
@@ -31,7 +34,11 @@ def test_both_ends(tmp_path: Path, collector: Collector, kind: str) -> None:
         address = HOST, server.port
         sent = Sent(0, 0)
         for protocol in ("http1", "http2", "grpc"):
-            sent += ask(binary, protocol, address, 200, 8)
+            sent += ask(binary, protocol, address, CALLS, 8)
         sent += clients.curl_each(address, [(f"/size/{each}/curl", ()) for each in range(8)])
         collector.stop()
-    check_server(collector.rows(), server, sent.requests)
+    rows = collector.rows()
+    check_server(rows, server, sent.requests)
+    ends = [row for row in rows if server.port in (row["local_port"], row["remote_port"])]
+    assert len(ends) == 2 * sent.requests == 2 * (3 * CALLS + 8)
+    assert sum(row["grpc_status"] == 0 for row in ends) == 2 * CALLS

@@ -14,9 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collector.abi import GoConvention
+from collector.tls import libraries
 from collector.tls.elf import Elf, Wrong
 from collector.tls.golang import GoFunction, find_go_functions
 from collector.tls.libraries import GO
+from tests.collector.tls.test_elf import made as with_symbols
 from tests.requirements import program
 from tests.tls.golang import GO as COMPILER
 from tests.tls.golang import build
@@ -124,6 +126,25 @@ def test_every_form_of_the_table(version: str, entry: bytes, convention: GoConve
 def test_an_entry_that_is_not_known_is_not_guessed_at() -> None:
     with pytest.raises(Wrong, match="malformed"):
         find(made("1.16", b"\x90"))
+
+
+def test_what_is_wrong_with_it_costs_no_library_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise Wrong("malformed")
+
+    monkeypatch.setattr(libraries, "find_go_functions", fail)
+    image = with_symbols()
+    found = libraries.find_libraries(lambda place, size: image[place : place + size])
+    assert [each.name for each in found] == ["OpenSSL"]
+
+
+def test_more_functions_than_it_can_hold_are_not_looked_for() -> None:
+    image = bytearray(made("1.20", BY_REGISTERS))
+    section = Elf(lambda place, size: bytes(image[place : place + size])).section(b".gopclntab")
+    assert section is not None
+    struct.pack_into("<Q", image, section.offset + 8, 1 << 40)  # so many functions
+    with pytest.raises(Wrong, match="malformed"):
+        find(bytes(image))
 
 
 def test_a_newer_form_has_a_reason() -> None:
