@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -24,129 +23,41 @@ from collector.conversations import Conversations
 from collector.heap import trim_heap
 from collector.mates import Mates
 from collector.names import NameTable
-from collector.payload_ring import NO_PIECES, Pieces
+from collector.owners import Owners
 from collector.protocols.calls import Settings
+from collector.tally import Tally
 from collector.tls.greetings import Greetings
-from collector.watching import BY_RUN, Watching
+from collector.watching import Watching
 from schemas.clock import ClockAnchor
 from schemas.errors import ConfigError
 from schemas.events import encode_batch
-from schemas.ledger import Entry, Ledger
 from schemas.telemetry import RateLimited, counter, gauge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
     from numpy.typing import NDArray
 
     from collector.batches import Run
     from collector.config import CollectorConfig
     from collector.containers import ContainerResolver
-    from collector.conversations import Found, Verdict
+    from collector.conversations import Found
     from collector.netlink import Conntrack
+    from collector.payload_ring import Pieces
+    from collector.ports import Drained, Sender, Source
     from collector.recording import Recorder
     from collector.watching import Pods
     from schemas.clock import Clock
     from schemas.monitoring import ScopeFile
     from schemas.telemetry import Health
 
-__all__ = ["Drained", "Pipeline", "Sender", "Source"]
+__all__ = ["Pipeline"]
 
 _LOG: Final = logging.getLogger("podwire.collector")
 _MAX_NAMES: Final = 65_536
-_OWNER_HASH: Final = np.uint64(0x9E37_79B9_7F4A_7C15)
 _FLUSH_SHARE: Final = 0.7
 _MANY: Final = 20_000
 _INTERFACES_EVERY: Final = 60
 """Batches from one that tells of the node's interfaces to the next."""
 _STEP_WORTH_SAYING_NS: Final = 50_000_000
-
-
-@dataclass(slots=True)
-class Drained:
-    """What one look at all rings gave, structured arrays of the record kinds."""
-
-    connections: NDArray[Any]
-    transfers: NDArray[Any]
-    processes: NDArray[Any]
-    drops: NDArray[Any]
-    payloads: Pieces = NO_PIECES
-
-
-class Source(Protocol):
-    """Where records come from."""
-
-    def drain(self) -> Drained:
-        """Take what is there. What has a connection was announced in this or before."""
-        ...
-
-    def counts(self) -> NDArray[np.uint64]:
-        """Increments of the kernel's counters since the last call, shape (kinds, 4)."""
-        ...
-
-    def tell(self, verdicts: Sequence[Verdict]) -> None:
-        """Say what need not be captured any more."""
-        ...
-
-    def watch(self, scope: NDArray[Any] | None) -> None:
-        """Put another monitoring scope in force; see `collector.watching`."""
-        ...
-
-    def refuse(self, pids: Iterable[int]) -> None:
-        """Leave out what these processes do, until they end."""
-        ...
-
-    def admit(self, pids: Iterable[int]) -> None:
-        """Watch processes that were refused."""
-        ...
-
-    @property
-    def measured(self) -> frozenset[str]:
-        """Names of the figures that its hooks can give."""
-        ...
-
-    @property
-    def measured_ipv6(self) -> frozenset[str]:
-        """The same over IPv6."""
-        ...
-
-    @property
-    def drop_reasons(self) -> Mapping[int, str]:
-        """Names of the kernel's reasons to drop a packet, by number."""
-        ...
-
-    @property
-    def is_crowded(self) -> bool:
-        """Whether a ring was so full at the last drain that the next must not wait."""
-        ...
-
-    def detach(self) -> None:
-        """Make no new records; what lies in the rings can still be drained."""
-        ...
-
-
-class Sender(Protocol):
-    """Where batches go; `collector.publisher.Publisher`."""
-
-    def offer(self, key: str, message: bytes, ledger: Sequence[Entry]) -> bool:
-        """Take a message or say at once that there is no room."""
-        ...
-
-    def poll(self) -> None:
-        """Do what is due; never waits."""
-        ...
-
-    def take_failed(self) -> list[Entry]:
-        """Ledger entries of batches that were taken and then lost."""
-        ...
-
-    def flush(self, timeout_s: float) -> int:
-        """Wait until everything is delivered; return what is not."""
-        ...
-
-    def abandon(self) -> None:
-        """Give up what is not delivered."""
-        ...
 
 
 class Pipeline:
@@ -181,6 +92,9 @@ class Pipeline:
         self._watching: Watching | None = None
         if scope is not None:
             self._watching = Watching(scope, run.node, source, self.table, self._names, pods)
+        self._owners = Owners(
+            self.table, self._names, resolver, self._watching, config.excluded_run
+        )
         self._conversations = Conversations(
             self.table,
             Settings(keep_query=config.keep_query),
@@ -190,8 +104,6 @@ class Pipeline:
         self._mates = Mates(self.table)
         self._calls: list[Found] = []
         self._held_calls: list[Found] = []
-        self._counted_pieces = (0, 0, 0, 0, 0)
-        self._losses: dict[str, int] = {}
         self._builder = BatchBuilder(
             run,
             self.table,
@@ -201,16 +113,14 @@ class Pipeline:
             measured_ipv6=source.measured_ipv6,
             reasons=source.drop_reasons,
         )
-        self.ledger = Ledger()
+        self._tally = Tally()
+        self.ledger = self._tally.ledger
         self.sequence = 0
         self._connections: list[NDArray[Any]] = []
         self._transfers: list[NDArray[Any]] = []
         self._drops: list[NDArray[Any]] = []
         self._pending = 0
-        self._bare = np.empty(0, np.uint64)
-        self._undecided = np.empty(0, np.uint64)
         self._watermark_ns = 0
-        self._told: list[Entry] = []
         self._limited = RateLimited(_LOG)
 
     def run(self, stop: threading.Event) -> None:
@@ -266,7 +176,7 @@ class Pipeline:
         verdicts = conversations.take_verdicts()
         if verdicts:
             self._source.tell(verdicts)
-        self._count_pieces(len(drained.payloads))
+        self._tally.count_pieces(conversations, len(drained.payloads))
 
     def _greet(self, pieces: Pieces) -> Pieces:
         # Take out what is of the hellos of TLS.
@@ -284,24 +194,6 @@ class Pipeline:
             if greeted.server_name:
                 rows["server_name"][slot] = self._names.number(greeted.server_name)
         return pieces.take(~is_hello)
-
-    def _count_pieces(self, count: int) -> None:
-        of = self._conversations
-        now = (of.unknown, of.excluded, of.captured_bytes, of.untold_bytes, of.uncaptured_bytes)
-        if now == self._counted_pieces and not count:
-            return
-        unknown, excluded, captured, untold, uncaptured = (
-            after - before for after, before in zip(now, self._counted_pieces, strict=True)
-        )
-        self._counted_pieces = now
-        ledger = self.ledger
-        ledger.passed("collector", "payload", entered=count, left=count - unknown - excluded)
-        ledger.dropped("collector", "payload", "unknown_connection", unknown)
-        ledger.dropped("collector", "payload", "excluded", excluded)
-        needed = captured + untold + uncaptured
-        ledger.passed("collector", "payload_byte", entered=needed, left=captured)
-        ledger.dropped("collector", "payload_byte", "untold", untold)
-        ledger.dropped("collector", "payload_byte", "uncaptured", uncaptured)
 
     def _enter_processes(self, processes: NDArray[Any]) -> None:
         count = len(processes)
@@ -325,58 +217,10 @@ class Pipeline:
             counter("podwire_errors_total").labels("collector", "connection_evicted").inc(evicted)
             text = "collector.max_connections is reached; %d connections unused the longest are out"
             self._limited.warning(text, evicted)
-        self._label(changed)
+        self._owners.enter(changed)
         if self._conntrack is not None:
             # Now, as processes may be gone with the next look.
             self._conntrack.follow(self.table.rows[changed])
-        bare = changed[self.table.rows["pid"][changed] == 0]
-        if len(bare):
-            self._bare = np.union1d(self._bare, self.table.rows["connection_id"][bare])
-
-    def _label(self, slots: NDArray[np.int64]) -> None:
-        # Looked up once per distinct owner; a collision of this hash would need 2**32 of them.
-        rows = self.table.rows[slots]
-        owner = (rows["cgroup_id"] * _OWNER_HASH) ^ rows["pid"]
-        _, first, inverse = np.unique(owner, return_index=True, return_inverse=True)
-        containers, processes, excluded, undecided = [], [], [], []
-        for pid, cgroup_id, comm in rows[first][["pid", "cgroup_id", "comm"]].tolist():
-            containers.append(self._names.number(self._resolver.container(pid, cgroup_id)))
-            name = self._resolver.process(pid, self.table.comms[comm])
-            processes.append(self._names.number(name))
-            excluded.append(BY_RUN if self._is_excluded(pid) else 0)
-            undecided.append(not containers[-1] and self._resolver.is_undecided(cgroup_id))
-        self.table.rows["container"][slots] = np.array(containers, np.uint32)[inverse]
-        self.table.rows["process"][slots] = np.array(processes, np.uint32)[inverse]
-        self.table.rows["excluded"][slots] = np.array(excluded, np.uint8)[inverse]
-        if self._watching is not None:
-            self._watching.judge(slots)
-        if any(undecided):
-            again = rows["connection_id"][np.array(undecided)[inverse]]
-            self._undecided = np.union1d(self._undecided, again)
-
-    def _decide(self) -> None:
-        # Cgroups that were too new for the last walk. Their processes may be gone and the ids of
-        # these taken by others, so only the cgroup is asked.
-        if not len(self._undecided):
-            return
-        slots = self.table.find(self._undecided)
-        slots = slots[slots >= 0]
-        cgroups = self.table.rows["cgroup_id"][slots]
-        left = np.zeros(len(slots), bool)
-        for cgroup_id in np.unique(cgroups).tolist():
-            same = cgroups == cgroup_id
-            name = self._resolver.container(0, cgroup_id)
-            self.table.rows["container"][slots[same]] = self._names.number(name)
-            left |= same & self._resolver.is_undecided(cgroup_id)
-        if self._watching is not None:
-            self._watching.judge(slots)
-        self._undecided = self.table.rows["connection_id"][slots[left]]
-
-    def _is_excluded(self, pid: int) -> bool:
-        run = self._config.excluded_run
-        if not run or not pid:
-            return False
-        return pid == run or self._resolver.carries(pid, b"PODWIRE_RUN=%d" % run)
 
     def publish(self, final: bool = False, hold: bool = True) -> None:
         """Make batches of what was drained since the last call and offer them.
@@ -393,13 +237,13 @@ class Pipeline:
         self._drops = [drops[:0].copy()]
         self._connections, self._transfers = [connections[:0].copy()], [transfers[:0].copy()]
         self._pending = 0
-        self._adopt(transfers)
-        self._decide()
+        self._owners.adopt(transfers)
+        self._owners.decide()
         if self._conntrack is not None:
             self._translate(self._conntrack, connections)
         connections, transfers, drops = self._pair(connections, transfers, drops, hold)
         self.ledger.add(kernel_entries(self._source.counts()))
-        self._tell_again(self._sender.take_failed())
+        self._tally.tell_again(self._sender.take_failed())
         events = len(connections) + len(transfers)
         calls, self._calls, self._held_calls = self._calls, self._held_calls, []
         batches = self._builder.build(
@@ -423,14 +267,14 @@ class Pipeline:
                 self.ledger.add(as_undelivered(header.ledger))
                 continue
             self.sequence += 1
-            self._export(header.ledger, is_last=batch is batches[-1])
+            self._tally.export(header.ledger, is_last=batch is batches[-1])
             self._record(message)
         self.table.retire(connections["connection_id"][finished(connections)])
         self.table.sweep()
         self._compact_names()
         gauge("podwire_collector_connections").set(len(self.table))
         gauge("podwire_collector_conversations").set(len(self._conversations))
-        self._count_gaps()
+        self._tally.count_gaps(self._conversations)
         if events > _MANY:
             trim_heap()  # what so many needed, the next second need not
         self._health.progress()
@@ -460,31 +304,6 @@ class Pipeline:
             counter("podwire_errors_total").labels("collector", "record").inc()
             _LOG.error("the recording ends here: %s", error)
 
-    def _count_gaps(self) -> None:
-        conversations = self._conversations
-        for outcome, count in (
-            ("gap", conversations.gaps),
-            ("given_up", conversations.given_up),
-        ):
-            total = counter("podwire_collector_conversation_losses_total").labels(outcome)
-            total.inc(count - self._losses.get(outcome, 0))
-            self._losses[outcome] = count
-
-    def _adopt(self, transfers: NDArray[Any]) -> None:
-        # A connection that only the kernel had touched belongs to the process that uses it.
-        if not len(self._bare):
-            return
-        users = transfers[transfers["pid"] != 0]
-        users = users[np.isin(users["connection_id"], self._bare)]
-        slots = self.table.find(users["connection_id"])
-        bare = (slots >= 0) & (self.table.rows["pid"][slots] == 0)
-        if bare.any():
-            self.table.rows["pid"][slots[bare]] = users["pid"][bare]
-            self._label(np.unique(slots[bare]))
-        slots = self.table.find(self._bare)
-        kept = (slots >= 0) & (self.table.rows["pid"][slots] == 0)
-        self._bare = self._bare[kept]
-
     def _translate(self, conntrack: Conntrack, records: NDArray[Any]) -> None:
         # Conntrack knows a connection before its first record can be drained.
         conntrack.poll()
@@ -504,7 +323,7 @@ class Pipeline:
         hold: bool,
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         # Who is at the other end, before anything is told; what has to wait is drained again.
-        held = self._mates.pair(connections, self._anchor, self._undecided)
+        held = self._mates.pair(connections, self._anchor, self._owners.undecided)
         if not hold or not len(held):
             return connections, transfers, drops
         told = []
@@ -533,38 +352,6 @@ class Pipeline:
             kept = self._names.keep(*(rows[name][live] for name in columns))
             for name, numbers in zip(columns, kept, strict=True):
                 rows[name][live] = numbers
-
-    def _tell_again(self, failed: Sequence[Entry]) -> None:
-        again = as_undelivered(failed)
-        self.ledger.add(again)
-        # /metrics has counted all of it before, but for the loss.
-        self._told.extend(entry for entry in again if entry.reason != "undelivered")
-
-    def _export(self, entries: Sequence[Entry], is_last: bool) -> None:
-        fresh = Ledger()
-        fresh.add(entries)
-        if is_last:  # the last batch of a publish carries what is told again
-            told, self._told = self._told, []
-            fresh.add(
-                Entry(
-                    entry.stage,
-                    entry.kind,
-                    entry.reason,
-                    -entry.in_count,
-                    -entry.out_count,
-                    -entry.dropped_count,
-                )
-                for entry in told
-            )
-        total = counter("podwire_ledger_total")
-        for entry in fresh.drain():
-            for outcome, count in (
-                ("in", entry.in_count),
-                ("out", entry.out_count),
-                (entry.reason, entry.dropped_count),
-            ):
-                if count > 0:
-                    total.labels(entry.stage, entry.kind, outcome).inc(count)
 
     def read_clocks(self) -> None:
         """Read both clocks together again and report how far they moved apart."""

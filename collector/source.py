@@ -22,7 +22,7 @@ from collector.config import object_paths
 from collector.drops import drop_reasons
 from collector.figures import POINTS, STAGE_FIGURES, measured
 from collector.payload_ring import NO_PIECES, PayloadRing, create_payload_ring
-from collector.pipeline import Drained
+from collector.ports import Drained
 from collector.ringbuf import Ring, SequenceTracker, create_ring
 from collector.stages import OFF, Stages, start_stages
 from collector.tls.watcher import Watcher, start_tls

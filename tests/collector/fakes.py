@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from collector.conversations import Verdict
-    from collector.pipeline import Drained
+    from collector.ports import Drained
     from schemas.ledger import Entry
 
 

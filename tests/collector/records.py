@@ -17,7 +17,7 @@ from collector.abi import (
     PayloadFlag,
 )
 from collector.payload_ring import Pieces, joined
-from collector.pipeline import Drained
+from collector.ports import Drained
 from collector.ringbuf import framed
 
 if TYPE_CHECKING:

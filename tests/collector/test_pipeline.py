@@ -63,10 +63,11 @@ def _pipeline(
     clock: ManualClock,
     recorder: Recorder | None = None,
     conntrack: Any = None,
+    resolver: ContainerResolver | None = None,
     **settings: Any,
 ) -> Pipeline:
     config = CollectorConfig(drain_interval_s=0.001, **settings)
-    resolver = ContainerResolver(tmp_path, None, clock)
+    resolver = resolver or ContainerResolver(tmp_path, None, clock)
     run = Run("node-1", "boot", "run-1", interfaces=INTERFACES)
     return Pipeline(config, run, source, sender, resolver, clock, Health(), recorder, conntrack)
 
@@ -247,11 +248,11 @@ def test_a_connection_without_owner_belongs_to_who_uses_it(
 def test_a_cgroup_too_new_for_the_last_walk_is_found_before_the_batch_leaves(
     tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
 ) -> None:
-    pipeline = _pipeline(tmp_path, source, sender, clock)
     cgroups = tmp_path / "cgroup"
     (cgroups / "docker" / ID).mkdir(parents=True)
-    pipeline._resolver = ContainerResolver(tmp_path, cgroups, clock)
-    pipeline._resolver.learn([1])
+    resolver = ContainerResolver(tmp_path, cgroups, clock)
+    pipeline = _pipeline(tmp_path, source, sender, clock, resolver=resolver)
+    resolver.learn([1])
     clock.advance(0.05)
     late = cgroups / "docker" / ID.replace("a", "c")
     late.mkdir()
@@ -266,12 +267,12 @@ def test_a_cgroup_too_new_for_the_last_walk_is_found_before_the_batch_leaves(
     (batch,) = sender.batches
     assert batch.names[batch.connections.container[0]] == late.name
     assert batch.names[batch.connections.process[0]] == "curl"
-    walks = pipeline._resolver.walks
+    walks = resolver.walks
     for _ in range(5):
         clock.advance(1)
         pipeline.drain()
         pipeline.publish()
-    assert pipeline._resolver.walks == walks
+    assert resolver.walks == walks
 
 
 def test_an_excluded_run_is_counted_and_left_out(
