@@ -62,9 +62,12 @@ GRACE_SWEEPS: Final = 120
 _FREE: Final = np.uint64(0)
 _DELETED: Final = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 _MULTIPLIER: Final = np.uint64(0x9E37_79B9_7F4A_7C15)  # 2**64 / golden ratio: Knuth 6.4
-_MIN_BITS: Final = 10
+_HALF: Final = np.uint64(32)
+_MIN_CAPACITY: Final = 1024
 _MAX_COMMS: Final = 65_536
 _MAX_LOAD: Final = 0.7
+_GROWN_LOAD: Final = 0.5
+"""After a growth: a table that doubled would have rows for twice as many as there are."""
 _EVICTED_SHARE: Final = 16
 """A full table gives up one of so many at once, because finding the oldest looks at all."""
 _ENDED_SHARE: Final = 8
@@ -83,19 +86,16 @@ class ConnectionTable:
         self.evicted = 0
         """Rows of connections not known to have ended that were given up for new ones."""
         self._period = 2  # so that the rows of a new table count as old
-        self._allocate(_MIN_BITS)
+        self._allocate(_MIN_CAPACITY)
         self._retiring: list[U64] = []
         # One group for each of the last sweeps, the newest last. Its ids ended before that sweep.
         self._ended: deque[U64] = deque()
         self._ended_count = 0
 
-    def _allocate(self, bits: int) -> None:
-        self._bits = bits
-        self._shift = np.uint64(64 - bits)
-        self._mask = np.int64((1 << bits) - 1)
-        self._keys = np.zeros(1 << bits, np.uint64)
-        self.rows: NDArray[Any] = np.zeros(1 << bits, ROW)
-        self._used = np.zeros(1 << bits, np.uint32)
+    def _allocate(self, capacity: int) -> None:
+        self._keys = np.zeros(capacity, np.uint64)
+        self.rows: NDArray[Any] = np.zeros(capacity, ROW)
+        self._used = np.zeros(capacity, np.uint32)
         self._live = 0
         self._dead = 0
 
@@ -118,7 +118,7 @@ class ConnectionTable:
         result = np.where(hit, slots, -1)
         pending = np.flatnonzero(~hit & (found != _FREE) & valid)
         while len(pending):
-            following = (slots[pending] + 1) & self._mask
+            following = self._after(slots[pending])
             slots[pending] = following
             found = self._keys[following]
             hit = found == ids[pending]
@@ -215,7 +215,15 @@ class ConnectionTable:
         return np.array(numbers, np.uint32)[index]
 
     def _home(self, ids: U64) -> NDArray[np.int64]:
-        return ((ids * _MULTIPLIER) >> self._shift).astype(np.int64)
+        # The upper half of a product is in the range of its other factor, whatever that is: Lemire,
+        # Fast Random Integer Generation in an Interval, ACM TOMACS 29 (2019).
+        upper = (ids * _MULTIPLIER) >> _HALF
+        return ((upper * np.uint64(self.capacity)) >> _HALF).astype(np.int64)
+
+    def _after(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        following = slots + 1
+        following[following == self.capacity] = 0
+        return following
 
     def _insert(self, ids: U64) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         slots = self.find(ids)
@@ -250,19 +258,16 @@ class ConnectionTable:
             placed = self._keys[tried] == ids[pending]
             self._dead -= int(np.count_nonzero(placed & (found == _DELETED)))
             pending = pending[~placed]
-            slots[pending] = (slots[pending] + 1) & self._mask
+            slots[pending] = self._after(slots[pending])
         self._live += len(ids)
         return slots
 
     def _reserve(self, count: int) -> None:
         if self._live + self._dead + count <= _MAX_LOAD * self.capacity:
             return
-        bits = _MIN_BITS
-        while self._live + count > 0.5 * (1 << bits):
-            bits += 1
         live = self.live_slots()
         kept, used = self.rows[live], self._used[live]
-        self._allocate(bits)
+        self._allocate(max(_MIN_CAPACITY, round((len(live) + count) / _GROWN_LOAD)))
         slots = self._place(kept["connection_id"])
         self.rows[slots], self._used[slots] = kept, used
 
