@@ -218,7 +218,7 @@ class Conversations:
                 exchange.feed(side, data, start_ns, end_ns)
             if size > captured:
                 missing = size - captured - exchange.unneeded(side)
-                if missing > 0:
+                if missing > 0 and not exchange.is_guess:
                     self.gaps += 1
                     self.uncaptured_bytes += missing
                 exchange.skip(side, size - captured, start_ns, end_ns)

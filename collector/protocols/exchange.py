@@ -87,6 +87,15 @@ class Conversation:
             return parser.unneeded(side)
         return _ENDLESS if self.protocol is Protocol.OTHER else 0
 
+    @property
+    def is_guess(self) -> bool:
+        """Whether a connection that was joined has yet to say anything known.
+
+        Other protocols have messages that begin like a frame of HTTP/2, so that nothing is missed
+        where what follows could not be read: Kafka's are sent from files, for one.
+        """
+        return self.protocol is Protocol.UNDECIDED and self._is_joined
+
     def close(self, end_ns: int) -> None:
         """End everything that is open."""
         parser = self._http1 or self._http2

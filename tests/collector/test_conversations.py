@@ -313,6 +313,21 @@ def test_bytes_that_are_missing_are_counted(conversations: Conversations) -> Non
     assert conversations.uncaptured_bytes == 7
 
 
+def test_what_an_older_connection_may_be_misses_nothing_before_it_is(
+    conversations: Conversations,
+) -> None:
+    """A broker's answer begins like a frame of HTTP/2 by chance, and comes from a file."""
+    talk = Talk(OLD)
+    frame_like = bytes([0, 8, 0xA4, 0, 0, 0, 0, 0x12, 0x34]) + b"\0" * 50
+    conversations.apply(pieces(talk.read(frame_like), talk.read(b"", missing=566_291)))
+    conversations.apply(pieces(talk.read(b"\xff" * 100, missing=5_000)))
+    assert (conversations.uncaptured_bytes, conversations.gaps) == (0, 0)
+    # What is HTTP misses what it lacks.
+    conversations.apply(pieces(talk.written(GET), talk.read(OK), talk.written(GET, missing=7)))
+    assert conversations.uncaptured_bytes == 7
+    assert only_call(conversations, OLD).status == 200
+
+
 def test_a_response_that_was_lost_to_the_end_is_not_known(conversations: Conversations) -> None:
     """The kernel tells how far a connection came that lost something; a FIN alone is nothing."""
     for seen in (OK, b""):
