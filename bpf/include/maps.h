@@ -153,9 +153,10 @@ enum other_call {
 	CALL_MAP = 67,
 };
 
-/* An established connection that no application has accepted, by the address of its sock. */
+/* An established connection that no application has accepted, by the address of its sock; or one that
+ * was accepted although no handshake was seen, until it is touched. */
 struct waiting {
-	__u64 connection_id;
+	__u64 connection_id; /* 0: accepted already */
 	__u64 established_ns;
 };
 

@@ -97,19 +97,26 @@ static __always_inline void start_state(struct socket_state *st, __u8 stage, __u
 	st->role = role;
 }
 
-/* A socket that was open before us: server if its port was listened on then. */
-static __always_inline void start_preexisting(struct socket_state *st, struct sock *sk)
+/* A socket of which no beginning was seen. It was open before us: server if its port was listened on
+ * then. Or the program was skipped when the handshake ended, and accept() has left a note. */
+static __always_inline void start_unseen(struct socket_state *st, struct sock *sk)
 {
-	struct listener key = {
+	struct listener listener = {
 		.netns = netns_of(sk),
 		.port = BPF_CORE_READ(sk, __sk_common.skc_num),
 	};
+	__u64 key = (__u64)sk;
 
-	start_state(st, STAGE_OPEN,
-		    bpf_map_lookup_elem(&listeners, &key) ? PODWIRE_ROLE_SERVER :
-							    PODWIRE_ROLE_CLIENT);
-	st->flags = PODWIRE_PREEXISTING;
-	skip_counters(sk, st);
+	if (bpf_map_lookup_elem(&accept_queue, &key)) {
+		start_state(st, STAGE_OPEN, PODWIRE_ROLE_SERVER);
+		st->is_waiting = 1;
+	} else {
+		start_state(st, STAGE_OPEN,
+			    bpf_map_lookup_elem(&listeners, &listener) ? PODWIRE_ROLE_SERVER :
+									 PODWIRE_ROLE_CLIENT);
+		st->flags = PODWIRE_PREEXISTING;
+		skip_counters(sk, st);
+	}
 	begin_flow(sk);
 }
 
@@ -216,7 +223,7 @@ static __noinline void settle(struct sock *sk, struct socket_state *st)
 	if (!st)
 		return;
 	if (!st->connection_id)
-		start_preexisting(st, sk);
+		start_unseen(st, sk);
 	if (!st->owner.pid)
 		own_by_current(&st->owner);
 	consider(sk, st);

@@ -150,14 +150,17 @@ static __noinline int exit_accept(struct call_state *call, __u32 fd)
 	struct socket *socket;
 	struct sock *sk = sock_of_fd(fd, &socket);
 	__u64 key = (__u64)sk, now = bpf_ktime_get_ns(), start, connection_id;
-	struct waiting *waiting;
+	struct waiting *waiting, unseen = {};
 	struct owner owner;
 
 	if (!call || !sk)
 		return 0;
 	waiting = bpf_map_lookup_elem(&accept_queue, &key);
-	if (!waiting)
+	if (!waiting) {
+		/* Told when it is touched: from here its state cannot be written. */
+		bpf_map_update_elem(&accept_queue, &key, &unseen, BPF_NOEXIST);
 		return 0;
+	}
 	connection_id = waiting->connection_id;
 	/* Waiting for a client is not part of accepting it. */
 	start = waiting->established_ns > call->start_ns ? waiting->established_ns : call->start_ns;

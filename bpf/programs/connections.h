@@ -247,8 +247,10 @@ static __always_inline int destroyed(struct sock *sk)
 	struct flow *flow = 0;
 	__u64 key = (__u64)sk;
 
-	if (!st)
+	if (!st) {
+		bpf_map_delete_elem(&accept_queue, &key);
 		return 0;
+	}
 	/* Never accepted: it was no application's connection. An accepted one has left the queue. */
 	if (st->is_waiting && (st->is_unqueued || !bpf_map_delete_elem(&accept_queue, &key)))
 		st->stage = STAGE_CLOSED;

@@ -53,11 +53,12 @@ int find_sockets(struct bpf_iter__task_file *ctx)
 		return 0;
 	}
 	if (!st->connection_id) {
-		if (tcp_state == TCP_SYN_SENT)
+		if (tcp_state == TCP_SYN_SENT) {
 			start_state(st, STAGE_CONNECTING, PODWIRE_ROLE_CLIENT);
-		else
-			start_preexisting(st, sk);
-		begin_flow(sk);
+			begin_flow(sk);
+		} else {
+			start_unseen(st, sk);
+		}
 		st->is_own = podwire_own_pid && (__u32)task->tgid == podwire_own_pid;
 	}
 	if (st->is_own)

@@ -71,6 +71,37 @@ def test_older_connections(variant: Path, iterate: bool) -> None:
             watch.close()
 
 
+@pytest.mark.parametrize("iterate", [True, False])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_accepted_without_a_handshake(variant: Path, host: str, iterate: bool) -> None:
+    """Its handshake was over before the programs came, as where the kernel skips one of them."""
+    with listening(host) as server:
+        clients = [socket.create_connection(server.getsockname()[:2]) for _ in range(3)]
+        clients[0].sendall(b"x" * 100)
+        watch = Watch(iterate=iterate, path=variant)
+        try:
+            used, idle, other = (server.accept()[0] for _ in clients)
+            assert used.recv(200) == b"x" * 100
+            used.sendall(b"y" * 50)
+            # What nobody uses is told when it is closed, by either end.
+            idle.close()
+            for each in (*clients, used, other):
+                each.close()
+            settle()
+            port = port_of(server)
+            connects, accepts, _, closes = life(watch, port)
+            assert (connects, accepts, closes) == (0, 3, 3)
+            told = watch.connections(port, ConnectionEvent.ACCEPTED)
+            assert set(told["role"]) == {Role.SERVER}
+            assert set(told["flags"]) == {0}
+            assert set(told["pid"]) == {os.getpid()}
+            assert watch.moved(port, Role.SERVER, Direction.READ) == 100
+            assert watch.moved(port, Role.SERVER, Direction.WRITE) == 50
+            assert any(not watch.keys("accept_queue") for _ in range(50))  # others may use it too
+        finally:
+            watch.close()
+
+
 def _own_cgroup() -> int:
     with open("/proc/self/cgroup") as lines:
         inside = next(line.split("::", 1)[1].strip() for line in lines if line.startswith("0::"))
