@@ -8,7 +8,7 @@ four times, and the columns are most of what a collector writes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, TypeVar
 
 import numpy as np
@@ -43,7 +43,7 @@ UNMEASURED_U32 = np.uint32(0xFFFF_FFFF)
 T = TypeVar("T", bound="Table")
 
 
-def column(dtype: str, width: int = 1, *, measured: bool = False) -> Any:
+def column(dtype: str, width: int = 1, *, measured: bool = False, names: bool = False) -> Any:
     """Declare a column.
 
     Args:
@@ -51,10 +51,11 @@ def column(dtype: str, width: int = 1, *, measured: bool = False) -> Any:
         width: Values per row; with more than one the shape is (n, width).
         measured: Whether a row may lack the value: then it holds the greatest value of its type,
             and a column that lacks all of them may be left empty.
+        names: Whether values are indices into a dictionary of names.
     """
     empty = np.empty((0, width) if width > 1 else 0, dtype)
     empty.flags.writeable = False
-    metadata = {"dtype": np.dtype(dtype), "width": width, "measured": measured}
+    metadata = {"dtype": np.dtype(dtype), "width": width, "measured": measured, "names": names}
     return field(default_factory=lambda: empty, metadata=metadata)
 
 
@@ -67,6 +68,7 @@ class Table:
 
     _specs: ClassVar[tuple[tuple[str, np.dtype[Any], int], ...] | None] = None
     _measured: ClassVar[frozenset[str] | None] = None
+    _named: ClassVar[tuple[str, ...] | None] = None
 
     @classmethod
     def specs(cls) -> tuple[tuple[str, np.dtype[Any], int], ...]:
@@ -90,6 +92,15 @@ class Table:
             cls._measured = found
         return found
 
+    @classmethod
+    def name_columns(cls) -> tuple[str, ...]:
+        """Names of the columns whose values are indices into a dictionary of names."""
+        found = cls.__dict__.get("_named")
+        if found is None:
+            found = tuple(item.name for item in fields(cls) if item.metadata.get("names"))
+            cls._named = found
+        return found
+
     @property
     def rows(self) -> int:
         """Number of rows, from the first column."""
@@ -104,6 +115,26 @@ class Table:
             for name, values in columns.items()
         }
         return type(self)(**picked)
+
+    def used_names(self) -> list[U32]:
+        """Return the indices into the dictionary of names that are there, by column."""
+        return [values[_is_measured(values)] for values in self._names().values()]
+
+    def with_names(self, places: U32) -> Self:
+        """Return the same rows for another dictionary of names.
+
+        Args:
+            places: Of each name of the old dictionary, its index in the new one.
+        """
+        moved = {}
+        for name, values in self._names().items():
+            known = _is_measured(values)
+            moved[name] = np.where(known, places[np.where(known, values, 0)], UNMEASURED_U32)
+        return replace(self, **moved)
+
+    def _names(self) -> dict[str, U32]:
+        columns = {name: getattr(self, name) for name in self.name_columns()}
+        return {name: values for name, values in columns.items() if not _is_unmeasured(values)}
 
     @classmethod
     def concatenate(cls, tables: Sequence[Self]) -> Self:
@@ -198,6 +229,11 @@ def _varint(value: int) -> bytes:
 def _unmeasured(rows: int, dtype: np.dtype[Any], width: int) -> NDArray[Any]:
     nothing = np.array(np.iinfo(dtype).max, dtype)
     return np.broadcast_to(nothing, (rows, width) if width > 1 else (rows,))
+
+
+def _is_measured(values: U32) -> NDArray[np.bool_]:
+    known: NDArray[np.bool_] = values != UNMEASURED_U32
+    return known
 
 
 def _is_unmeasured(values: NDArray[Any]) -> bool:

@@ -13,7 +13,6 @@ from schemas.columns import (
     U8,
     U32,
     U64,
-    UNMEASURED_U32,
     Table,
     column,
     decode_table,
@@ -103,6 +102,8 @@ FIGURE_WIDTH = 17
 """Places in a row of ``Transfers.figures``; those beyond `READ_FIGURES` say nothing of a read."""
 
 
+_PORTS = 1 << 16
+
 FIGURE_MAX = 0xFFFF_FFFE
 """What a row can say of a figure; of sums, the rest comes with the connection's next row."""
 
@@ -180,13 +181,13 @@ class Connections(Table):
     netns: U32 = column("<u4")
     cgroup_id: U64 = column("<u8")
     pid: U32 = column("<u4")
-    container: U32 = column("<u4")
-    process: U32 = column("<u4")
+    container: U32 = column("<u4", names=True)
+    process: U32 = column("<u4", names=True)
     flags: U8 = column("u1")
-    server_name: U32 = column("<u4", measured=True)
+    server_name: U32 = column("<u4", measured=True, names=True)
     tls_version: U32 = column("<u4", measured=True)
     opened_ns: U64 = column("<u8", measured=True)
-    remote_container: U32 = column("<u4", measured=True)
+    remote_container: U32 = column("<u4", measured=True, names=True)
 
 
 @dataclass(slots=True)
@@ -238,9 +239,9 @@ class Requests(Table):
     version: U8 = column("u1")
     outcome: U8 = column("u1")
     flags: U8 = column("u1")
-    method: U32 = column("<u4")
-    path: U32 = column("<u4")
-    host: U32 = column("<u4")
+    method: U32 = column("<u4", names=True)
+    path: U32 = column("<u4", names=True)
+    host: U32 = column("<u4", names=True)
     status: U32 = column("<u4")
     grpc_status: U32 = column("<u4", measured=True)
     start_ns: U64 = column("<u8")
@@ -251,10 +252,10 @@ class Requests(Table):
     response_header_size: U32 = column("<u4", measured=True)
     response_body_size: U64 = column("<u8", measured=True)
     trace_provider: U8 = column("u1")
-    trace_id: U32 = column("<u4")
-    segment_id: U32 = column("<u4")
-    span_id: U32 = column("<u4")
-    endpoint: U32 = column("<u4", measured=True)
+    trace_id: U32 = column("<u4", names=True)
+    segment_id: U32 = column("<u4", names=True)
+    span_id: U32 = column("<u4", names=True)
+    endpoint: U32 = column("<u4", measured=True, names=True)
 
 
 @dataclass(slots=True)
@@ -264,12 +265,12 @@ class Parties(Table):
     ``local_container`` may be `UNMEASURED_U32`: workers of before it do not write it.
     """
 
-    local_service: U32 = column("<u4")
-    local_instance: U32 = column("<u4")
-    remote_service: U32 = column("<u4")
-    remote_instance: U32 = column("<u4")
+    local_service: U32 = column("<u4", names=True)
+    local_instance: U32 = column("<u4", names=True)
+    remote_service: U32 = column("<u4", names=True)
+    remote_instance: U32 = column("<u4", names=True)
     internal: U8 = column("u1")
-    local_container: U32 = column("<u4", measured=True)
+    local_container: U32 = column("<u4", measured=True, names=True)
 
 
 @dataclass(slots=True)
@@ -282,7 +283,7 @@ class Drops(Table):
 
     connection: U32 = column("<u4")
     end_ns: U64 = column("<u8")
-    reason: U32 = column("<u4")
+    reason: U32 = column("<u4", names=True)
     packets: U32 = column("<u4")
 
 
@@ -399,34 +400,31 @@ def decode_batch(data: bytes) -> EventBatch:
         raise DecodeError("batch without a node name")
     connections = decode_table(Connections, message.connections)
     names = list(message.connections.names) or [""]
-    for index in (connections.container, connections.process):
-        _check_index("names", index, len(names))
-    for index in (connections.server_name, connections.remote_container):
-        _check_index("names", index[index != UNMEASURED_U32], len(names))
     if connections.rows and not np.isin(connections.family, (4, 6)).all():
         raise DecodeError("address family is neither 4 nor 6")
     if connections.rows and int(connections.role.max()) > Role.SERVER:
         raise DecodeError(f"unknown role {int(connections.role.max())}")
+    for ports in (connections.local_port, connections.remote_port, connections.translated_port):
+        _check_index("port", ports, _PORTS)
     opens = decode_table(Opens, message.opens)
     closes = decode_table(Closes, message.closes)
     transfers = decode_table(Transfers, message.transfers)
     requests = decode_table(Requests, message.requests)
     drops = decode_table(Drops, message.drops)
     parties = decode_table(Parties, message.parties)
-    _check_index("names", drops.reason, len(names))
+    for named in (connections, requests, drops, parties):
+        for index in named.used_names():
+            _check_index("names", index, len(names))
     for table in (opens, closes, transfers, requests, drops):
         _check_index("connection", table.connection, connections.rows)
     if opens.rows and not ((opens.kind == 1) | (opens.kind == 2)).all():
         raise DecodeError("open kind is neither 1 nor 2")
     if transfers.rows and not ((transfers.direction == 1) | (transfers.direction == 2)).all():
         raise DecodeError("direction is neither 1 nor 2")
-    _check_requests(requests, len(names))
+    if requests.rows and int(requests.outcome.max()) > RequestOutcome.UNANSWERED:
+        raise DecodeError(f"unknown outcome {int(requests.outcome.max())}")
     if parties.rows not in (0, connections.rows):
         raise DecodeError(f"{parties.rows} parties of {connections.rows} connections")
-    for name in ("local_service", "local_instance", "remote_service", "remote_instance"):
-        _check_index("names", getattr(parties, name), len(names))
-    container = parties.local_container[parties.local_container != UNMEASURED_U32]
-    _check_index("names", container, len(names))
     return EventBatch(
         header=BatchHeader(
             **{name: getattr(header, name) for name in _HEADER_FIELDS},
@@ -445,17 +443,6 @@ def decode_batch(data: bytes) -> EventBatch:
         drops=drops,
         parties=parties,
     )
-
-
-def _check_requests(requests: Requests, names: int) -> None:
-    if not requests.rows:
-        return
-    for name in ("method", "path", "host", "trace_id", "segment_id", "span_id"):
-        _check_index("names", getattr(requests, name), names)
-    endpoint = requests.endpoint[requests.endpoint != UNMEASURED_U32]
-    _check_index("names", endpoint, names)
-    if int(requests.outcome.max()) > RequestOutcome.UNANSWERED:
-        raise DecodeError(f"unknown outcome {int(requests.outcome.max())}")
 
 
 def _check_index(what: str, index: U32, size: int) -> None:

@@ -7,11 +7,10 @@ the names make it too large for a message it is cut, and the parts are numbered.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from schemas.columns import UNMEASURED_U32
 from schemas.events import Parties, encode_batch
 from schemas.hashing import compact
 from schemas.topics import MAX_MESSAGE_BYTES
@@ -28,13 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["access_log_messages", "with_parties"]
 
 _KINDS: Final = ("opens", "closes", "transfers", "requests", "drops")
-_OF_CONNECTIONS: Final = ("container", "process", "server_name")
-_OF_REQUESTS: Final = ("method", "path", "host", "trace_id", "segment_id", "span_id", "endpoint")
-_OF_DROPS: Final = ("reason",)
-_OF_PARTIES: Final = (
-    *("local_service", "local_instance", "remote_service", "remote_instance"),
-    "local_container",
-)
 
 
 def access_log_messages(
@@ -122,40 +114,15 @@ def _with_own_rows(batch: EventBatch) -> EventBatch:
     used, places = _used(rows, batch.connections.rows)
     for kind, table in tables.items():
         tables[kind] = replace(table, connection=places[table.connection])
-    connections, parties = batch.connections.take(used), batch.parties.take(used)
-    requests, drops = tables["requests"], tables["drops"]
-    columns = [
-        *(_text_column(getattr(connections, name)) for name in _OF_CONNECTIONS),
-        *(getattr(parties, name) for name in _OF_PARTIES),
-        *(_text_column(getattr(requests, name)) for name in _OF_REQUESTS),
-        *(getattr(drops, name) for name in _OF_DROPS),
-        np.zeros(1, np.uint32),
-    ]
-    kept, places = _used(columns, len(batch.names))
-
-    def moved(table: object, names: Sequence[str]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name in names:
-            values = getattr(table, name)
-            known = values != UNMEASURED_U32
-            found[name] = np.where(known, places[np.where(known, values, 0)], UNMEASURED_U32)
-        return found
-
-    tables["requests"] = replace(requests, **moved(requests, _OF_REQUESTS))
-    tables["drops"] = replace(drops, **moved(drops, _OF_DROPS))
+    tables |= {name: getattr(batch, name).take(used) for name in ("connections", "parties")}
+    columns = [values for table in tables.values() for values in table.used_names()]
+    kept, places = _used([*columns, np.zeros(1, np.uint32)], len(batch.names))
     return replace(
         batch,
         header=replace(batch.header),
         names=[batch.names[place] for place in kept.tolist()],
-        connections=replace(connections, **moved(connections, _OF_CONNECTIONS)),
-        parties=replace(parties, **moved(parties, _OF_PARTIES)),
-        **tables,
+        **{name: table.with_names(places) for name, table in tables.items()},
     )
-
-
-def _text_column(values: U32) -> U32:
-    known: U32 = values[values != UNMEASURED_U32]
-    return known
 
 
 def _used(columns: Sequence[U32], size: int) -> tuple[NDArray[np.intp], U32]:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from schemas.columns import UNMEASURED_U32
 from schemas.events import (
     Closes,
     Connections,
@@ -30,11 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["merged"]
 
-_OF_CONNECTIONS: Final = ("container", "process")
 _ENDS: Final = ("local_service", "local_instance", "remote_service", "remote_instance")
-_OF_PARTIES: Final = (*_ENDS, "local_container")
-_MAY_LACK: Final = ("endpoint", "local_container")
-_OF_REQUESTS: Final = ("method", "path", "host", "trace_id", "segment_id", "span_id", "endpoint")
+_NAMED: Final = ("connections", "parties", "requests", "drops")
 
 
 def merged(batches: Sequence[EventBatch]) -> EventBatch:
@@ -78,23 +74,9 @@ def _with_names(batch: EventBatch, index: dict[str, int]) -> EventBatch:
     # The batch with indices into the common dictionary.
     places = np.array([index.setdefault(name, len(index)) for name in batch.names], np.uint32)
 
-    def columns(table: object, names: Sequence[str]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name in names:
-            values = getattr(table, name)
-            if name in _MAY_LACK:
-                known = values != UNMEASURED_U32
-                found[name] = np.where(known, places[np.where(known, values, 0)], UNMEASURED_U32)
-            else:
-                found[name] = places[values]
-        return found
-
     return replace(
         batch,
-        connections=replace(batch.connections, **columns(batch.connections, _OF_CONNECTIONS)),
-        parties=replace(batch.parties, **columns(batch.parties, _OF_PARTIES)),
-        requests=replace(batch.requests, **columns(batch.requests, _OF_REQUESTS)),
-        drops=replace(batch.drops, **columns(batch.drops, ("reason",))),
+        **{name: getattr(batch, name).with_names(places) for name in _NAMED},
     )
 
 

@@ -48,6 +48,7 @@ def random_batch(chance: random.Random) -> EventBatch:
             container="c-web-1",
             process=chance.choice(("", "nginx")),
             server_name=chance.choice(("", "api.example")),
+            remote_container=chance.choice(("", "c-api-1", "c-elsewhere")),
         )
         for place, peer in enumerate(PEERS)
     ]
@@ -74,9 +75,8 @@ def content(batches: Sequence[EventBatch], *, named: bool) -> Counter[tuple[Any,
                 values = {name: getattr(table, name)[row].tolist() for name, _, _ in table.specs()}
                 connection = connection_of(batch, values.pop("connection"), named=named)
                 endpoint = values.pop("endpoint", UNMEASURED_U32)
-                for name in ("method", "path", "host", "trace_id", "segment_id", "span_id"):
-                    if name in values:
-                        values[name] = batch.names[values[name]]
+                for name in set(table.name_columns()) - {"endpoint"}:
+                    values[name] = batch.names[values[name]]
                 if named and kind == "requests":
                     values["endpoint"] = batch.names[endpoint]
                 found[kind, connection, str(sorted(values.items()))] += 1
@@ -86,7 +86,7 @@ def content(batches: Sequence[EventBatch], *, named: bool) -> Counter[tuple[Any,
 def connection_of(batch: EventBatch, row: int, *, named: bool) -> str:
     table = batch.connections
     values = {name: getattr(table, name)[row].tolist() for name, _, _ in table.specs()}
-    for name in ("container", "process", "server_name"):
+    for name in table.name_columns():
         values[name] = batch.names[values[name]]
     if named:
         for name, _, _ in Parties.specs():
