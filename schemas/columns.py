@@ -118,7 +118,7 @@ class Table:
 
     def used_names(self) -> list[U32]:
         """Return the indices into the dictionary of names that are there, by column."""
-        return [values[_is_measured(values)] for values in self._names().values()]
+        return [values[self._is_known(name, values)] for name, values in self._names().items()]
 
     def with_names(self, places: U32) -> Self:
         """Return the same rows for another dictionary of names.
@@ -128,13 +128,17 @@ class Table:
         """
         moved = {}
         for name, values in self._names().items():
-            known = _is_measured(values)
+            known = self._is_known(name, values)
             moved[name] = np.where(known, places[np.where(known, values, 0)], UNMEASURED_U32)
         return replace(self, **moved)
 
     def _names(self) -> dict[str, U32]:
         columns = {name: getattr(self, name) for name in self.name_columns()}
         return {name: values for name, values in columns.items() if not _is_unmeasured(values)}
+
+    def _is_known(self, name: str, values: U32) -> NDArray[np.bool_]:
+        may_lack = name in self.measured_columns()
+        return values != UNMEASURED_U32 if may_lack else np.ones(len(values), bool)
 
     @classmethod
     def concatenate(cls, tables: Sequence[Self]) -> Self:
@@ -229,11 +233,6 @@ def _varint(value: int) -> bytes:
 def _unmeasured(rows: int, dtype: np.dtype[Any], width: int) -> NDArray[Any]:
     nothing = np.array(np.iinfo(dtype).max, dtype)
     return np.broadcast_to(nothing, (rows, width) if width > 1 else (rows,))
-
-
-def _is_measured(values: U32) -> NDArray[np.bool_]:
-    known: NDArray[np.bool_] = values != UNMEASURED_U32
-    return known
 
 
 def _is_unmeasured(values: NDArray[Any]) -> bool:

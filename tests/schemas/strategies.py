@@ -104,6 +104,7 @@ def batches(draw: st.DrawFn) -> EventBatch:
     connections = draw(st.integers(0, 5))
     in_names = st.integers(0, len(dictionary) - 1)
     in_connections = st.integers(0, max(connections - 1, 0))
+    ports = st.integers(0, 65_535)
     one_or_two = st.integers(1, 2)
     rows = st.integers(0, 6 if connections else 0)
     return EventBatch(
@@ -114,6 +115,9 @@ def batches(draw: st.DrawFn) -> EventBatch:
                 connections,
                 family=st.sampled_from((4, 6)),
                 role=st.integers(0, 2),
+                local_port=ports,
+                remote_port=ports,
+                translated_port=ports,
                 container=in_names,
                 process=in_names,
                 server_name=in_names | st.just(int(UNMEASURED_U32)),
