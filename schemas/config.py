@@ -140,7 +140,8 @@ def load_file(path: Path) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
+        # Of what is no date, number or character yaml lets Python say that it is none.
         reason = str(error).replace("\n", " ")
         raise ConfigError(str(path), f"cannot be read: {reason}") from error
     if content is None:

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -35,6 +35,7 @@ __all__ = ["EVERYTHING", "PORTS", "UNKNOWN", "End", "MonitoringScope", "Rule", "
 PORTS: Final = 1 << 16
 _LISTS: Final = ("include", "exclude")
 _SELECTORS: Final = ("namespaces", "labels", "nodes", "ports")
+_PORTS_SAID: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 _MAX_ANSWERS: Final = 4_096
 _ALL: Final = np.ones(PORTS, bool)
 _NONE: Final = np.zeros(PORTS, bool)
@@ -77,7 +78,7 @@ class Rule:
             if end.labels is None:
                 verdicts.append(None)
             else:
-                verdicts.append(key in end.labels and fnmatchcase(end.labels[key], pattern))
+                verdicts.append(key in end.labels and _matches(end.labels[key], pattern))
         if False in verdicts:
             return False
         return None if None in verdicts else True
@@ -107,6 +108,10 @@ class MonitoringScope:
     include: tuple[Rule, ...] = ()
     exclude: tuple[Rule, ...] = ()
     _answers: dict[tuple[bool | None, ...], NDArray[np.bool_]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    # Many ends have one answer: by its bits
+    _tables: dict[bytes, NDArray[np.bool_]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -156,7 +161,7 @@ class MonitoringScope:
         included = _union(self.include, client[:count], server[:count], lambda it: it is not False)
         excluded = _union(self.exclude, client[count:], server[count:], lambda it: it is True)
         out: NDArray[np.bool_] = excluded if not self.include else excluded | ~included
-        return _NONE if not out.any() else out
+        return self._tables.setdefault(np.packbits(out).tobytes(), out)
 
     def __str__(self) -> str:
         if self.is_everything:
@@ -244,7 +249,16 @@ def _among(patterns: tuple[str, ...], text: str | None) -> bool | None:
         return True
     if text is None:
         return None
-    return any(fnmatchcase(text, pattern) for pattern in patterns)
+    return any(_matches(text, pattern) for pattern in patterns)
+
+
+def _matches(text: str, pattern: str) -> bool:
+    return _compiled(pattern).fullmatch(text) is not None
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(".*".join(map(re.escape, pattern.split("*"))), re.DOTALL)
 
 
 def _union(
@@ -321,13 +335,10 @@ def _ports(place: str, value: object) -> tuple[tuple[int, int], ...]:
 
 
 def _range(place: str, value: object) -> tuple[int, int]:
-    first, _, last = str(value).partition("-")
-    try:
-        if isinstance(value, bool):
-            raise ValueError
-        found = int(first), int(last or first)
-    except ValueError:
-        raise ConfigError(place, f"{value!r} is neither a port nor a range like 80-90") from None
+    said = _PORTS_SAID.fullmatch(str(value))
+    if said is None:
+        raise ConfigError(place, f"{value!r} is neither a port nor a range like 80-90")
+    found = int(said[1]), int(said[2] or said[1])
     if not 1 <= found[0] <= found[1] < PORTS:
         raise ConfigError(place, f"{value!r} is no range within 1-{PORTS - 1}")
     return found

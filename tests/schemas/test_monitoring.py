@@ -125,6 +125,24 @@ def test_ports_and_nodes_are_enough_for_whoever_knows_no_pod() -> None:
     assert not scope("include: [{ports: [80], nodes: [a]}]").names_pods
 
 
+def test_only_the_star_stands_for_any_text() -> None:
+    found = scope("exclude: [{namespaces: ['a?*', '[b]', 'c*d*']}]")
+    named = {
+        name
+        for name in ("a?", "a?x", "ab", "b", "[b]", "cd", "cxdy", "dc")
+        if found.left_out(End(name, {}, ""), UNKNOWN).all()
+    }
+    assert named == {"a?", "a?x", "[b]", "cd", "cxdy"}
+
+
+def test_one_answer_of_many_ends_is_one_array() -> None:
+    rules = ", ".join(f"{{namespaces: [n{each}], ports: [{1 + each}]}}" for each in range(30))
+    found = scope(f"exclude: [{rules}]")
+    ends = [End(f"n{each}", {}, "") for each in range(31)]
+    answers = {id(found.left_out(client, server)) for client in ends for server in ends}
+    assert len(answers) == 31
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -137,6 +155,8 @@ def test_ports_and_nodes_are_enough_for_whoever_knows_no_pod() -> None:
         ("include: [{ports: 1}, {ports: []}]", r"scope.include\[1\].ports: is empty; leave it"),
         ("include: [{namespaces:}]", r"scope.include\[0\].namespaces: is empty"),
         ("exclude: [{ports: [http]}]", r"ports\[0\]: 'http' is neither a port nor a range"),
+        ("exclude: [{ports: ['80-']}]", r"ports\[0\]: '80-' is neither a port nor a range"),
+        ("exclude: [{ports: ['1_0']}]", r"ports\[0\]: '1_0' is neither a port nor a range"),
         ("exclude: [{ports: [on]}]", r"ports\[0\]: True is neither a port nor a range"),
         ("exclude: [{ports: [90-80]}]", r"ports\[0\]: '90-80' is no range within 1-65535"),
         ("exclude: [{ports: [0, 1]}]", r"ports\[0\]: 0 is no range within 1-65535"),
@@ -149,6 +169,17 @@ def test_ports_and_nodes_are_enough_for_whoever_knows_no_pod() -> None:
 def test_what_is_wrong_is_said_with_its_place(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         scope(text)
+
+
+BROKEN = (
+    "scope: {exclude: [{ports: [x]}]}",
+    "scope: [",
+    "scope: {exclude: [{namespaces: [2024-13-01]}]}",
+    "scope: {exclude: [{labels: {release: 2024-01-01T99:00:00Z}}]}",
+    'scope: {exclude: [{nodes: ["\\UFFFFFFFF"]}]}',
+    f"scope: {{exclude: [{{ports: [{'9' * 5_000}]}}]}}",
+    f"scope: {'[' * 3_000}",
+)
 
 
 def test_a_changed_file_is_read_and_a_broken_one_changes_nothing(
@@ -166,12 +197,12 @@ def test_a_changed_file_is_read_and_a_broken_one_changes_nothing(
     assert (file.scope, file.poll()) == (scope("exclude: [{ports: [81]}]"), False)
     errors = counter("podwire_errors_total").labels("streams", "scope")._value
     before = errors.get()
-    for broken in ("scope: {exclude: [{ports: [x]}]}", "scope: ["):
+    for broken in BROKEN:
         path.write_text(broken)
         assert [file.poll() for _ in range(3)] == [False] * 3
     path.unlink()
     assert [file.poll() for _ in range(3)] == [False] * 3
-    assert errors.get() - before == 3
+    assert errors.get() - before == len(BROKEN) + 1
     assert file.scope == scope("exclude: [{ports: [81]}]")
     assert "the monitoring scope stays as it was: scope.exclude[0].ports[0]: 'x'" in caplog.text
     path.write_text("scope: {exclude: [{ports: [80]}]}")
