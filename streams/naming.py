@@ -11,7 +11,7 @@ from streams.holders import ALWAYS
 from streams.identity import Identity
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from schemas.kubernetes import Pod, Service
     from streams.directory import Directory
@@ -141,14 +141,16 @@ class Naming:
         if len({end.service for end in ends}) > 1:
             text = format_address(address)
             return self._intern("address", text, text, unresolved="contested_address")
-        workloads = {end.workload for end in ends}
+        labels = set.intersection(*(set(end.labels) for end in ends))
         return self._intern(
             "service",
             ends[0].service,
             "",
             namespace=ends[0].namespace,
-            workload=workloads.pop() if len(workloads) == 1 else "",
+            workload=_common(end.workload for end in ends),
+            node=_common(end.node for end in ends),
             unresolved="contested_address",
+            labels=dict(labels),
         )
 
     def _pod(self, cluster: str, pod: Pod) -> Identity:
@@ -255,6 +257,11 @@ def _without(pods: Sequence[Pod], container: str) -> Sequence[Pod]:
     if not container:
         return pods
     return [pod for pod in pods if not any(each.id for each in pod.containers)]
+
+
+def _common(texts: Iterable[str]) -> str:
+    found = set(texts)
+    return found.pop() if len(found) == 1 else ""
 
 
 def _service_name(cluster: str, name: str, namespace: str) -> str:

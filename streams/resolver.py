@@ -181,7 +181,7 @@ class Resolver:
             identity, span, awaited = self._naming.local(header.cluster, *key, time_ms)
             return cache.keep(cache.locals, key, identity, span, awaited)
 
-        return _answered(keys, first, index, times, cache, cache.locals, ask, missing), index
+        return _answered(keys, index, times, cache, cache.locals, ask, missing), index
 
     def _remote_ends(
         self,
@@ -209,7 +209,7 @@ class Resolver:
             )
             return cache.keep(cache.remotes, key, identity, span, awaited)
 
-        return _answered(keys, first, index, times, cache, cache.remotes, ask, missing), index
+        return _answered(keys, index, times, cache, cache.remotes, ask, missing), index
 
     def _same_host(
         self,
@@ -260,7 +260,6 @@ class Resolver:
 
 def _answered(
     keys: Sequence[K],
-    first: NDArray[np.intp],
     index: NDArray[np.intp],
     times: NDArray[np.int64],
     cache: _Cache,
@@ -270,27 +269,51 @@ def _answered(
 ) -> list[Identity]:
     # The identity of each key, known or asked for. Where an address changed hands within the
     # batch, each of its rows is answered at its own time, and `index` follows.
-    lower, upper = int(times.min()), int(times.max())
+    lower = np.full(len(keys), np.iinfo(np.int64).max)
+    upper = np.full(len(keys), np.iinfo(np.int64).min)
+    np.minimum.at(lower, index, times)
+    np.maximum.at(upper, index, times)
     ends: list[Identity] = []
     moved: list[int] = []
-    for place, (key, row) in enumerate(zip(keys, first.tolist(), strict=True)):
+    for place, (key, since, until) in enumerate(
+        zip(keys, lower.tolist(), upper.tolist(), strict=True)
+    ):
         found = known.get(key)
-        if found is None or lower < found[1][0] or upper >= found[1][1]:
-            found = ask(key, int(times[row]))
-            if lower < found[1][0] or upper >= found[1][1]:
+        if found is None or since < found[1][0] or until >= found[1][1]:
+            found = ask(key, since)
+            if until >= found[1][1]:
                 moved.append(place)
         if cache.missing and key in cache.missing:
             missing.add(cache.missing[key])
         ends.append(found[0])
-    for place in moved:
-        places: dict[Identity, int] = {}
-        for row in np.flatnonzero(index == place).tolist():
-            identity, _ = ask(keys[place], int(times[row]))
-            if identity not in places:
-                places[identity] = len(ends)
-                ends.append(identity)
-            index[row] = places[identity]
+    if moved:
+        _answer_by_time(moved, keys, index, times, ask, ends)
     return ends
+
+
+def _answer_by_time(
+    moved: Sequence[int],
+    keys: Sequence[K],
+    index: NDArray[np.intp],
+    times: NDArray[np.int64],
+    ask: Callable[[K, int], tuple[Identity, Span]],
+    ends: list[Identity],
+) -> None:
+    # Rows of each key from the earliest on; what an answer holds for is not asked again.
+    rows = np.flatnonzero(np.isin(index, moved))
+    rows = rows[np.lexsort((times[rows], index[rows]))]
+    places: dict[Identity, int] = {}
+    before, until = -1, 0
+    for row, place, time in zip(
+        rows.tolist(), index[rows].tolist(), times[rows].tolist(), strict=True
+    ):
+        if place != before or time >= until:
+            identity, (_, until) = ask(keys[place], time)
+            before = place
+        if identity not in places:
+            places[identity] = len(ends)
+            ends.append(identity)
+        index[row] = places[identity]
 
 
 def _is_pod_internal(local: Identity, remote: Identity, inside: bool) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -322,13 +323,65 @@ def test_pods_of_one_service_that_follow_each_other_keep_its_name() -> None:
     directory, resolver = cluster()
     for number in (8, 9):
         values = {"created_ms": NOW_MS - 1000, "workload_name": "web"}
-        directory.apply(pod(f"web-{number}", "10.0.0.9", labels={"app": "web"}, **values))
+        labels = {"app": "web", "number": str(number)}
+        directory.apply(pod(f"web-{number}", "10.0.0.9", labels=labels, **values))
     builder = BatchBuilder()
     row = builder.connection("10.0.0.3:40000", "10.0.0.9:80", container="c-api-1")
     builder.open(row)
     found = one(resolver, builder, row).remote
     assert (found.service, found.instance) == ("web.shop", "")
     assert (found.kind, found.unresolved) == ("service", "contested_address")
+    # What is true of both is known: the scope may ask for it.
+    assert (dict(found.labels), found.node, found.workload) == ({"app": "web"}, "node-a", "web")
+
+
+def test_an_old_connection_to_outside_asks_nothing_of_the_others() -> None:
+    """Names of outside addresses hold for an hour; what began in another one is asked for alone."""
+    _, resolver = cluster()
+    asked: Counter[int] = Counter()
+    remote = resolver._naming.remote
+
+    def counted(*arguments: Any) -> Any:
+        asked[arguments[3]] += 1
+        return remote(*arguments)
+
+    resolver._naming.remote = counted  # type: ignore[method-assign]
+    hour = 3_600 * SECOND_NS
+    for old in (0, 0, 5, 5):
+        builder = BatchBuilder()
+        for place in range(500):
+            opened = MINUTE_NS - (hour if place < old else 0)
+            peer = f"203.0.{place >> 8}.{place & 255}:443"
+            row = builder.connection(f"10.0.0.1:{40_000 + place}", peer, opened=opened)
+            builder.transfer(row, 1).transfer(row, 1)
+        # The same address, then and now
+        row = builder.connection("10.0.0.1:39000", "203.0.0.0:443", opened=MINUTE_NS)
+        builder.transfer(row, 1)
+        resolution = resolver.resolve(builder.batch())
+        remotes = [resolution.relations[place].remote.service for place in resolution.index]
+        assert remotes[:2] == ["203.0.0.0", "203.0.0.1"]
+        assert remotes[-1] == "203.0.0.0"
+    now = MINUTE_NS // 1_000_000
+    assert asked[now] <= 500 + 5 * 2
+    assert asked[now - 3_600_000] <= 5 * 2
+
+
+def test_an_address_that_changes_hands_within_a_batch_is_asked_once_for_each() -> None:
+    directory, resolver = cluster()
+    at = MINUTE_NS // 1_000_000
+    directory.apply(pod("old-1", "10.0.0.9", created_ms=at - 50_000, deleted_ms=at + 1_000))
+    directory.apply(pod("new-1", "10.0.0.9", created_ms=at + 1_000))
+    builder = BatchBuilder()
+    expected = []
+    for place in range(200):
+        second = place * 7 % 3
+        opened = MINUTE_NS + second * SECOND_NS
+        row = builder.connection(f"10.0.0.3:{40_000 + place}", "10.0.0.9:80", opened=opened)
+        builder.transfer(row, 1, at=MINUTE_NS + 5 * SECOND_NS)
+        expected.append("new-1" if second else "old-1")
+    resolution = resolver.resolve(builder.batch())
+    found = [resolution.relations[place].remote.instance for place in resolution.index]
+    assert found == expected
 
 
 def test_a_connection_keeps_the_name_of_its_begin() -> None:

@@ -13,7 +13,10 @@ from schemas.metrics import decode_block
 from schemas.monitoring import ScopeFile
 from streams.config import StreamsConfig
 from streams.directory import Directory
+from streams.naming import NamingSettings
 from streams.pipeline import Pipeline
+from streams.resolver import Resolver
+from streams.watching import Watching
 from tests.streams.build import MINUTE_NS, MINUTE_S, SECOND_NS, BatchBuilder, pod, service
 from tests.streams.fakes import Topics, counted_blocks, totals
 
@@ -102,6 +105,29 @@ def test_names_of_either_end_decide(tmp_path: Path, rules: str, watched: int) ->
     assert said == {
         f"/{10**place}" for place, digit in enumerate(str(watched)[::-1]) if digit == "1"
     }
+
+
+@pytest.mark.parametrize(
+    ("rule", "is_out"),
+    [("labels: {app: api}", True), ("labels: {number: '8'}", False), ("nodes: [node-a]", True)],
+)
+def test_what_is_true_of_all_who_may_have_an_address_is_known(
+    tmp_path: Path, rule: str, is_out: bool
+) -> None:
+    path = tmp_path / "scope.yaml"
+    path.write_text(f"scope: {{exclude: [{{{rule}}}]}}")
+    known = Directory()
+    for number in (8, 9):
+        labels = {"app": "api", "number": str(number)}
+        values = {"created_ms": MINUTE_NS // 1_000_000 - 1_000, "workload_name": "api"}
+        known.apply(pod(f"api-{number}", "10.0.0.9", labels=labels, node="node-a", **values))
+    builder = BatchBuilder(node="node-b")
+    builder.transfer(builder.connection("203.0.113.1:40000", "10.0.0.9:80"), 1)
+    batch = builder.batch()
+    resolution = Resolver(known, NamingSettings()).resolve(batch)
+    assert resolution.relations[0].remote.unresolved == "contested_address"
+    excluded = Watching(ScopeFile(path, "streams")).excluded(batch, resolution)
+    assert (excluded is not None) is is_out
 
 
 def test_a_changed_file_holds_for_the_next_batch(tmp_path: Path) -> None:
