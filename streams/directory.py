@@ -42,7 +42,7 @@ class Directory:
 
     Args:
         tolerance_ms: How long an address still means a pod that is gone, and how much earlier than
-            its creation (clocks differ), unless another pod may hold it then.
+            its creation (clocks differ), unless another pod may hold it then; see `Holders`.
     """
 
     def __init__(self, tolerance_ms: int = 30_000) -> None:

@@ -28,10 +28,12 @@ class Holders:
     Args:
         pods: At least one.
         tolerance_ms: How much earlier than its creation and later than its end (clocks differ, and
-            packets are late) a pod is meant, unless another may hold it then.
+            packets are late) a pod is meant, unless another may hold it then. Where both are
+            meant, both are the answer.
     """
 
     def __init__(self, pods: Sequence[Pod], tolerance_ms: int) -> None:
+        self._tolerance_ms = tolerance_ms
         self._starts: list[int] = []
         self._pods: list[Sequence[Pod]] = []
         ordered = sorted(pods, key=lambda pod: pod.uid)  # in one order, however they are kept
@@ -40,25 +42,34 @@ class Holders:
         begins: dict[int, list[Pod]] = {}
         ends: dict[int, list[Pod]] = {}
         for (start, end), pod in spans:
-            if start < end:
-                begins.setdefault(start, []).append(pod)
+            begins.setdefault(start, []).append(pod)
             ends.setdefault(end, []).append(pod)
         holding: dict[str, Pod] = {}
         first = edges[0]
         self._add(ALWAYS[0], ())
-        self._add(first - tolerance_ms, [pod for (start, _), pod in spans if start == first])
+        self._add(first - tolerance_ms, begins[first])
         last: list[Pod] = []
         for edge, following in zip(edges, [*edges[1:], ALWAYS[1]], strict=True):
+            # One that ended before it began holds nothing.
+            holding |= {pod.uid: pod for pod in begins.get(edge, ())}
             for pod in ends.get(edge, ()):
                 holding.pop(pod.uid, None)
             last = ends.get(edge, last)
-            holding |= {pod.uid: pod for pod in begins.get(edge, ())}
             if holding:
                 self._add(edge, sorted(holding.values(), key=lambda pod: pod.uid))
                 continue
-            self._add(edge, last)
-            if edge + tolerance_ms < following:
-                self._add(edge + tolerance_ms, ())
+            self._fill(edge, last, following, begins.get(following, ()))
+
+    def _fill(self, start: int, last: Sequence[Pod], end: int, coming: Sequence[Pod]) -> None:
+        # Nobody has it: it means whom it meant last for a while, and who comes for a while before.
+        until, since = start + self._tolerance_ms, end - self._tolerance_ms
+        self._add(start, last)
+        if coming and since < until:
+            self._add(max(start, since), sorted((*last, *coming), key=lambda pod: pod.uid))
+        elif until < end:
+            self._add(until, ())
+        if coming and max(since, until) < end:
+            self._add(max(since, until), coming)
 
     def _add(self, start: int, pods: Sequence[Pod]) -> None:
         # What begins at the same moment, or before there is time, replaces what was added before.

@@ -51,12 +51,29 @@ def test_an_address_goes_from_pod_to_pod() -> None:
     assert name(9_000) == "old-1"  # clocks differ a little
     assert name(20_999) == "old-1"  # late packets of a pod that is gone
     assert name(21_000) is None
-    assert name(29_999) is None
+    assert name(28_999) is None
+    assert name(29_000) == "new-1"
     assert name(30_000) == "new-1"
     assert name(10**15) == "new-1"
 
 
 S = 1_000
+
+
+def test_between_two_pods_that_are_closer_than_clocks_either_is_meant() -> None:
+    directory = Directory(tolerance_ms=30 * S)
+    directory.apply(pod("old-1", "10.0.0.1", created_ms=10 * S, deleted_ms=200 * S))
+    directory.apply(pod("new-1", "10.0.0.1", created_ms=205 * S))
+    at = address("10.0.0.1")
+    for time, meant in (
+        (174 * S, {"old-1"}),
+        (199_999, {"old-1"}),
+        (200 * S, {"old-1", "new-1"}),
+        (204_999, {"old-1", "new-1"}),
+        (205 * S, {"new-1"}),
+    ):
+        found, _ = directory.pods_at(at, time)
+        assert {each.name for each in found} == meant, time
 
 
 @pytest.mark.parametrize(
