@@ -3,7 +3,9 @@
 ``named_traffic.py server NAME HOST PORT [HOST PORT ...]`` answers each request with its name and on
 SIGTERM prints how many connections it had from whom. ``client NAME PLAN`` does the steps of a JSON
 file, each ``{"host", "port", "count"}``, and prints how many were answered by whom; ``asker NAME
-HOST PORT [HOST PORT ...]`` asks all of them again and again until SIGTERM. ``proxy`` is the sidecar
+HOST PORT [HOST PORT ...]`` asks all of them again and again until SIGTERM, and prints with the name
+"" how many connections it had, answered or not, and with "?" how many were reset before connect()
+could say that they were made. ``proxy`` is the sidecar
 of a mesh: it takes what is redirected to it, inbound on 15006 and outbound on 15001,
 and passes it on. ``ztunnel HOST`` is what an ambient mesh's proxy of the node does in the namespace
 of the pod with that address: outbound it asks the other end's proxy on 15008, if there is one, and
@@ -86,10 +88,15 @@ def serve(name: str, places: list[str]) -> None:
     print(json.dumps(served), flush=True)
 
 
-def ask(name: str, host: str, port: int) -> str:
+def ask(name: str, host: str, port: int, counts: dict[str, int]) -> str:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as connection:
         connection.settimeout(10)
-        connection.connect((host, port))
+        try:
+            connection.connect((host, port))
+        except ConnectionResetError:
+            counts["?"] += 1
+            raise
+        counts[""] += 1
         connection.sendall(name.encode().ljust(REQUEST))
         answer = read_exactly(connection, RESPONSE)
         assert len(answer) == RESPONSE, (host, port)
@@ -100,24 +107,24 @@ def call(name: str, plan: str) -> None:
     answered: dict[str, int] = {}
     for step in json.loads(Path(plan).read_text()):
         for _ in range(step["count"]):
-            replier = ask(name, step["host"], step["port"])
+            replier = ask(name, step["host"], step["port"], {"": 0, "?": 0})
             answered[replier] = answered.get(replier, 0) + 1
     print(json.dumps(answered), flush=True)
     sys.stdin.read()  # so that whoever looks the process up finds it, for as long as is wanted
 
 
 def keep_asking(name: str, places: list[str]) -> None:
-    answered: dict[str, int] = {}
+    answered, made = {}, {"": 0, "?": 0}
     print("ready", flush=True)
     while signal.sigtimedwait({signal.SIGTERM}, 0) is None:
         for host, port in zip(places[::2], places[1::2], strict=True):
             try:
-                replier = ask(name, host, int(port))
+                replier = ask(name, host, int(port), made)
             except (OSError, AssertionError):  # a server that is being replaced
                 continue
             answered[replier] = answered.get(replier, 0) + 1
         signal.sigtimedwait(set(), 0.002)
-    print(json.dumps(answered), flush=True)
+    print(json.dumps(answered | made), flush=True)
 
 
 def proxy() -> None:

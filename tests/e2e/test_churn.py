@@ -8,6 +8,7 @@ with times of whole seconds: these say little of which pod had an address when i
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -56,6 +57,12 @@ class Turnover:
     def __init__(self, cluster: Cluster, api: FakeApi) -> None:
         self.cluster = cluster
         self.api = api
+        self.connected = 0
+        """Connections that askers made, answered or not."""
+        self.doubtful = 0
+        """Others that were reset before connect() could say whether they were made."""
+        self.lived: dict[str, tuple[float, float]] = {}
+        """By pod: from before its program began until after it had ended."""
         self.answered: dict[tuple[str, str], int] = {}
         self.served: dict[tuple[str, str], int] = {}
         self._running: list[tuple[Pod, subprocess.Popen[str]]] = []
@@ -100,6 +107,7 @@ class Turnover:
             self._end(pod, process)
 
     def _begin(self, pod: Pod) -> subprocess.Popen[str]:
+        self.lived[pod.name] = time.monotonic(), math.inf
         if pod.workload.name == "server":
             arguments = ["server", pod.name, pod.ipv4, str(PORT), pod.ipv6, str(PORT)]
         else:
@@ -117,7 +125,12 @@ class Turnover:
     def _end(self, pod: Pod, process: subprocess.Popen[str]) -> None:
         process.terminate()
         output, _ = process.communicate(timeout=30)
-        for other, count in json.loads(output).items():
+        self.lived[pod.name] = self.lived[pod.name][0], time.monotonic()
+        counts = json.loads(output)
+        if pod.workload.name == "asker":
+            self.connected += counts.pop("")
+            self.doubtful += counts.pop("?")
+        for other, count in counts.items():
             if pod.workload.name == "server":
                 self.served[other, pod.name] = self.served.get((other, pod.name), 0) + count
             else:
@@ -202,6 +215,13 @@ def test_every_request_keeps_its_names(running: Scenario, api: FakeApi, tmp_path
         )
         for role in ("client", "server")
     }
+    # Nor is a pod named whom the other never met, were it only for an attempt.
+    for row in instances:
+        client, server = (turnover.lived[row[f"{end}_instance"]] for end in ("client", "server"))
+        assert max(client[0], server[0]) < min(client[1], server[1]), row
+    connections = {row["role"]: row["connections"] for row in services}
+    assert connections["server"] == sum(turnover.served.values())
+    assert 0 <= connections["client"] - turnover.connected <= turnover.doubtful
     hidden = _hidden(running)
     for column in ("moved", "connections"):
         known, whole = (sum(row[column] for row in rows) for rows in (instances, services))

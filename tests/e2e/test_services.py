@@ -185,6 +185,29 @@ def assert_covered(run: Scenario, expected: dict[Any, tuple[int, ...]]) -> None:
     assert {key for key, row in found.items() if row["connections"] or row["size"]} == set()
 
 
+def assert_told_once(run: Scenario) -> None:
+    """No hop of a way is told once more, by the address of a pod, a service or the node."""
+    cluster = run.cluster
+    assert isinstance(cluster, ServiceCluster)
+    ours = {OUTSIDE, NODE_ADDRESS, *(cluster.extras["balanced"].external or ())}
+    for pod in cluster.pods:
+        ours |= {pod.ipv4, pod.ipv6}
+    for workload in WORKLOADS:
+        if workload.port:
+            service = cluster.service(workload.name)
+            ours |= {service.ipv4, service.ipv6}
+    for entity in ("service", "instance"):
+        ends = ", ".join(
+            f"{end}_{kind}"
+            for end in ("client", "server")
+            for kind in ("service", *(["instance"] if entity == "instance" else []))
+        )
+        rows = run.query(
+            f"SELECT DISTINCT {ends} FROM podwire.{entity}_relation_metrics WHERE NOT {OURS}"
+        )
+        assert [row for row in rows if ours & set(row.values())] == []
+
+
 def assert_both_ends_agree(run: Scenario) -> None:
     rows = run.query(
         "SELECT client_instance, server_instance, sum(client_wrote_bytes) AS wrote,"
@@ -226,6 +249,7 @@ def test_every_way_to_a_pod_leads_to_it(running: Scenario, tmp_path: Path) -> No
     )
     assert {tuple(row.values()) for row in services} == {(key[1], key[3]) for key in expected}
     assert_covered(running, expected)
+    assert_told_once(running)
     assert_both_ends_agree(running)
     dropped = running.query(
         "SELECT reason, sum(dropped_count) AS n FROM podwire.pipeline_ledger"
