@@ -13,16 +13,25 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import yaml
 
 from deploy.demo.cluster import Cluster
 from deploy.demo.kubernetes import Workload, _pod, _uid
 from deploy.local.machine import podwire_command
+from schemas.catalogue import ROLES
+from schemas.events import ConnectionFlag, Direction, decode_batch
+from schemas.kubernetes import decode_object
+from schemas.topics import EVENTS, NODES, PODS
+from streams.directory import Directory
+from streams.naming import NamingSettings
+from streams.resolver import Resolver
 from tests.collector_kube.fake_api import FakeApi
 from tests.collector_kube.test_credentials import kubeconfig
 from tests.e2e.harness import Scenario
@@ -229,6 +238,41 @@ def test_every_request_keeps_its_names(running: Scenario, api: FakeApi, tmp_path
         if column == "moved":
             assert hidden.get(("service", "contested_address"), 0) == whole - known
     assert set(hidden) <= {("service", "contested_address")}
+    by_time = _by_time(running)
+    for role, size in (("client", RESPONSE), ("server", REQUEST)):
+        told = {key: read for key, read in by_time.items() if key[0] == role}
+        assert sum(told.values()) == size * sum(turnover.served.values())
+        known = {key: read for key, read in told.items() if all(key)}
+        assert {key: read for key, read in known.items() if read > expected.get(key, 0)} == {}
+        print(f"{role}s: {sum(known.values()) / sum(told.values()):.1%} known by time alone")
+
+
+def _by_time(run: Scenario) -> dict[tuple[str, str, str], int]:
+    """What is read by whom of whom, if the other end were on another node: by its address alone."""
+    directory = Directory()
+    for topic in (PODS, NODES):
+        for message in run.broker.consume_all(topic.name):
+            if value := message.value():
+                directory.apply(decode_object(topic.name, value))
+    resolver = Resolver(directory, NamingSettings())
+    found: Counter[tuple[str, str, str]] = Counter()
+    for message in run.broker.consume_all(EVENTS.name):
+        batch = decode_batch(message.value() or b"")
+        rows = batch.connections
+        flags = rows.flags & ~np.uint8(ConnectionFlag.INSIDE)
+        nobody = np.empty(0, np.uint32)
+        alone = replace(batch, connections=replace(rows, flags=flags, remote_container=nobody))
+        resolution = resolver.resolve(alone)
+        reads = batch.transfers.take(batch.transfers.direction == Direction.READ)
+        relations = resolution.index[reads.connection]
+        sizes = np.bincount(relations, reads.size, len(resolution.relations))
+        for relation, size in zip(resolution.relations, sizes.tolist(), strict=True):
+            ends = relation.local, relation.remote
+            if {end.namespace for end in ends} == {"churn"}:
+                role = ROLES[relation.role - 1]
+                client, server = ends if role == "client" else ends[::-1]
+                found[role, client.instance, server.instance] += int(size)
+    return found
 
 
 def _rows(run: Scenario, table: str, client: str, server: str) -> list[dict[str, Any]]:
