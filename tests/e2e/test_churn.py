@@ -226,7 +226,9 @@ def test_every_request_keeps_its_names(running: Scenario, api: FakeApi, tmp_path
     }
     # Nor is a pod named whom the other never met, were it only for an attempt.
     for row in instances:
-        client, server = (turnover.lived[row[f"{end}_instance"]] for end in ("client", "server"))
+        names = row["client_instance"], row["server_instance"]
+        assert turnover.lived.keys() >= set(names), row
+        client, server = map(turnover.lived.__getitem__, names)
         assert max(client[0], server[0]) < min(client[1], server[1]), row
     connections = {row["role"]: row["connections"] for row in services}
     assert connections["server"] == sum(turnover.served.values())
