@@ -9,6 +9,7 @@ the general decoder of pyroute2 takes 140.
 An entry answers for two sockets. That of the client knows the address it asked for (the original
 destination); the true peer is who replies. That of the server knows whom it replies to; where the
 source was translated as well (NodePort, traffic to oneself), the true peer is the original source.
+With IPVS that may be the service's address: a node has it, and calls the service from it.
 
 Source: linux net/netfilter/nf_conntrack_netlink.c ctnetlink_fill_info,
 net/netfilter/nf_conntrack_proto_tcp.c nf_ct_port_tuple_to_nlattr; include/uapi/linux/netfilter/

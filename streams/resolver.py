@@ -224,7 +224,8 @@ class Resolver:
         remote_index: NDArray[np.intp],
     ) -> NDArray[np.intp]:
         # Peers that Kubernetes does not name may share the node's namespace and have rows. These
-        # know nothing of when an address changed hands.
+        # know nothing of when an address changed hands. Nor does a service call anybody: with IPVS
+        # its node has that address, and calls the service from it.
         open_ends = np.array(
             [
                 end.kind in ("address", "loopback", "node")
@@ -232,7 +233,8 @@ class Resolver:
                 for end in remotes
             ]
         )
-        is_open = open_ends[remote_index]
+        services = np.array([end.unresolved == "service_address" for end in remotes])
+        is_open = open_ends[remote_index] | (services[remote_index] & (role == Role.SERVER))
         sharing = np.array([end.shares_host for end in locals_])
         candidates = np.flatnonzero(is_open | sharing[local_index])
         if not len(candidates):

@@ -274,6 +274,29 @@ def test_a_pod_learns_which_process_of_its_node_calls(asked: str) -> None:
         assert names(one(resolver, builder, stranger).remote) != ("agent.shop", "agent-1")
 
 
+def test_who_calls_a_service_from_its_own_address_is_not_the_service() -> None:
+    """With IPVS the node has that address; the client's own row says whose process it is."""
+    _, resolver = cluster()
+    builder = BatchBuilder()
+    client = builder.connection(
+        "10.96.0.2:40000", "10.96.0.2:80", process="kubelet", translated="10.0.0.3:8080", netns=1
+    )
+    server, stranger = (
+        builder.connection(
+            *("10.0.0.3:8080", f"192.168.0.1:{port - 39_000}", Role.SERVER),
+            container="c-api-1",
+            translated=f"10.96.0.2:{port}",
+            netns=2,
+        )
+        for port in (40_000, 40_001)
+    )
+    builder.open(client).open(server, accept=True).open(stranger, accept=True)
+    assert names(one(resolver, builder, client).remote) == ("api.shop", "api-1")
+    assert names(one(resolver, builder, client).local) == ("node-a", "kubelet")
+    assert names(one(resolver, builder, server).remote) == ("node-a", "kubelet")
+    assert one(resolver, builder, stranger).remote.unresolved == "service_address"
+
+
 def test_a_pod_that_a_translated_source_hides_is_found_behind_it() -> None:
     _, resolver = cluster()
     builder = BatchBuilder()
