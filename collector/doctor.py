@@ -26,7 +26,7 @@ from collector.attach import (
 from collector.config import RINGS, CollectorConfig, object_paths
 from collector.figures import STAGE_FIGURES, availability, measured
 from collector.libbpf import load_library
-from collector.netlink import host_path, read_conntrack
+from collector.netlink import host_path, ipvs_tells, read_conntrack
 from collector.stages import Stages, start_stages
 from collector.tls.watcher import start_tls
 from schemas.config import KafkaConfig, load_file
@@ -57,6 +57,9 @@ _STAGES_ADVICE: Final = (
 
 _CONNTRACK_ADVICE: Final = (
     "pods behind service addresses stay unknown: grant CAP_NET_ADMIN in the node's network"
+)
+_IPVS_ADVICE: Final = (
+    "pods behind services of IPVS stay unknown: set net.ipv4.vs.conntrack=1, as kube-proxy does"
 )
 
 
@@ -216,11 +219,14 @@ def conntrack_check(config: CollectorConfig) -> Check:
     if config.conntrack == "off":
         return Check("conntrack", True, "switched off", _CONNTRACK_ADVICE, is_partial=True)
     try:
-        count = read_conntrack(path)
+        count, is_told = read_conntrack(path), ipvs_tells(path)
     except OSError as error:
         found = f"{path}: {error.strerror}"
         return Check("conntrack", True, found, _CONNTRACK_ADVICE, is_partial=True)
-    return Check("conntrack", True, f"{path}, {count} connections")
+    found = f"{path}, {count} connections"
+    if not is_told:
+        found += "; IPVS does not tell it"
+    return Check("conntrack", True, found, _IPVS_ADVICE, is_partial=not is_told)
 
 
 def kafka_check(kafka: KafkaConfig) -> Check:

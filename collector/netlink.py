@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collector.conntrack import Peer
     from schemas.clock import Clock
 
-__all__ = ["Conntrack", "host_path", "read_conntrack"]
+__all__ = ["Conntrack", "host_path", "ipvs_tells", "read_conntrack"]
 
 _LOG: Final = logging.getLogger("podwire.collector")
 _NETLINK_NETFILTER: Final = 12
@@ -53,6 +53,10 @@ _MOST_ENTERED: Final = 20
 _MOST_NAMESPACES: Final = 4096
 _LOOK_AGAIN_NS: Final = 1_000_000_000
 _LOOK_AGAIN_MAX_NS: Final = 60_000_000_000
+_IPVS_TELLS: Final = Path("/proc/sys/net/ipv4/vs/conntrack")
+_IPVS_SERVICES: Final = Path("/proc/thread-self/net/ip_vs")
+"""Of the namespace that the thread is in, both."""
+_IPVS_HEAD: Final = 3
 
 
 def read_conntrack(path: str) -> int:
@@ -66,6 +70,23 @@ def read_conntrack(path: str) -> int:
     """
     with _open(path) as asked:
         return _dump(asked, Translations(1))
+
+
+def ipvs_tells(path: str) -> bool:
+    """Return whether services of IPVS in a namespace, if there are any, tell conntrack.
+
+    Args:
+        path: Of the namespace.
+
+    Raises:
+        OSError: If it cannot be entered.
+    """
+    with entered(path):
+        try:
+            tells = _IPVS_TELLS.read_text().strip() != "0"
+            return tells or len(_IPVS_SERVICES.read_text().splitlines()) <= _IPVS_HEAD
+        except FileNotFoundError:  # nobody has loaded the module
+            return True
 
 
 @dataclass(slots=True)

@@ -1,8 +1,8 @@
 """What a test may need beyond Python, checked once per run and by trying it.
 
-Mark a test with ``bpf``, ``kafka``, ``clickhouse`` or ``vm`` and ``conftest.py`` calls `require`
-for it. Where the requirement is missing the test is skipped with the reason; names listed in
-``PODWIRE_REQUIRE`` (``bpf,kafka,clickhouse,tools``) fail instead, so that CI cannot pass by
+Mark a test with ``bpf``, ``ipvs``, ``kafka``, ``clickhouse`` or ``vm`` and ``conftest.py`` calls
+`require` for it. Where the requirement is missing the test is skipped with the reason; names listed
+in ``PODWIRE_REQUIRE`` (``bpf,kafka,clickhouse,tools``) fail instead, so that CI cannot pass by
 skipping. ``tools`` are programs and packages that tests ask for by name, see `program`, `module`.
 Fixtures that set up something expensive call `require` themselves, before they begin.
 """
@@ -103,6 +103,15 @@ def _bpf() -> str | None:
     return None
 
 
+def _ipvs() -> str | None:
+    # Nothing loads the module by itself.
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    modprobe = shutil.which("modprobe", path=path)
+    if modprobe is not None:
+        subprocess.run([modprobe, "ip_vs"], capture_output=True, check=False)
+    return None if Path("/proc/self/net/ip_vs").exists() else "the kernel has no module ip_vs"
+
+
 def _kafka() -> str | None:
     from tests.support.kafka import LIBRARY, fetch
 
@@ -144,6 +153,7 @@ def _vm() -> str | None:
 
 REQUIREMENTS: Final[dict[str, Callable[[], str | None]]] = {
     "bpf": _bpf,
+    "ipvs": _ipvs,
     "kafka": _kafka,
     "clickhouse": _clickhouse,
     "vm": _vm,

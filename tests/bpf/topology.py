@@ -108,6 +108,10 @@ class Host:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout
 
+    def batch(self, *lines: str) -> None:
+        """Run commands of ``ip`` in one process."""
+        self.run("ip", "-batch", "-", text="\n".join(lines) + "\n")
+
     def set(self, key: str, value: object) -> None:
         """Write a network setting such as ``ipv4/tcp_retries2``."""
         with self.inside():
@@ -185,7 +189,7 @@ class Host:
 
     def neighbour(self, other: Host, state: str | None) -> None:
         """Set or, with None, forget the hardware address of another host."""
-        _batch(self, *_neighbour(other, state))
+        self.batch(*_neighbour(other, state))
 
     def offload(self, wanted: bool) -> None:
         """Switch segmentation, checksum and receive offloads, as ethtool does."""
@@ -317,8 +321,7 @@ def cable(mtu: int = 1500, bridge: bool = False) -> Iterator[Network]:
             for host in hosts[:2]:
                 _plug(host, middle, f"port{host.number}", mtu)
             ports = (f"link set port{number} master bridge0" for number in (1, 2))
-            _batch(
-                middle,
+            middle.batch(
                 "link add bridge0 type bridge",
                 *ports,
                 *(f"link set {name} addrgenmode none" for name in ("bridge0", "port1", "port2")),
@@ -327,8 +330,7 @@ def cable(mtu: int = 1500, bridge: bool = False) -> Iterator[Network]:
         else:
             _plug(hosts[0], hosts[1], DEVICE, mtu)
         for host in hosts[:2]:
-            _batch(
-                host,
+            host.batch(
                 f"link set {DEVICE} address {host.link_address} addrgenmode none",
                 f"addr add {host.address(4)}/24 dev {DEVICE}",
                 f"addr add {host.address(6)}/64 dev {DEVICE} nodad",
@@ -349,8 +351,7 @@ def cable(mtu: int = 1500, bridge: bool = False) -> Iterator[Network]:
 
 def _plug(host: Host, other: Host, there: str, mtu: int) -> None:
     namespace = f"/proc/{os.getpid()}/fd/{other.descriptor}"
-    _batch(
-        host,
+    host.batch(
         f"link add {DEVICE} mtu {mtu} type veth peer name {there} mtu {mtu} netns {namespace}",
     )
 
@@ -361,10 +362,6 @@ def _neighbour(other: Host, state: str | None) -> list[str]:
         return [f"neigh del {entry}" for entry in entries]
     known = f"lladdr {other.link_address} nud {state}"
     return [f"neigh replace {entry} {known}" for entry in entries]
-
-
-def _batch(host: Host, *lines: str) -> None:
-    host.run("ip", "-batch", "-", text="\n".join(lines) + "\n")
 
 
 def _new_namespace() -> int:

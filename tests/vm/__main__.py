@@ -28,6 +28,7 @@ _QUICK: Final = (
     "tests/bpf/test_transfers.py::test_read_calls",
     "tests/bpf/test_payloads.py::test_every_call_that_writes",
     "tests/bpf/test_payloads.py::test_every_call_that_reads",
+    "tests/bpf/test_ipvs.py",
     "tests/bpf/test_tls.py::test_both_hellos_are_told_of_any_session",
     "tests/bpf/test_stages.py::test_requests_and_responses",
     "tests/bpf/test_stages_times.py::test_an_unknown_neighbour",
