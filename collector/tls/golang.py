@@ -36,6 +36,7 @@ _PROLOGUE_BY_REGISTERS: Final = b"\x3b\x66\x10"
 _PROLOGUE_BYTES: Final = 16
 _HEADER: Final = struct.Struct("<IHBB")
 _MAX_FUNCTION_BYTES: Final = 1 << 20
+_MAX_STEPS_BYTES: Final = 1 << 16
 _MAX_PART_BYTES: Final = 1 << 26
 _MAX_OTHERS_BYTES: Final = 1 << 18
 _ALIGNMENT: Final = 16
@@ -117,12 +118,14 @@ class _Table:
             for name, place in wanted.items():
                 for at in np.flatnonzero(starts["name"] == place)[:1]:
                     found[name] = int(entries[at]), int(starts["steps"][at])
-        for base in self._bases(found):
+        places = {name: (entry, self._frameless(steps)) for name, (entry, steps) in found.items()}
+        for base in self._bases(places):
             functions = {
-                name: self._function(base + entry, steps) for name, (entry, steps) in found.items()
+                name: self._function(base + entry, distances)
+                for name, (entry, distances) in places.items()
             }
             known = {name: each for name, each in functions.items() if each is not None}
-            if len(known) == len(found):
+            if len(known) == len(places):
                 return known
         raise Wrong("malformed")
 
@@ -130,9 +133,11 @@ class _Table:
         first, end = self._names
         if not 0 <= first <= end <= self._section.size:
             raise Wrong("malformed")
-        text = self._bytes(first, end - first)
-        places = {name: text.find(b"\0" + name.encode() + b"\0") + 1 for name in names}
-        return {name: place for name, place in places.items() if place}
+        strings = [b"\0" + name.encode() + b"\0" for name in names]
+        places = self._elf.places(self._section.offset + first, end - first, strings)
+        return {
+            name: each[0] + 1 for name, each in zip(names, places.values(), strict=True) if each
+        }
 
     def _in_parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         # Where functions are, and what is said of each, so many at a time
@@ -162,7 +167,7 @@ class _Table:
             at = (rows["said"].astype(np.int64) - low)[:, None] + np.arange(said.itemsize)
             yield rows["entry"], np.ascontiguousarray(text[at]).view(said)[:, 0]
 
-    def _bases(self, found: dict[str, tuple[int, int]]) -> Iterator[int]:
+    def _bases(self, found: dict[str, tuple[int, list[int]]]) -> Iterator[int]:
         # Where the code may begin: since 1.26 the table does not say, nor where a linker was to
         # fill it in. Where C code comes first, what is found of a function shows where it is.
         if not self._is_relative:
@@ -174,12 +179,11 @@ class _Table:
         if text is None or not found:
             return
         yield text.address
-        entry, steps = next(iter(found.values()))
-        yield from (text.address + each for each in self._behind_others(text, entry, steps))
+        entry, distances = next(iter(found.values()))
+        yield from (text.address + each for each in self._behind_others(text, entry, distances))
 
-    def _behind_others(self, text: Section, entry: int, steps: int) -> list[int]:
+    def _behind_others(self, text: Section, entry: int, distances: list[int]) -> list[int]:
         instruction = np.frombuffer(_RETURNS[self._elf.machine], np.uint8)
-        distances = list(self._frameless(steps))
         end = max(distances, default=0) + len(instruction)
         size = min(_MAX_OTHERS_BYTES + end, text.size - entry)
         if size < end or not distances:
@@ -194,13 +198,13 @@ class _Table:
         bases: list[int] = (found * _ALIGNMENT).tolist()
         return bases
 
-    def _function(self, address: int, steps: int) -> GoFunction | None:
+    def _function(self, address: int, distances: list[int]) -> GoFunction | None:
         entry = self._elf.offset_of(address)
         if entry is None:
             return None
         instruction = _RETURNS[self._elf.machine]
         returns = []
-        for distance in self._frameless(steps):
+        for distance in distances:
             offset = self._elf.offset_of(address + distance)
             if offset is not None and self._elf.bytes_at(offset, len(instruction)) == instruction:
                 returns.append(offset)
@@ -208,25 +212,26 @@ class _Table:
             return None
         return GoFunction(entry, tuple(returns), self._convention(entry))
 
-    def _frameless(self, steps: int) -> Iterator[int]:
+    def _frameless(self, steps: int) -> list[int]:
         # Distances from the entry at which the frame is gone: pairs of a difference of the stack
         # pointer, zigzag, and a number of instructions for which it holds.
         place = self._steps + steps
-        text = self._bytes(place, min(self._section.size - place, _MAX_FUNCTION_BYTES))
+        text = self._bytes(place, min(self._section.size - place, _MAX_STEPS_BYTES))
         numbers = _numbers(text)
-        value, at, count = -1, 0, 0
+        value, at = -1, 0
+        found: list[int] = []
         for difference in numbers:
             if difference == 0 and at:
-                return
+                break
             value += (difference >> 1) ^ -(difference & 1)
             if value == 0 and at:
-                count += 1
-                if count > _MAX_RETURNS:
+                if len(found) == _MAX_RETURNS:
                     raise Wrong("malformed")
-                yield at
+                found.append(at)
             at += next(numbers, 0) * self._quantum
             if at > _MAX_FUNCTION_BYTES:
-                return
+                break
+        return found
 
     def _convention(self, entry: int) -> GoConvention:
         if self._is_relative:

@@ -7,7 +7,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pytest
@@ -89,6 +89,113 @@ def test_tables_of_any_size_are_not_read() -> None:
     place = len(image) - 2 * 64 + 32  # size of the symbol table
     struct.pack_into("<Q", image, place, 1 << 50)
     assert find(bytes(image)) == ({}, "too_large")
+
+
+class Counted(bytes):
+    """Bytes of a file that count those that are copied out of them."""
+
+    copied = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        found = super().__getitem__(key)
+        Counted.copied += len(found) if isinstance(found, bytes) else 1
+        return found
+
+
+class Reads:
+    """A file, and what is read of it."""
+
+    def __init__(self, image: bytes, zeros: int = 0) -> None:
+        self._image = image
+        self._size = len(image) + zeros  # as of a file with a hole at its end
+        self.total = self.largest = 0
+        Counted.copied = 0
+
+    def __call__(self, place: int, size: int) -> bytes:
+        size = max(0, min(size, self._size - place))
+        self.total += size
+        self.largest = max(self.largest, size)
+        return Counted(self._image[place : place + size].ljust(size, b"\0"))
+
+
+def with_sections(*sections: tuple[int, int, int, int, int], tail: bytes = b"") -> bytes:
+    """A file of sections alone: name, type, offset behind them, size, link. Names are the first."""
+    header = struct.pack(
+        "<16sHHIQQQIHHHHHH",
+        *(b"\x7fELF\x02\x01\x01", 3, 62, 1, 0, 0, 64, 0, 64, 56, 0, 64, len(sections), 0),
+    )
+    end = 64 + 64 * len(sections)
+    return (
+        header
+        + b"".join(
+            struct.pack("<IIQQQQIIQQ", name, kind, 0, 0, end + offset, size, link, 0, 1, 0)
+            for name, kind, offset, size, link in sections
+        )
+        + tail
+    )
+
+
+MEBI: Final = 1 << 20
+MOST: Final = 65_535
+"""Sections of a file."""
+
+
+def test_names_of_sections_cost_no_more_than_they_are_long() -> None:
+    """Nor one without an end that every section has."""
+    sections = [(number, 3, 0, MEBI, 0) for number in range(MOST)]
+    read = Reads(with_sections(*sections, tail=b"." * MEBI))
+    assert Elf(read).section(b".text", b".gopclntab") is None
+    assert Counted.copied < 4 * MEBI
+    assert read.total < 6 * MEBI
+
+
+def test_names_of_sections_that_are_too_long_are_not_read() -> None:
+    read = Reads(with_sections((0, 3, 0, MEBI + 1, 0), tail=b"." * (MEBI + 1)))
+    with pytest.raises(Wrong, match="too_large"):
+        Elf(read).section(b".text")
+    assert read.total < 1_000
+
+
+@pytest.mark.parametrize("kind", [2, 11])
+def test_a_file_has_one_table_of_symbols_of_a_kind(kind: int) -> None:
+    """So nobody reads the same strings once for each of the others."""
+    sections = [(0, 3, 0, MEBI, 0)] + [(0, kind, MEBI, 240, 0)] * 100
+    read = Reads(with_sections(*sections, tail=b"SSL_read\0".ljust(MEBI, b".") + bytes(240)))
+    assert Elf(read).functions(NAMES) == {}
+    assert read.total < 2 * MEBI
+
+
+def test_a_file_is_read_up_to_a_bound_and_a_piece_at_a_time() -> None:
+    size = 160 * MEBI
+    sections = ((0, 3, 0, size, 0), (0, 2, 0, 24, 0), (0, 11, 0, 24, 0))
+    read = Reads(with_sections(*sections), zeros=size)
+    with pytest.raises(Wrong, match="too_large"):
+        Elf(read).functions(NAMES)
+    assert size <= read.total <= 256 * MEBI
+    assert read.largest < 2 * MEBI
+
+
+def test_a_name_that_stands_everywhere_is_not_noted_everywhere() -> None:
+    sections = ((0, 3, 0, MEBI, 0), (0, 2, MEBI, 24, 0))
+    image = with_sections(*sections, tail=(b"SSL_read\0" * MEBI)[:MEBI] + bytes(24))
+    assert find(image) == ({}, "too_large")
+
+
+@pytest.mark.parametrize("place", range(MEBI - 10, MEBI + 2))
+def test_a_name_is_found_wherever_pieces_end(place: int) -> None:
+    tail = b"." * place + b"SSL_read\0read\0"
+    read = Reads(with_sections((0, 3, 0, len(tail), 0), tail=tail))
+    found = Elf(read).places(128, len(tail), [b"SSL_read\0", b"read\0"])
+    assert list(found.values()) == [[place], [place + 4, place + 9]]
+
+
+def test_more_segments_than_any_file_has_are_not_searched() -> None:
+    image = bytearray(made())
+    struct.pack_into("<H", image, 56, MOST)
+    read = Reads(bytes(image), zeros=56 * MOST)
+    with pytest.raises(Wrong, match="too_large"):
+        Elf(read)
+    assert read.total < 1_000
 
 
 @given(st.integers(0, 2**32), st.integers(1, 40))

@@ -18,6 +18,7 @@ from collector.tls import libraries
 from collector.tls.elf import Elf, Wrong
 from collector.tls.golang import GoFunction, find_go_functions
 from collector.tls.libraries import GO
+from tests.collector.tls.test_elf import Reads
 from tests.collector.tls.test_elf import made as with_symbols
 from tests.requirements import program
 from tests.tls.golang import GO as COMPILER
@@ -60,9 +61,9 @@ def steps() -> bytes:
     return found + b"\0"
 
 
-def table(version: str) -> bytes:
+def table(version: str, said: bytes) -> bytes:
     """The table of a program with that one function, as so old a Go wrote it."""
-    name, said = b"\0" + READ.encode() + b"\0", steps()
+    name = b"\0" + READ.encode() + b"\0"
     if version == "1.2":
         functions = struct.pack("<QQQQI4x", 1, ADDRESS + PLACE, 48, ADDRESS + 0x1000, 0)
         start = struct.pack("<QiIII4x", ADDRESS + PLACE, 48 + 28 + 1, 0, 0, 48 + 28 + len(name))
@@ -85,13 +86,13 @@ def table(version: str) -> bytes:
     return whole.ljust(end, b"\0") + functions
 
 
-def made(version: str, entry: bytes) -> bytes:
+def made(version: str, entry: bytes, said: bytes = steps()) -> bytes:
     """A file with that table and the function's code."""
     code = bytearray(b"\x90" * 0x100)
     code[PLACE : PLACE + len(entry)] = entry
     for each in RETURNS:
         code[PLACE + each] = 0xC3
-    said, names = table(version), b"\0.gopclntab\0.text\0.shstrtab\0"
+    said, names = table(version, said), b"\0.gopclntab\0.text\0.shstrtab\0"
     parts = [(1, ADDRESS, TEXT, len(code)), (12, 0, TEXT + len(code), len(said))]
     parts = [(12, ADDRESS, TEXT, len(code)), (1, 0, TEXT + len(code), len(said))]
     parts.append((18, 0, TEXT + len(code) + len(said), len(names)))
@@ -145,6 +146,15 @@ def test_more_functions_than_it_can_hold_are_not_looked_for() -> None:
     struct.pack_into("<Q", image, section.offset + 8, 1 << 40)  # so many functions
     with pytest.raises(Wrong, match="malformed"):
         find(bytes(image))
+
+
+def test_steps_of_the_stack_that_lead_nowhere_are_not_followed_far() -> None:
+    """Nor again for each place where the code may begin."""
+    image = made("1.20", BY_REGISTERS, b"\x02\x00" * (1 << 20))
+    read = Reads(image)
+    with pytest.raises(Wrong, match="malformed"):
+        find_go_functions(Elf(read), NAMES)
+    assert read.total < 1 << 18
 
 
 def test_a_newer_form_has_a_reason() -> None:
