@@ -9,6 +9,7 @@ then be missed each time anew.
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import struct
@@ -37,12 +38,15 @@ KNOWN_FILES: Final = "known_files"
 """The kernel's map of the files that it has told of."""
 LINGER_S: Final = 600.0
 """How long a file keeps its probes that nobody uses."""
+_LOG: Final = logging.getLogger("podwire.collector")
 _MAX_FILES: Final = 65_536
 
-Reason = Literal[Malformed, Unseen, "not_a_file", "no_functions", "too_many", "refused"]
+Reason = Literal[
+    Malformed, Unseen, "not_a_file", "no_functions", "too_many", "refused", "unexpected"
+]
 """Why a file has no probes: see `Malformed` and `Unseen`; it is a device or the like; by its name
 it is a TLS library, but its functions have no names or others; too many others are in use; the
-kernel refused a probe."""
+kernel refused a probe; an error of ours, or of no memory."""
 
 
 @dataclass(slots=True)
@@ -110,8 +114,12 @@ class Probes:
         """Files of TLS libraries, and those that something was wrong with."""
         return [file for file in self._files.values() if file.library or file.reason]
 
-    def look_everywhere(self) -> None:
-        """Look at the files of every process, and release those that nobody uses any more."""
+    def look_everywhere(self, is_enough: Callable[[], bool] = lambda: False) -> None:
+        """Look at the files of every process, and release those that nobody uses any more.
+
+        Args:
+            is_enough: Asked before each file; then the others are left for the next time.
+        """
         used: set[tuple[int, int]] = set()
         self._looks += 1
         for pid in all_processes(self._proc):
@@ -122,6 +130,9 @@ class Probes:
                 continue
             for mapping in mappings:
                 identity = mapping.device, mapping.inode
+                if is_enough():
+                    self._count_late(mappings)
+                    return
                 if identity not in used:
                     used.add(identity)
                     self._look_at(pid, mapping)
@@ -133,12 +144,18 @@ class Probes:
             if now_s - file.last_used_s > (LINGER_S if file.links else 0):
                 self._release(self._files.pop(identity))
 
-    def look_at(self, pid: int, keys: Collection[int] = ()) -> None:
+    def look_at(
+        self,
+        pid: int,
+        keys: Collection[int] = (),
+        is_enough: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Look at the files of a process.
 
         Args:
             pid: Of the process.
             keys: Of files that the kernel told of with it; told again if they cannot be seen.
+            is_enough: As of `look_everywhere`.
         """
         mappings = mapped_code(self._proc, pid)
         if isinstance(mappings, str):
@@ -147,6 +164,8 @@ class Probes:
             return
         self._looks += 1
         for mapping in mappings:
+            if is_enough():
+                break
             file = self._look_at(pid, mapping, is_again=True)
             if file is None:
                 self._tell_again(keys)
@@ -218,6 +237,10 @@ class Probes:
             found = find_libraries(read)
         except Wrong as error:
             return File(path, reason=error.reason)
+        except Exception:  # this file has no probes, but all others have theirs
+            if not self.failed["unexpected"]:
+                _LOG.exception("%s could not be looked at", path)
+            return File(path, reason="unexpected")
         if found:
             return self._attach(descriptor, path, found)
         name = named_library(path)

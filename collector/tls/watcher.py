@@ -24,7 +24,7 @@ from schemas.errors import PodwireError
 from schemas.telemetry import counter, gauge
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -39,6 +39,8 @@ _STOPPED: Final = "tls_stopped"
 """Their map that ends what they do, see ``bpf/programs/tls.h``."""
 _EVERY_S: Final = 30.0
 """From one look at all processes to the next."""
+_FIRST_LOOK_S: Final = 30.0
+"""For how long a collector waits for the first one: what is left is looked at while it runs."""
 _MAX_EXECUTED: Final = 65_536
 
 
@@ -68,6 +70,9 @@ class Watcher:
         self._executed: set[tuple[int, int, int]] = set()
         self._told: queue.SimpleQueue[NDArray[Any] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._is_ending = threading.Event()
+        self._has_failed = False
+        self._due_s = 0.0  # at once: what was mapped while the programs were attached
         self._failed: dict[str, int] = {}
         self._late = 0
 
@@ -85,8 +90,9 @@ class Watcher:
                 self._told.put(told)
 
     def stop(self) -> None:
-        """Look at no more files, and let the programs do nothing more; quick."""
+        """Look at no file after this one, and let the programs do nothing more; quick."""
         if self._thread is not None:
+            self._is_ending.set()
             self._told.put(None)
             self._thread.join()
             self._thread = None
@@ -104,20 +110,27 @@ class Watcher:
         self.object = None
 
     def _run(self) -> None:
-        assert self.probes is not None
-        due_s = 0.0  # at once: what was mapped while the programs were attached
-        while True:
-            now_s = time.monotonic()
-            if now_s >= due_s:
-                self.probes.look_everywhere()
-                due_s = now_s + _EVERY_S
-            self._export()
+        while not self._is_ending.is_set():
             try:
-                told = self._told.get(timeout=max(0.0, due_s - now_s))
-            except queue.Empty:
-                continue
-            if told is None:
-                return
+                self._look()
+            except Exception:  # what it was at is lost, but not all that comes after it
+                counter("podwire_errors_total").labels("collector", "tls").inc()
+                if not self._has_failed:
+                    _LOG.exception("a look at the files of TLS libraries was given up")
+                self._has_failed = True
+
+    def _look(self) -> None:
+        assert self.probes is not None
+        now_s = time.monotonic()
+        if now_s >= self._due_s:
+            self._due_s = now_s + _EVERY_S
+            self.probes.look_everywhere(self._is_ending.is_set)
+        self._export()
+        try:
+            told = self._told.get(timeout=max(0.0, self._due_s - now_s))
+        except queue.Empty:
+            return
+        if told is not None:
             self._look_at(told)
 
     def _look_at(self, told: NDArray[Any]) -> None:
@@ -129,7 +142,7 @@ class Watcher:
             elif self._is_new_program(pid):
                 keys[pid] |= set()
         for pid, files in keys.items():
-            self.probes.look_at(pid, files)
+            self.probes.look_at(pid, files, self._is_ending.is_set)
 
     def _is_new_program(self, pid: int) -> bool:
         # Its libraries are told of when they are mapped; not the file of the program itself.
@@ -165,6 +178,8 @@ def start_tls(
 ) -> Watcher:
     """Load the programs beside a core object, and attach them to what is in use now.
 
+    To what is found soon, that is: a file can take seconds, and anybody may map any number.
+
     Never raises a `PodwireError`: the core figures need none of it.
 
     Args:
@@ -189,9 +204,14 @@ def start_tls(
             continue
         watcher = Watcher(proc, programs, attacher)
         assert watcher.probes is not None
-        watcher.probes.look_everywhere()
+        watcher.probes.look_everywhere(_when_over(_FIRST_LOOK_S))
         return watcher
     return Watcher(proc, reason=reason)
+
+
+def _when_over(seconds: float) -> Callable[[], bool]:
+    until_s = time.monotonic() + seconds
+    return lambda: time.monotonic() >= until_s
 
 
 def _load(

@@ -10,6 +10,7 @@ import ssl
 import struct
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -18,6 +19,7 @@ import pytest
 
 from collector.config import CollectorConfig
 from collector.tls import probes as module
+from collector.tls import watcher as watching
 from collector.tls.elf import Elf
 from collector.tls.mappings import open_mapped
 from collector.tls.probes import LINGER_S
@@ -115,9 +117,10 @@ def opened() -> Counter[str]:
 class Place:
     """Probes that see no process but those of `users`, and how late it is."""
 
-    def __init__(self, folder: Path, watcher: Watcher) -> None:
+    def __init__(self, folder: Path, watch: Watch, watcher: Watcher) -> None:
         assert watcher.probes is not None
         self.folder = folder
+        self.watch = watch
         self.watcher = watcher
         self.probes = watcher.probes
         self.now_s = 0.0
@@ -145,7 +148,7 @@ def _place(best: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pla
     folder = tmp_path_factory.mktemp("proc")
     watch = Watch(path=best, constants={"podwire_payloads": 1, "podwire_tls": 1})
     watcher = start_tls(CollectorConfig(proc_path=str(folder)), watch.object, {})
-    yield Place(folder, watcher)
+    yield Place(folder, watch, watcher)
     watcher.close()
     watch.close()
 
@@ -252,3 +255,23 @@ def test_a_process_that_ends_meanwhile(
     place.end()
     assert links_of(place, sound) == 0
     assert opened() <= before
+
+
+def test_the_start_waits_for_no_file_for_long(
+    place: Place, sound: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left is looked at beside the drain."""
+    monkeypatch.setattr(watching, "_FIRST_LOOK_S", 0.0)
+    place.begin(sound)
+    config = CollectorConfig(proc_path=str(place.folder))
+    watcher = start_tls(config, place.watch.object, {})
+    try:
+        assert watcher.probes is not None
+        assert watcher.probes.files == []
+        watcher.start()
+        until_s = time.monotonic() + 20
+        while not any(file.links for file in watcher.probes.files):
+            assert time.monotonic() < until_s
+            time.sleep(0.01)
+    finally:
+        watcher.close()

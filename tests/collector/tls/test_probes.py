@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from collector.tls import probes as module
 from collector.tls.attaching import OneByOne
-from collector.tls.libraries import FUNCTIONS, LIBRARIES, named_library
+from collector.tls.libraries import FUNCTIONS, LIBRARIES, find_libraries, named_library
 from collector.tls.probes import KNOWN_FILES, LINGER_S, Probes
 from schemas.errors import BpfError
 from tests.requirements import program
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from collector.libbpf import BpfObject
+    from collector.tls.elf import Read
+    from collector.tls.libraries import Found
 
 
 class FakeObject:
@@ -177,6 +180,44 @@ def test_a_file_that_is_cut_short_has_a_reason(proc: Path, user: User, library: 
     library.write_bytes(whole)  # before the process looks at its pages again
     (file,) = [file for file in probes.files if file.path == str(library)]
     assert (file.reason, file.library, file.functions) == ("truncated", "", 0)
+
+
+def test_a_file_that_makes_us_fail_costs_no_other_its_probes(
+    proc: Path,
+    user: User,
+    library: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+
+    def fail_once(read: Read) -> list[Found]:
+        monkeypatch.setattr(module, "find_libraries", find_libraries)
+        raise MemoryError
+
+    monkeypatch.setattr(module, "find_libraries", fail_once)
+    fake = FakeObject()
+    probes = create(fake, proc, Clock())
+    probes.look_everywhere()
+    probes.look_everywhere()
+    assert probes.failed == {"unexpected": 1}
+    assert len(caplog.records) == 1
+    assert [file.library for file in probes.files if file.path == str(library)] == ["OpenSSL"]
+
+
+def test_no_file_is_begun_when_it_is_enough(proc: Path, user: User, library: Path) -> None:
+    fake, asked = FakeObject(), []
+
+    def is_enough() -> bool:
+        asked.append(len(fake.links))
+        return True
+
+    probes = create(fake, proc, Clock())
+    probes.look_everywhere(is_enough)
+    probes.look_at(user.pid, {7}, is_enough)
+    assert asked == [0, 0]
+    assert probes.files == []
+    probes.look_everywhere()
+    assert str(library) in [file.path for file in probes.files]
 
 
 @pytest.mark.parametrize(
