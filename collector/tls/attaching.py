@@ -24,28 +24,32 @@ if TYPE_CHECKING:
     from collector.libbpf import BpfObject
     from collector.tls.libraries import Probe
 
-__all__ = ["AllAtOnce", "Attacher", "OneByOne", "links_permitted"]
+__all__ = ["AllAtOnce", "Attacher", "OneByOne", "descriptors_permitted"]
 
 _ANY: Final = "tls_any"
 _ANY_AT_RETURN: Final = "tls_any_exit"
 _ANY_OF_GO: Final = "go_any"
 _MAX_DESCRIPTORS: Final = 65_536
 _DESCRIPTORS_OF_A_LINK: Final = 2
-"""At most: its own, and that of its event."""
+"""At most, of a single place: its own, and that of its event."""
 
 
-def links_permitted() -> int:
-    """Have as many descriptors permitted as there may be; for how many links half of them are."""
+def descriptors_permitted() -> int:
+    """Have as many descriptors permitted as there may be; how many the half of them is."""
     now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY
     wanted = _MAX_DESCRIPTORS if most == unlimited else min(_MAX_DESCRIPTORS, most)
     if now != unlimited and now < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
-    return wanted // 2 // _DESCRIPTORS_OF_A_LINK
+    return wanted // 2
 
 
 class Attacher(Protocol):
     """Attaches to files."""
+
+    def room(self) -> int:
+        """Return for how many places there is room, all files together."""
+        ...
 
     def attach(self, path: str, probes: Sequence[Probe]) -> list[int]:
         """Attach to places of a file, for all who use the file.
@@ -78,6 +82,10 @@ class OneByOne:
         """Choose the programs; between open and load."""
         for name in (_ANY, _ANY_AT_RETURN, _ANY_OF_GO):
             programs.set_autoload(name, False)
+
+    def room(self) -> int:
+        """See `Attacher.room`."""
+        return descriptors_permitted() // _DESCRIPTORS_OF_A_LINK
 
     def attach(self, path: str, probes: Sequence[Probe]) -> list[int]:
         """See `Attacher.attach`."""
@@ -143,6 +151,10 @@ class AllAtOnce:
         except BpfError as error:
             return error.errno == errno.EBADF
         return False
+
+    def room(self) -> int:
+        """See `Attacher.room`; no link is of less than two places."""
+        return 2 * descriptors_permitted()
 
     def attach(self, path: str, probes: Sequence[Probe]) -> list[int]:
         """See `Attacher.attach`."""

@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Elf", "Functions", "Malformed", "Section", "Wrong"]
 
-Malformed = Literal["not_elf", "other_architecture", "truncated", "too_large", "malformed"]
+Malformed = Literal[
+    "not_elf", "other_architecture", "truncated", "too_large", "too_many_returns", "malformed"
+]
 """Why a file's functions cannot be found: no ELF file; of 32 bits or another byte order; shorter
-than it says; tables that no honest file has; a header that contradicts itself."""
+than it says; tables that no honest file has; a function of Go that returns at more places than any
+honest one; a header that contradicts itself."""
 
 Functions = dict[str, int]
 """Offset in the file of a function's first instruction, by its name."""

@@ -41,7 +41,8 @@ _MAX_PART_BYTES: Final = 1 << 26
 _MAX_OTHERS_BYTES: Final = 1 << 18
 _ALIGNMENT: Final = 16
 _AT_ONCE: Final = 8_192
-_MAX_RETURNS: Final = 1_024
+_MAX_RETURNS: Final = 64
+"""Of one function, each of which takes a probe: those of Go 1.15 to 1.27 have at most 9."""
 _MAX_BASES: Final = 8
 
 
@@ -226,7 +227,7 @@ class _Table:
             value += (difference >> 1) ^ -(difference & 1)
             if value == 0 and at:
                 if len(found) == _MAX_RETURNS:
-                    raise Wrong("malformed")
+                    raise Wrong("too_many_returns")
                 found.append(at)
             at += next(numbers, 0) * self._quantum
             if at > _MAX_FUNCTION_BYTES:

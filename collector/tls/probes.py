@@ -45,8 +45,8 @@ Reason = Literal[
     Malformed, Unseen, "not_a_file", "no_functions", "too_many", "refused", "unexpected"
 ]
 """Why a file has no probes: see `Malformed` and `Unseen`; it is a device or the like; by its name
-it is a TLS library, but its functions have no names or others; too many others are in use; the
-kernel refused a probe; an error of ours, or of no memory."""
+it is a TLS library, but its functions have no names or others; no room for so many probes beside
+those in use; the kernel refused a probe; an error of ours, or of no memory."""
 
 
 @dataclass(slots=True)
@@ -60,6 +60,7 @@ class File:
         reason: Why it has none, if something was wrong.
         changed_ns: Its change time when it was looked at.
         links: For `Attacher.release`.
+        probes: How many it has, of which a link may be of many.
         attached_in: Number of the look that gave it probes; 0 if it has none.
         keys: Of the kernel, under which it may be known.
         last_used_s: When a process was last seen to use it.
@@ -71,6 +72,7 @@ class File:
     reason: Reason | None = None
     changed_ns: int = 0
     links: list[int] = field(default_factory=list)
+    probes: int = 0
     attached_in: int = 0
     keys: set[int] = field(default_factory=set)
     last_used_s: float = 0.0
@@ -83,7 +85,7 @@ class Probes:
         programs: That object.
         attacher: Attaches its programs.
         proc: Where the node's ``/proc`` is.
-        room: For how many links.
+        room: For how many probes, all files together; see `Attacher.room`.
         now_s: The clock, seconds.
     """
 
@@ -189,7 +191,8 @@ class Probes:
 
     def _release(self, file: File) -> None:
         self._attacher.release(file.links)
-        self._room += len(file.links)
+        self._room += file.probes
+        file.probes = 0
         file.links.clear()
         self._tell_again(file.keys)
 
@@ -249,7 +252,7 @@ class Probes:
     def _attach(self, descriptor: int, path: str, found: list[Found]) -> File:
         file = File(path, " and ".join(each.name for each in found))
         probes = [probe for each in found for probe in each.probes]
-        if not self._make_room():
+        if not self._make_room(len(probes)):
             file.reason = "too_many"
             return file
         try:
@@ -257,20 +260,26 @@ class Probes:
             file.links = self._attacher.attach(f"/proc/self/fd/{descriptor}", probes)
             file.functions = sum(each.functions for each in found)
             file.attached_in = self._looks
-            self._room -= len(file.links)
+            file.probes = len(probes)
+            self._room -= file.probes
         except BpfError:
             file.reason = "refused"
         return file
 
-    def _make_room(self) -> bool:
-        # Anybody may map any number of copies: those go first that nobody was seen to use.
+    def _make_room(self, wanted: int) -> bool:
+        # Anybody may map any number of copies: those go first that nobody was seen to use, unless
+        # not even all of these would make room.
+        if wanted <= self._room:
+            return True
         unused = sorted(
             (file.last_used_s, identity)
             for identity, file in self._files.items()
-            if self._room <= 0 and file.links and file.last_used_s < self._looked_s
+            if file.links and file.last_used_s < self._looked_s
         )
+        if wanted > self._room + sum(self._files[identity].probes for _, identity in unused):
+            return False
         for _, identity in unused:
-            if self._room > 0:
+            if wanted <= self._room:
                 break
             self._release(self._files.pop(identity))
-        return self._room > 0
+        return wanted <= self._room

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from collector.abi import ProcessEvent
 from collector.config import tls_path
 from collector.libbpf import BpfObject
-from collector.tls.attaching import AllAtOnce, OneByOne, links_permitted
+from collector.tls.attaching import AllAtOnce, OneByOne
 from collector.tls.probes import Probes
 from schemas.errors import PodwireError
 from schemas.telemetry import counter, gauge
@@ -66,7 +66,7 @@ class Watcher:
         self._proc = proc
         self.probes: Probes | None = None
         if programs is not None and attacher is not None:
-            self.probes = Probes(programs, attacher, proc, links_permitted())
+            self.probes = Probes(programs, attacher, proc, attacher.room())
         self._executed: set[tuple[int, int, int]] = set()
         self._told: queue.SimpleQueue[NDArray[Any] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None

@@ -25,6 +25,7 @@ from tests.tls.golang import GO as COMPILER
 from tests.tls.golang import build
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 NAMES: Final = tuple(sorted((*GO.calls, *GO.marks)))
@@ -49,13 +50,13 @@ def number(value: int) -> bytes:
     return digits + bytes([value])
 
 
-def steps() -> bytes:
+def steps(returns: Sequence[int] = RETURNS) -> bytes:
     """A frame that is there but at the entry and for the one byte of each return."""
+    changes = [(1, 0x10)]
+    for each in returns:
+        changes += [(FRAME, each), (-FRAME, each + 1)]
     found, at = b"", 0
-    for value, until in ((1, 0x10), (FRAME, RETURNS[0]), (-FRAME, RETURNS[0] + 1)):
-        found += number(value * 2 if value >= 0 else -value * 2 - 1) + number(until - at)
-        at = until
-    for value, until in ((FRAME, RETURNS[1]), (-FRAME, RETURNS[1] + 1), (FRAME, 0x80)):
+    for value, until in (*changes, (FRAME, 0xA0)):
         found += number(value * 2 if value >= 0 else -value * 2 - 1) + number(until - at)
         at = until
     return found + b"\0"
@@ -86,13 +87,13 @@ def table(version: str, said: bytes) -> bytes:
     return whole.ljust(end, b"\0") + functions
 
 
-def made(version: str, entry: bytes, said: bytes = steps()) -> bytes:
+def made(version: str, entry: bytes, said: bytes = b"", returns: Sequence[int] = RETURNS) -> bytes:
     """A file with that table and the function's code."""
     code = bytearray(b"\x90" * 0x100)
     code[PLACE : PLACE + len(entry)] = entry
-    for each in RETURNS:
+    for each in returns:
         code[PLACE + each] = 0xC3
-    said, names = table(version, said), b"\0.gopclntab\0.text\0.shstrtab\0"
+    said, names = table(version, said or steps(returns)), b"\0.gopclntab\0.text\0.shstrtab\0"
     parts = [(1, ADDRESS, TEXT, len(code)), (12, 0, TEXT + len(code), len(said))]
     parts = [(12, ADDRESS, TEXT, len(code)), (1, 0, TEXT + len(code), len(said))]
     parts.append((18, 0, TEXT + len(code) + len(said), len(names)))
@@ -155,6 +156,17 @@ def test_steps_of_the_stack_that_lead_nowhere_are_not_followed_far() -> None:
     with pytest.raises(Wrong, match="malformed"):
         find_go_functions(Elf(read), NAMES)
     assert read.total < 1 << 18
+
+
+@pytest.mark.parametrize("count", [64, 65])
+def test_a_function_may_return_at_so_many_places(count: int) -> None:
+    """Each takes a probe, and those of real ones are less than ten."""
+    image = made("1.20", BY_REGISTERS, returns=range(0x11, 0x11 + 2 * count, 2))
+    if count <= 64:
+        assert len(find(image)[READ].returns) == count
+        return
+    with pytest.raises(Wrong, match="too_many_returns"):
+        find(image)
 
 
 def test_a_newer_form_has_a_reason() -> None:

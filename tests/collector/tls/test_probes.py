@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -18,12 +18,12 @@ from schemas.errors import BpfError
 from tests.requirements import program
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
     from collector.libbpf import BpfObject
     from collector.tls.elf import Read
-    from collector.tls.libraries import Found
+    from collector.tls.libraries import Found, Probe
 
 
 class FakeObject:
@@ -50,6 +50,15 @@ class FakeObject:
         return True
 
 
+class AtOnce(OneByOne):
+    """One link for all."""
+
+    def attach(self, path: str, probes: Sequence[Probe]) -> list[int]:
+        first, *others = super().attach(path, probes)
+        self.release(others)
+        return [first]
+
+
 class Clock:
     now_s = 0.0
 
@@ -57,14 +66,21 @@ class Clock:
         return self.now_s
 
 
+def create_library(path: Path, functions: Collection[str]) -> Path:
+    source = path.with_suffix(".c")
+    source.write_text("".join(f"int {name}(void) {{ return 0; }}\n" for name in sorted(functions)))
+    subprocess.run([program("gcc"), "-shared", "-fPIC", "-o", str(path), str(source)], check=True)
+    return path
+
+
 @pytest.fixture
 def library(tmp_path: Path) -> Path:
     """A library of its own inode that has the functions of OpenSSL."""
-    source = tmp_path / "tls.c"
-    source.write_text("".join(f"int {name}(void) {{ return 0; }}\n" for name in sorted(FUNCTIONS)))
-    path = tmp_path / "libanything.so"
-    subprocess.run([program("gcc"), "-shared", "-fPIC", "-o", str(path), str(source)], check=True)
-    return path
+    return create_library(tmp_path / "libanything.so", FUNCTIONS)
+
+
+PROBES: Final = 2 * len(LIBRARIES[0].calls) + len(LIBRARIES[0].marks)
+"""Of that library."""
 
 
 class User:
@@ -100,10 +116,16 @@ def proc(tmp_path: Path, user: User) -> Path:
     return folder
 
 
-def create(fake: FakeObject, proc: Path, clock: Clock, room: int = 1_000) -> Probes:
+def create(
+    fake: FakeObject,
+    proc: Path,
+    clock: Clock,
+    room: int = 1_000,
+    attacher: type[OneByOne] = OneByOne,
+) -> Probes:
     made: Any = fake
     programs: BpfObject = made
-    return Probes(programs, OneByOne(programs), proc, room, clock)
+    return Probes(programs, attacher(programs), proc, room, clock)
 
 
 def test_a_library_is_found_by_its_functions_and_once(
@@ -243,7 +265,7 @@ def test_copies_of_a_library_give_way_to_each_other(
 ) -> None:
     """Anybody may map any number: what nobody uses goes first, and what is in use stays."""
     fake, clock = FakeObject(), Clock()
-    probes = create(fake, proc, clock, room=1)
+    probes = create(fake, proc, clock, room=2 * PROBES - 1)
     users = []
 
     def attached() -> list[str]:
@@ -268,5 +290,26 @@ def test_copies_of_a_library_give_way_to_each_other(
     assert attached() != [str(tmp_path / "0.so")]
     for user in users:
         user.end()
+    probes.close()
+    assert fake.links == {}
+
+
+@pytest.mark.parametrize("attacher", [OneByOne, AtOnce])
+def test_room_is_for_probes_not_for_links_or_files(
+    tmp_path: Path, proc: Path, user: User, attacher: type[OneByOne]
+) -> None:
+    """What cannot be given room takes none from others, though nobody uses them."""
+    small = User(create_library(tmp_path / "small.so", LIBRARIES[0].needed))
+    (proc / str(small.pid)).symlink_to(f"/proc/{small.pid}")
+    fake, clock = FakeObject(), Clock()
+    probes = create(fake, proc, clock, PROBES - 1, attacher)
+    probes.look_at(small.pid)
+    small.end()
+    clock.now_s = 1
+    probes.look_everywhere()
+    clock.now_s = 2
+    probes.look_at(user.pid)
+    assert [file.path for file in probes.files if file.links] == [str(tmp_path / "small.so")]
+    assert probes.failed["too_many"] == 2
     probes.close()
     assert fake.links == {}
