@@ -112,7 +112,7 @@ class Owners:
         table.rows["process"][slots] = np.array(processes, np.uint32)[inverse]
         table.rows["excluded"][slots] = np.array(excluded, np.uint8)[inverse]
         if self._watching is not None:
-            self._watching.judge(slots)
+            self._watching.enter(slots)
         if any(undecided):
             again = rows["connection_id"][np.array(undecided)[inverse]]
             self.undecided = np.union1d(self.undecided, again)

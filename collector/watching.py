@@ -7,6 +7,7 @@ other end is called only the stream workers know; they leave out the rest.
 from __future__ import annotations
 
 import sys
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
@@ -30,6 +31,8 @@ BY_RUN: Final = 1
 BY_SCOPE: Final = 2
 """Of a row's ``excluded``: its pod is not watched."""
 
+_LATE_LOOKS: Final = 4
+"""For so many looks an ended process is known as such: what it did last may be told late."""
 _ZERO: Final = bytes(4)
 
 
@@ -66,15 +69,18 @@ class KernelScope:
         Raises:
             BpfError: If the kernel refuses.
         """
-        for pid in pids:
-            self._core.update_map("refused", pid.to_bytes(4, sys.byteorder), b"\1")
-        self._renumber()
+        keys = [pid.to_bytes(4, sys.byteorder) for pid in pids]
+        for key in keys:
+            self._core.update_map("refused", key, b"\1")
+        if keys:
+            self._renumber()
 
     def admit(self, pids: Iterable[int]) -> None:
-        """Watch processes that were refused."""
-        for pid in pids:
-            self._core.delete_from_map("refused", pid.to_bytes(4, sys.byteorder))
-        self._renumber()
+        """Watch processes that were refused, or whose ids were."""
+        keys = [pid.to_bytes(4, sys.byteorder) for pid in pids]
+        # Of most that ended the kernel knows it, and has nothing to look at again.
+        if sum(self._core.delete_from_map("refused", key) for key in keys):
+            self._renumber()
 
     def _renumber(self) -> None:
         # Last: who sees the new number sees the new tables.
@@ -118,6 +124,7 @@ class Watching:
 
     Every process is watched from its first call on. When its pod is known and is excluded, whatever
     is at the other end and the port, its rows are, and the kernel is told to leave the process out.
+    Only of one that was not told to have ended: its id may be another's.
 
     Args:
         file: The scope.
@@ -144,11 +151,14 @@ class Watching:
         self._names = names
         self._pods = pods
         self._generation = 0
-        self._refused: dict[int, str] = {}
+        self._living: dict[int, tuple[int, str]] = {}  # cgroup id and container of each process
+        self._refused: set[int] = set()  # of these
+        self._ended: deque[set[int]] = deque([set()], _LATE_LOOKS)  # between looks, the newest last
         self._verdicts: dict[str, bool] = {}
 
     def look(self) -> list[int]:
         """Follow what has changed; return the connections that are not watched any more."""
+        self._ended.append(set())
         scope, generation = self._file.scope, 0
         has_changed = self._file.poll()
         if has_changed:
@@ -161,12 +171,9 @@ class Watching:
             return []
         self._generation = generation
         self._verdicts.clear()
-        admitted = [pid for pid, name in self._refused.items() if not self._is_refused(name)]
-        if admitted:
-            self.forget(admitted)
-            self._kernel.admit(admitted)
+        self._tell(self._living)
         slots = self._table.live_slots()
-        self.judge(slots)
+        self._mark(slots)
         rows = self._table.rows[slots]
         left = rows["connection_id"][self._left_out(rows)]
         # The kernel tells nothing more of them; one that comes back has another id.
@@ -174,31 +181,62 @@ class Watching:
         ids: list[int] = left.tolist()
         return ids
 
-    def judge(self, slots: NDArray[np.int64]) -> None:
-        """Decide about connections whose process or container is new."""
-        rows = self._table.rows
-        numbers, inverse = np.unique(rows["container"][slots], return_inverse=True)
-        names = [self._names.text(number) for number in numbers.tolist()]
-        refused = np.array([self._is_refused(name) for name in names], bool)[inverse]
-        rows["excluded"][slots] &= ~np.uint8(BY_SCOPE)
-        if not refused.any():
-            return
-        chosen = slots[refused]
-        rows["excluded"][chosen] |= np.uint8(BY_SCOPE)
-        found = {
-            pid: names[place]
-            for pid, place in zip(
-                rows["pid"][chosen].tolist(), inverse[refused].tolist(), strict=True
-            )
-            if pid
+    def enter(self, slots: NDArray[np.int64]) -> None:
+        """Decide about connections that are new or have another owner now."""
+        seen = self._processes(slots)
+        self._living |= {
+            pid: owner
+            for pid, owner in seen.items()
+            if not any(pid in ended for ended in self._ended)
         }
-        self._refused |= found
-        self._kernel.refuse(found)
+        self._mark(slots)
+        self._tell(seen)
+
+    def judge(self, slots: NDArray[np.int64]) -> None:
+        """Decide about connections whose container was not known when they were entered."""
+        seen = self._processes(slots)
+        for pid, (cgroup_id, container) in seen.items():
+            # The id may be another process's by now.
+            if self._living.get(pid) == (cgroup_id, ""):
+                self._living[pid] = cgroup_id, container
+        self._mark(slots)
+        self._tell(seen)
 
     def forget(self, pids: Iterable[int]) -> None:
-        """Drop what was said of processes that ended, as the kernel does."""
-        for pid in pids:
-            self._refused.pop(pid, None)
+        """Drop what was said of processes that ended."""
+        ended = set(pids)
+        self._ended[-1] |= ended
+        for pid in ended:
+            self._living.pop(pid, None)
+        # The kernel did so too, unless one ended just before it was refused.
+        self._kernel.admit(self._refused & ended)
+        self._refused -= ended
+
+    def _processes(self, slots: NDArray[np.int64]) -> dict[int, tuple[int, str]]:
+        # Whose these connections are.
+        rows = self._table.rows
+        pids, first = np.unique(rows["pid"][slots], return_index=True)
+        chosen = slots[first]
+        containers = map(self._names.text, rows["container"][chosen].tolist())
+        owners = zip(rows["cgroup_id"][chosen].tolist(), containers, strict=True)
+        return {pid: owner for pid, owner in zip(pids.tolist(), owners, strict=True) if pid}
+
+    def _mark(self, slots: NDArray[np.int64]) -> None:
+        rows = self._table.rows
+        numbers, inverse = np.unique(rows["container"][slots], return_inverse=True)
+        names = map(self._names.text, numbers.tolist())
+        refused = np.array([self._is_refused(name) for name in names], bool)[inverse]
+        rows["excluded"][slots] &= ~np.uint8(BY_SCOPE)
+        rows["excluded"][slots[refused]] |= np.uint8(BY_SCOPE)
+
+    def _tell(self, pids: Iterable[int]) -> None:
+        # Of what the kernel does not know yet.
+        living = self._living.keys() & pids
+        wanted = {pid for pid in living if self._is_refused(self._living[pid][1])}
+        admitted, refused = (self._refused & living) - wanted, wanted - self._refused
+        self._refused = self._refused - admitted | refused
+        self._kernel.admit(admitted)
+        self._kernel.refuse(refused)
 
     def _is_refused(self, container: str) -> bool:
         verdict = self._verdicts.get(container)

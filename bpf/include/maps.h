@@ -349,7 +349,7 @@ struct {
 } scope_number SEC(".maps");
 
 /* Processes that user space has looked at and does not want to hear of, by process id. All others are
- * watched from their first call on; one that is evicted is looked at again. */
+ * watched from their first call on; of one that is evicted user space leaves out the records. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 65536);

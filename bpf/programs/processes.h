@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Processes that begin a program and that end. */
+/* Processes that begin, that begin a program and that end. */
 
 /* Returns whether the ring took it. */
 static __always_inline bool submit_process(__u8 event, __u64 file)
@@ -60,6 +60,18 @@ static __always_inline int exit_map(struct pt_regs *regs, long result)
 		return 0;
 	if (!submit_process(PODWIRE_MAPPED, key))
 		bpf_map_delete_elem(&known_files, &key);
+	return 0;
+}
+
+/* User space may refuse a process that has ended meanwhile: what was said of it is not said of the next
+ * one with its id. */
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(sched_process_fork, struct task_struct *parent, struct task_struct *child)
+{
+	__u32 pid = BPF_CORE_READ(child, tgid);
+
+	if (pid == BPF_CORE_READ(child, pid))
+		bpf_map_delete_elem(&refused, &pid);
 	return 0;
 }
 

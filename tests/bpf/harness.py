@@ -319,9 +319,9 @@ class Watch:
         each = np.frombuffer(self.object.read_percpu("counts", kind), COUNTS)
         return {name: int(each[name].sum()) for name in COUNTS.names or ()}
 
-    def keys(self, name: str) -> set[bytes]:
-        """Keys of a hash map."""
-        return set(map_keys(self.object.map_fd(name)))
+    def keys(self, name: str, size: int = 8) -> set[bytes]:
+        """Keys of a hash map, of so many bytes each."""
+        return set(map_keys(self.object.map_fd(name), size))
 
     def close(self) -> None:
         """Detach and unmap."""

@@ -17,7 +17,7 @@ def test_each_program_loads_without_the_others(variant: Path) -> None:
     opened = BpfObject(variant)
     programs = opened.programs
     opened.close()
-    assert len(programs) == (28 if variant == OBJECT else 20)
+    assert len(programs) == (29 if variant == OBJECT else 21)
     for program in programs:
         alone = BpfObject(variant)
         try:

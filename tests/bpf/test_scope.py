@@ -174,8 +174,34 @@ def test_a_process_that_is_refused_is_left_out_as_long_as_it_lives(
         assert watch_of(watch, port) == (1, 1)
         assert watch.count(port, ConnectionEvent.CLOSED, Role.CLIENT) == 0
         assert len(watch.transfers(port, Role.SERVER, Direction.READ)) == 2
-        assert child.to_bytes(4, sys.byteorder) not in watch.keys("refused")
+        assert child.to_bytes(4, sys.byteorder) not in watch.keys("refused", 4)
         accepted.close()
+
+
+def test_a_process_that_begins_is_watched_whatever_was_said_of_its_id(
+    watch: Watch, scope: KernelScope
+) -> None:
+    last = os.fork()
+    if not last:
+        os._exit(0)
+    os.waitpid(last, 0)
+    # Of these the next processes have one: the kernel counts on, and begins again at 300.
+    ids = [*range(last + 1, last + 200), *range(300, 500)]
+    with listening() as server:
+        port = port_of(server)
+        scope.set(excluding({"ports": [1]}))
+        scope.refuse(ids)
+        try:
+            child = os.fork()
+            if not child:
+                socket.create_connection(("127.0.0.1", port)).close()
+                os._exit(0)
+            os.waitpid(child, 0)
+            assert child in ids
+            settle()
+            assert watch_of(watch, port) == (1, 0)
+        finally:
+            scope.admit(ids)
 
 
 def watch_of(watch: Watch, port: int) -> tuple[int, int]:

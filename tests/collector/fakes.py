@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from collector.abi import COUNTS, ConnectionEvent, Kind
+from collector.abi import COUNTS, ConnectionEvent, Kind, ProcessEvent
 from schemas.events import EventBatch, decode_batch
 from tests.collector.records import drained
 
@@ -43,6 +43,8 @@ class FakeSource:
         if not self.drains:
             return drained()
         given = self.drains.pop(0)
+        exited = given.processes["event"] == ProcessEvent.EXIT
+        self.refused -= set(given.processes["pid"][exited].tolist())
         for event in given.connections["event"].tolist():
             kind = {ConnectionEvent.ANNOUNCED: Kind.CONNECTION, ConnectionEvent.CLOSED: Kind.CLOSE}
             self._counts[kind.get(event, Kind.OPEN), 0] += 1

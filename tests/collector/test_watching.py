@@ -154,9 +154,56 @@ def test_processes_are_watched_until_their_pod_is_known_to_be_excluded(tmp_path:
     path.write_text("scope: {exclude: [{namespaces: [kube-public]}]}")
     pipeline.publish()
     pipeline.publish()
-    assert source.refused == {9}  # which has ended: the kernel has forgotten it by itself
+    assert source.refused == set()
     assert moved(7, 8) == [7, 8]
     assert excluded(sender) == {("collector", "transfer"): 2}
+
+
+def test_the_id_of_a_process_that_ended_is_not_refused(tmp_path: Path) -> None:
+    path = tmp_path / "scope.yaml"
+    system, shop = "b" * 64, "a" * 64
+    source, pods = FakeSource(), _Pods()
+    rules = "{exclude: [{namespaces: [kube-*]}]}"
+    pipeline, sender = make_pipeline(tmp_path, source, write(path, rules), pods)
+
+    def run(pid: int, container: str) -> None:
+        (tmp_path / str(pid)).mkdir(exist_ok=True)
+        (tmp_path / str(pid) / "cgroup").write_text(f"0::/docker/{container}\n")
+
+    def drain(number: int, pid: int, *ended: int, event: ConnectionEvent = E.ANNOUNCED) -> None:
+        rows = [connection(number, event, pid=pid)] if number else []
+        exits = [{"event": ProcessEvent.EXIT, "pid": each} for each in ended]
+        source.drains = [drained(rows, process_rows=exits)]
+        pipeline.drain()
+
+    for pid in (7, 8, 9):
+        run(pid, system)
+    pods.learn(system, "kube-system")
+    drain(1, 7, 7)  # connects and ends between two looks
+    drain(2, 8)
+    assert source.refused == {8}
+    pipeline.publish()
+    drain(3, 9, 8)  # its connections are known on, and may be another's now
+    drain(4, 8, event=E.CLOSED)  # told late
+    assert source.refused == {9}
+    for number in range(5):
+        pods.learn(f"{number}", "shop")
+        pipeline.publish()
+    assert source.refused == {9}
+    run(8, shop)
+    pods.learn(shop, "shop")
+    source.drains = [drained(process_rows=[{"event": ProcessEvent.EXEC, "pid": 8}])]
+    pipeline.drain()
+    drain(5, 8)
+    pipeline.publish()
+    assert source.refused == {9}
+    # Ended just before it was refused: the kernel had nothing to forget then.
+    source.drains = [drained(process_rows=[{"event": ProcessEvent.EXIT, "pid": 9}])]
+    admitted: list[int] = []
+    source.admit = admitted.extend  # type: ignore[assignment]
+    pipeline.drain()
+    assert admitted == [9]
+    assert excluded(sender) == {("collector", "close"): 1}
 
 
 class _Talk:
