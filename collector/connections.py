@@ -96,6 +96,7 @@ class ConnectionTable:
         self._keys = np.zeros(capacity, np.uint64)
         self.rows: NDArray[Any] = np.zeros(capacity, ROW)
         self._used = np.zeros(capacity, np.uint32)
+        self._has_ended = np.zeros(capacity, bool)
         self._live = 0
         self._dead = 0
 
@@ -175,6 +176,8 @@ class ConnectionTable:
         """Say that these connections ended: the second `sweep` from now may free them."""
         if len(ids):
             self._retiring.append(ids)
+            slots = self.find(ids)
+            self._has_ended[slots[slots >= 0]] = True
 
     def sweep(self) -> None:
         """Free what ended too long ago, or is too much; call once after every publish."""
@@ -196,6 +199,11 @@ class ConnectionTable:
     def live_slots(self) -> NDArray[np.int64]:
         """Return the slots in use."""
         return np.flatnonzero((self._keys != _FREE) & (self._keys != _DELETED))
+
+    def are_open(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return of which of these rows in use nobody said that they ended."""
+        found: NDArray[np.bool_] = ~self._has_ended[slots]
+        return found
 
     def _numbered(self, comms: U8) -> U32:
         # Threads of a node have few names.
@@ -243,6 +251,7 @@ class ConnectionTable:
         created = self._place(fresh)
         self.rows[created] = np.zeros((), ROW)
         self.rows["connection_id"][created] = fresh
+        self._has_ended[created] = False
         self.use(created)
         return self.find(ids), created
 
@@ -266,10 +275,10 @@ class ConnectionTable:
         if self._live + self._dead + count <= _MAX_LOAD * self.capacity:
             return
         live = self.live_slots()
-        kept, used = self.rows[live], self._used[live]
+        kept, used, has_ended = self.rows[live], self._used[live], self._has_ended[live]
         self._allocate(max(_MIN_CAPACITY, round((len(live) + count) / _GROWN_LOAD)))
         slots = self._place(kept["connection_id"])
-        self.rows[slots], self._used[slots] = kept, used
+        self.rows[slots], self._used[slots], self._has_ended[slots] = kept, used, has_ended
 
     def _free_oldest(self, count: int) -> int:
         # Up to so many ids of the oldest group; some of them may have gone before.

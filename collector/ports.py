@@ -57,6 +57,10 @@ class Source(Protocol):
         """Watch processes that were refused."""
         ...
 
+    def let_go(self, ids: Iterable[int]) -> None:
+        """Take connections that are left out for others once they come back."""
+        ...
+
     @property
     def measured(self) -> frozenset[str]:
         """Names of the figures that its hooks can give."""

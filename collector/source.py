@@ -270,6 +270,14 @@ class KernelSource:
         """
         self._scope.admit(pids)
 
+    def let_go(self, ids: Iterable[int]) -> None:
+        """Take connections that are left out for others once they come back.
+
+        Raises:
+            BpfError: If the kernel refuses.
+        """
+        self._scope.let_go(ids)
+
     def _drain(self, name: str) -> NDArray[Any]:
         records = self._rings[name].drain()
         self.sequences[name].add(records["cpu"], records["sequence"])

@@ -34,6 +34,7 @@ BY_SCOPE: Final = 2
 _LATE_LOOKS: Final = 4
 """For so many looks an ended process is known as such: what it did last may be told late."""
 _ZERO: Final = bytes(4)
+_NO_PORTS: Final = np.zeros((), SCOPE)
 
 
 class _Maps(Protocol):
@@ -47,7 +48,6 @@ class KernelScope:
     def __init__(self, core: _Maps) -> None:
         self._core = core
         self._number = 0
-        self._is_everything = True
 
     def set(self, table: NDArray[Any] | None) -> None:
         """Put another scope in force.
@@ -58,9 +58,9 @@ class KernelScope:
         Raises:
             BpfError: If the kernel refuses.
         """
-        self._is_everything = table is None
-        if table is not None:
-            self._core.update_map("scopes", _ZERO, table.tobytes())
+        if table is None and not self._number:
+            return
+        self._core.update_map("scopes", _ZERO, (_NO_PORTS if table is None else table).tobytes())
         self._renumber()
 
     def refuse(self, pids: Iterable[int]) -> None:
@@ -82,11 +82,19 @@ class KernelScope:
         if sum(self._core.delete_from_map("refused", key) for key in keys):
             self._renumber()
 
+    def let_go(self, ids: Iterable[int]) -> None:
+        """Take connections that are left out for others once they come back.
+
+        Raises:
+            BpfError: If the kernel refuses.
+        """
+        for connection_id in ids:
+            self._core.update_map("let_go", connection_id.to_bytes(8, sys.byteorder), b"\1")
+
     def _renumber(self) -> None:
         # Last: who sees the new number sees the new tables.
         self._number += 1
-        number = 0 if self._is_everything else self._number
-        self._core.update_map("scope_number", _ZERO, number.to_bytes(4, sys.byteorder))
+        self._core.update_map("scope_number", _ZERO, self._number.to_bytes(4, sys.byteorder))
 
 
 class Pods(Protocol):
@@ -116,6 +124,10 @@ class Kernel(Protocol):
 
     def admit(self, pids: Iterable[int]) -> None:
         """Watch processes that were refused."""
+        ...
+
+    def let_go(self, ids: Iterable[int]) -> None:
+        """Take connections that are left out for others once they come back."""
         ...
 
 
@@ -150,10 +162,12 @@ class Watching:
         self._table = table
         self._names = names
         self._pods = pods
+        self._ports = _left_out(file.scope, self._here)
         self._generation = 0
         self._living: dict[int, tuple[int, str]] = {}  # cgroup id and container of each process
         self._refused: set[int] = set()  # of these
         self._ended: deque[set[int]] = deque([set()], _LATE_LOOKS)  # between looks, the newest last
+        self._gone: list[int] = []
         self._verdicts: dict[str, bool] = {}
 
     def look(self) -> list[int]:
@@ -163,23 +177,20 @@ class Watching:
         has_changed = self._file.poll()
         if has_changed:
             scope = self._file.scope
+            self._ports = _left_out(scope, self._here)
             self._kernel.watch(kernel_table(scope, self._here))
         if self._pods is not None and scope.names_pods:
             self._pods.start()
             generation = self._pods.generation
         if not has_changed and generation == self._generation:
-            return []
+            return self._take_gone()
         self._generation = generation
         self._verdicts.clear()
         self._tell(self._living)
         slots = self._table.live_slots()
         self._mark(slots)
-        rows = self._table.rows[slots]
-        left = rows["connection_id"][self._left_out(rows)]
-        # The kernel tells nothing more of them; one that comes back has another id.
-        self._table.retire(left)
-        ids: list[int] = left.tolist()
-        return ids
+        self._let_go(slots)
+        return self._take_gone()
 
     def enter(self, slots: NDArray[np.int64]) -> None:
         """Decide about connections that are new or have another owner now."""
@@ -191,6 +202,7 @@ class Watching:
         }
         self._mark(slots)
         self._tell(seen)
+        self._let_go(slots)
 
     def judge(self, slots: NDArray[np.int64]) -> None:
         """Decide about connections whose container was not known when they were entered."""
@@ -201,6 +213,7 @@ class Watching:
                 self._living[pid] = cgroup_id, container
         self._mark(slots)
         self._tell(seen)
+        self._let_go(slots)
 
     def forget(self, pids: Iterable[int]) -> None:
         """Drop what was said of processes that ended."""
@@ -238,6 +251,20 @@ class Watching:
         self._kernel.admit(admitted)
         self._kernel.refuse(refused)
 
+    def _let_go(self, slots: NDArray[np.int64]) -> None:
+        # The kernel tells nothing more of them; one that comes back has another id.
+        slots = slots[self._table.are_open(slots)]
+        rows = self._table.rows[slots]
+        left = rows["connection_id"][self._are_left_out(rows)]
+        self._table.retire(left)
+        ids: list[int] = left.tolist()
+        self._kernel.let_go(ids)
+        self._gone += ids
+
+    def _take_gone(self) -> list[int]:
+        gone, self._gone = self._gone, []
+        return gone
+
     def _is_refused(self, container: str) -> bool:
         verdict = self._verdicts.get(container)
         if verdict is None:
@@ -249,12 +276,15 @@ class Watching:
             self._verdicts[container] = verdict
         return verdict
 
-    def _left_out(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
-        of_clients, of_servers = _left_out(self._file.scope, self._here)
+    def _are_left_out(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
+        # By the kernel, which knows ports and processes.
+        of_clients, of_servers = self._ports
         found: NDArray[np.bool_] = np.where(
             as_server(rows), of_servers[rows["local_port"]], of_clients[rows["remote_port"]]
         )
-        found |= rows["excluded"] & np.uint8(BY_SCOPE) != 0
+        of_pods = np.flatnonzero(rows["excluded"] & np.uint8(BY_SCOPE))
+        refused = [pid in self._refused for pid in rows["pid"][of_pods].tolist()]
+        found[of_pods] |= np.array(refused, bool)
         return found
 
 

@@ -333,7 +333,7 @@ struct {
 } known_files SEC(".maps");
 
 /* The monitoring scope, written by user space; see scope.h. Its number comes last and is another
- * for every change; 0: everything is watched. */
+ * for every change; 0: there was none, and everything is watched. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
@@ -356,6 +356,15 @@ struct {
 	__type(key, __u32);
 	__type(value, __u8);
 } refused SEC(".maps");
+
+/* Connections of which user space knows nothing more, because they were outside the scope, by id: it
+ * may have changed twice since anybody touched them. One that is evicted stays as unknown as that. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, __u64);
+	__type(value, __u8);
+} let_go SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

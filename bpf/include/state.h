@@ -132,33 +132,45 @@ static __noinline bool is_sock_left_out(struct sock *sk, const struct socket_sta
 			   bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport)), st->owner.pid);
 }
 
-/*
- * Look at a connection again after the monitoring scope has changed. One that comes back is a new one
- * to user space, as if all had begun now: what it did meanwhile is not to be told.
- */
-static __noinline int consider(struct sock *sk, struct socket_state *st)
+static __always_inline void leave_out(struct sock *sk, struct socket_state *st)
+{
+	if (st->flags & PODWIRE_TLS)
+		bpf_map_delete_elem(&tls_streams, &st->connection_id);
+	end_flow(sk);
+	st->announcement = ANNOUNCED_NEVER;
+	st->payload = PAYLOAD_UNWANTED;
+	st->is_left_out = 1;
+}
+
+/* A new connection to user space, as if all had begun now: what it did meanwhile is not to be told. */
+static __always_inline void come_back(struct sock *sk, struct socket_state *st)
+{
+	struct owner owner = st->owner;
+
+	start_state(st, STAGE_OPEN, st->role);
+	st->owner = owner;
+	st->flags = PODWIRE_PREEXISTING;
+	skip_counters(sk, st);
+	begin_flow(sk);
+}
+
+/* Look at a connection again after the monitoring scope has changed, maybe more than once. One of which
+ * user space knows nothing is that of the task that uses it now: who did before may be gone. */
+static __noinline int consider(struct sock *sk, struct socket_state *st, bool is_used)
 {
 	__u32 scope = current_scope();
-	struct owner owner;
-	bool is_out;
+	bool is_out, is_let_go;
 
 	if (!st || st->scope == scope)
 		return 0;
+	is_let_go = !bpf_map_delete_elem(&let_go, &st->connection_id);
+	if (is_used && (st->is_left_out || is_let_go))
+		own_by_current(&st->owner);
 	is_out = is_sock_left_out(sk, st);
-	if (is_out && !st->is_left_out) {
-		if (st->flags & PODWIRE_TLS)
-			bpf_map_delete_elem(&tls_streams, &st->connection_id);
-		end_flow(sk);
-		st->announcement = ANNOUNCED_NEVER;
-		st->payload = PAYLOAD_UNWANTED;
-	} else if (!is_out && st->is_left_out && st->stage == STAGE_OPEN) {
-		owner = st->owner;
-		start_state(st, STAGE_OPEN, st->role);
-		st->owner = owner;
-		st->flags = PODWIRE_PREEXISTING;
-		skip_counters(sk, st);
-		begin_flow(sk);
-	}
+	if ((is_out || is_let_go) && !st->is_left_out)
+		leave_out(sk, st);
+	if (!is_out && st->is_left_out && st->stage == STAGE_OPEN)
+		come_back(sk, st);
 	st->is_left_out = is_out;
 	st->scope = scope;
 	return 0;
@@ -226,7 +238,7 @@ static __noinline void settle(struct sock *sk, struct socket_state *st)
 		start_unseen(st, sk);
 	if (!st->owner.pid)
 		own_by_current(&st->owner);
-	consider(sk, st);
+	consider(sk, st, true);
 	if (st->stage == STAGE_CONNECTING && tcp_state != TCP_SYN_SENT &&
 	    tcp_state != TCP_SYN_RECV && tcp_state != TCP_CLOSE)
 		connect_by_touch(sk, st, tcp_state);

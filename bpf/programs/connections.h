@@ -40,7 +40,7 @@ static __noinline int closed(struct sock *sk, struct socket_state *st, __u8 tcp_
 
 	if (!st || st->stage != STAGE_OPEN || st->is_own)
 		return 0;
-	consider(sk, st);
+	consider(sk, st, false);
 	st->stage = STAGE_CLOSED;
 	st->is_ready = 0;
 	if (st->is_left_out) {
@@ -257,7 +257,7 @@ static __always_inline int destroyed(struct sock *sk)
 	if (st->stage == STAGE_CONNECTING && decide_connect(st->connection_id))
 		connect_failed(sk, st); /* which was not seen, and no connect() waited for */
 	closed(sk, st, TCP_CLOSE);
-	consider(sk, st);
+	consider(sk, st, false);
 	if (!st->is_own && st->announcement != ANNOUNCED_NEVER) {
 		if (podwire_stages)
 			flow = find_flow(key);

@@ -35,6 +35,7 @@ class FakeSource:
     verdicts: list[Verdict] = field(default_factory=list)
     scopes: list[NDArray[Any] | None] = field(default_factory=list)
     refused: set[int] = field(default_factory=set)
+    left: list[int] = field(default_factory=list)
     _counts: NDArray[np.uint64] = field(
         default_factory=lambda: np.zeros((len(Kind), len(COUNTS.names or ())), np.uint64)
     )
@@ -71,6 +72,9 @@ class FakeSource:
 
     def admit(self, pids: Iterable[int]) -> None:
         self.refused -= set(pids)
+
+    def let_go(self, ids: Iterable[int]) -> None:
+        self.left += ids
 
     def detach(self) -> None:
         self.detached = True

@@ -12,6 +12,7 @@ import pytest
 from collector.abi import ConnectionEvent, ProcessEvent
 from collector.batches import Run
 from collector.config import CollectorConfig
+from collector.connections import GRACE_SWEEPS
 from collector.containers import ContainerResolver
 from collector.pipeline import Pipeline
 from collector.source import KernelSource
@@ -244,19 +245,27 @@ def test_rows_stop_and_begin_with_the_file_while_traffic_runs(tmp_path: Path) ->
             pipeline.drain()
             pipeline.publish()
 
-    talk = _Talk()
+    talk, idle = _Talk(), _Talk()
     try:
         talk.calls(20)
-        change(f"{{exclude: [{{ports: {talk.port}}}]}}")
+        idle.calls(2)
+        change(f"{{exclude: [{{ports: [{talk.port}, {idle.port}]}}]}}")
         talk.calls(30)
+        for _ in range(GRACE_SWEEPS + 2):
+            pipeline.publish()
         change("{exclude: [{ports: no}]}")  # wrong: the scope stays
         talk.calls(5)
         change("{exclude: [{ports: 1}]}")
         talk.calls(10)
+        idle.calls(3)
+        pipeline.drain()
+        pipeline.publish()
         talk.close()
+        idle.close()
         pipeline.finish()
     finally:
         source.close()
+    calls_of_idle = 0
     bytes_moved = {Told.CLIENT: 0, Told.SERVER: 0}
     calls, transfers, closes = 0, 0, 0
     for batch in sender.batches:
@@ -267,8 +276,11 @@ def test_rows_stop_and_begin_with_the_file_while_traffic_runs(tmp_path: Path) ->
             bytes_moved[role] += int(batch.transfers.size[chosen].sum())
         transfers += int((ours[batch.transfers.connection] & (batch.transfers.size > 0)).sum())
         calls += int(ours[batch.requests.connection].sum())
+        theirs = (rows.local_port == idle.port) | (rows.remote_port == idle.port)
+        calls_of_idle += int(theirs[batch.requests.connection].sum())
         closes += int(ours[batch.closes.connection].sum())
     one = len(REQUEST) + len(RESPONSE)
     assert bytes_moved == {Told.CLIENT: 30 * one, Told.SERVER: 30 * one}
     assert (transfers, calls, closes) == (30 * 4, 30 * 2, 2)
+    assert calls_of_idle == (2 + 3) * 2
     assert excluded(sender) == {("kernel", "transfer"): 35 * 4}
