@@ -142,6 +142,20 @@ static __always_inline void leave_out(struct sock *sk, struct socket_state *st)
 	st->is_left_out = 1;
 }
 
+/*
+ * Whether a connection that ends now was outside the scope when anything was told last. It ends there:
+ * its process may have been forgotten already, and would bring it back.
+ */
+static __noinline bool ends_outside(struct sock *sk, struct socket_state *st)
+{
+	if (!st)
+		return false;
+	if (!st->is_left_out && st->scope != current_scope() &&
+	    !bpf_map_delete_elem(&let_go, &st->connection_id))
+		leave_out(sk, st);
+	return st->is_left_out;
+}
+
 /* A new connection to user space, as if all had begun now: what it did meanwhile is not to be told. */
 static __always_inline void come_back(struct sock *sk, struct socket_state *st)
 {

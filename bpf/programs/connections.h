@@ -40,11 +40,11 @@ static __noinline int closed(struct sock *sk, struct socket_state *st, __u8 tcp_
 
 	if (!st || st->stage != STAGE_OPEN || st->is_own)
 		return 0;
-	consider(sk, st, false);
+	if (!ends_outside(sk, st))
+		consider(sk, st, false);
 	st->stage = STAGE_CLOSED;
 	st->is_ready = 0;
 	if (st->is_left_out) {
-		/* Its process may have been forgotten already. */
 		count(PODWIRE_KIND_CLOSE, excluded);
 		return 0;
 	}
@@ -207,7 +207,8 @@ static __always_inline int state_changed(struct sock *sk, int before, int after,
 		 * v6.1). */
 		if (is_own_process() || (!st && is_subflow(sk)))
 			return 0;
-		st = touch(sk); /* closed without any transfer counts as well */
+		if (!ends_outside(sk, st))
+			st = touch(sk); /* closed without any transfer counts as well */
 		if (!st)
 			return without_memory(PODWIRE_KIND_CLOSE, is_twin);
 		return closed(sk, st, after);

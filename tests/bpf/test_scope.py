@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from typing import TYPE_CHECKING
@@ -157,28 +158,36 @@ def test_a_process_that_is_refused_is_left_out_as_long_as_it_lives(
         scope.set(excluding({"ports": [1]}))
         child = os.fork()
         if not child:
-            client = socket.create_connection(("127.0.0.1", port))
-            client.sendall(b"x")
-            client.recv(1)
-            client.sendall(b"x")
-            client.recv(1)
+            client, _idle = (socket.create_connection(("127.0.0.1", port)) for _ in range(2))
+            for _ in range(3):
+                client.sendall(b"x")
+                client.recv(1)
             os._exit(0)
-        accepted = server.accept()[0]
+        accepted, idle = server.accept()[0], server.accept()[0]
         assert accepted.recv(1) == b"x"
         settle(0.05)
-        assert watch_of(watch, port) == (1, 1)
+        assert watch_of(watch, port) == (2, 1)
+        told = watch.connections(port, ConnectionEvent.CONNECTED)["connection_id"].tolist()
+        counted = left_out(watch)[Kind.CLOSE]
         scope.refuse([child])
-        accepted.sendall(b"x")
-        assert accepted.recv(1) == b"x"
-        accepted.sendall(b"x")
+        scope.let_go(told)
+        for _ in range(2):
+            accepted.sendall(b"x")
+            assert accepted.recv(1) == b"x"
+        scope.set(excluding({"ports": [2]}))  # another scope, of which the sockets do not know yet
+        os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         settle()
-        # Neither the client's second write and its close are told, nor what comes with its exit.
-        assert watch_of(watch, port) == (1, 1)
+        # Neither the client's later writes and its closes are told, nor what comes with its exit.
+        assert watch_of(watch, port) == (2, 1)
         assert watch.count(port, ConnectionEvent.CLOSED, Role.CLIENT) == 0
-        assert len(watch.transfers(port, Role.SERVER, Direction.READ)) == 2
+        found = watch.connections(port)
+        assert set(found["connection_id"][found["role"] == Role.CLIENT].tolist()) == set(told)
+        assert left_out(watch)[Kind.CLOSE] == counted + 2
+        assert len(watch.transfers(port, Role.SERVER, Direction.READ)) == 3
         assert child.to_bytes(4, sys.byteorder) not in watch.keys("refused", 4)
         accepted.close()
+        idle.close()
 
 
 def test_a_process_that_begins_is_watched_whatever_was_said_of_its_id(
