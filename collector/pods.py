@@ -77,14 +77,17 @@ class LocalPods:
         pod = decode_object(PODS.name, value) if value else None
         before = self._containers.pop(key, [])
         now: list[str] = []
+        has_changed = False
         if isinstance(pod, Pod) and pod.node == self._node:
             end = End(pod.namespace, dict(pod.labels), pod.node)
             now = [each.id for each in pod.containers if each.id]
+            has_changed = any(self._ends.get(each) != end for each in now)
             self._ends.update(dict.fromkeys(now, end))
             self._containers[key] = now
         for container in set(before).difference(now):
             self._ends.pop(container, None)
-        if before or now:
+            has_changed = True
+        if has_changed:
             self.generation += 1
 
     def _run(self) -> None:

@@ -37,6 +37,8 @@ def test_the_pods_of_this_node_are_known_by_their_containers() -> None:
     pods.apply(b"api", pod("api", "node-2", "c2"))
     assert pods.end_of("c1") == End("shop", {"app": "web"}, "node-1")
     assert (pods.end_of("c2"), pods.end_of("")) == (None, None)
+    pods.apply(b"web", pod("web", "node-1", "c1", ""))  # of another status
+    pods.apply(b"job", pod("job", "node-1"))
     assert pods.generation == 1
     pods.apply(b"web", pod("web", "node-1", "c1", "c3"))  # a container was started again
     assert pods.end_of("c3") == pods.end_of("c1") != None  # noqa: E711

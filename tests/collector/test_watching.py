@@ -16,7 +16,7 @@ from collector.connections import GRACE_SWEEPS
 from collector.containers import ContainerResolver
 from collector.pipeline import Pipeline
 from collector.source import KernelSource
-from collector.watching import kernel_table
+from collector.watching import KernelScope, kernel_table
 from schemas.clock import SystemClock
 from schemas.events import Role as Told
 from schemas.ledger import Ledger
@@ -53,6 +53,36 @@ def test_the_kernel_is_told_what_is_certain() -> None:
     assert table is not None
     assert ports_of(table, "of_clients") == [9100, 9101, 65535]
     assert ports_of(table, "of_servers") == [80, 9100, 9101, 65535]
+
+
+class _Maps:
+    # The maps of a kernel, and how often each was written.
+    def __init__(self) -> None:
+        self.writes: list[str] = []
+        self._keys: set[tuple[str, bytes]] = set()
+
+    def update_map(self, map_name: str, key: bytes, value: bytes) -> None:
+        self.writes.append(map_name)
+        self._keys.add((map_name, key))
+
+    def delete_from_map(self, map_name: str, key: bytes) -> bool:
+        found = (map_name, key) in self._keys
+        self._keys.discard((map_name, key))
+        return found
+
+
+def test_the_scope_has_another_number_only_when_it_is_another() -> None:
+    maps = _Maps()
+    scope = KernelScope(maps)
+    scope.set(None)
+    scope.refuse([])
+    scope.admit([7])
+    assert maps.writes == []
+    scope.refuse([7])
+    scope.admit([7, 8])
+    scope.set(None)
+    numbered = [name for name in maps.writes if name == "scope_number"]
+    assert (len(numbered), maps.writes[-1]) == (3, "scope_number")
 
 
 class _Pods:
@@ -160,6 +190,26 @@ def test_processes_are_watched_until_their_pod_is_known_to_be_excluded(tmp_path:
     assert excluded(sender) == {("collector", "transfer"): 2}
 
 
+def test_what_is_left_out_is_so_once_whatever_becomes_of_other_pods(tmp_path: Path) -> None:
+    path, system, count = tmp_path / "scope.yaml", "b" * 64, 1000
+    (tmp_path / "8").mkdir()
+    (tmp_path / "8" / "cgroup").write_text(f"0::/docker/{system}\n")
+    source, pods = FakeSource(), _Pods()
+    rules = "{exclude: [{namespaces: [kube-*]}]}"
+    pipeline, _ = make_pipeline(tmp_path, source, write(path, rules), pods)
+    source.drains = [drained([connection(n, E.ANNOUNCED, pid=8) for n in range(1, count + 1)])]
+    pipeline.drain()
+    told: list[set[int]] = []
+    source.refuse = lambda pids: told.append(set(pids))  # type: ignore[method-assign]
+    pods.learn(system, "kube-system")
+    for number in range(50):
+        pipeline.publish()
+        pods.learn(f"{number}", "shop")
+    assert [each for each in told if each] == [{8}]
+    assert sorted(source.left) == list(range(1, count + 1))
+    assert pipeline.table._ended_count == count
+
+
 def test_the_id_of_a_process_that_ended_is_not_refused(tmp_path: Path) -> None:
     path = tmp_path / "scope.yaml"
     system, shop = "b" * 64, "a" * 64
@@ -251,8 +301,8 @@ def test_rows_stop_and_begin_with_the_file_while_traffic_runs(tmp_path: Path) ->
         idle.calls(2)
         change(f"{{exclude: [{{ports: [{talk.port}, {idle.port}]}}]}}")
         talk.calls(30)
-        for _ in range(GRACE_SWEEPS + 2):
-            pipeline.publish()
+        for _ in range(GRACE_SWEEPS):
+            pipeline.table.sweep()
         change("{exclude: [{ports: no}]}")  # wrong: the scope stays
         talk.calls(5)
         change("{exclude: [{ports: 1}]}")
