@@ -443,8 +443,14 @@ static __always_inline int exit_frame(struct tls_call *in, const struct tls_fram
 	}
 	stream = stream_of(clear.connection_id, frame.kind, in);
 	/* What a session inside another one moves is cipher text to the inner one. */
-	if (!stream || !clear.left || frame.outer || frame.is_told)
+	if (!clear.left || frame.outer || frame.is_told)
 		return 0;
+	if (!stream) {
+		/* The one that it had: it has ended, or was outside the scope and is another one now. */
+		if (!in->is_left_out)
+			count(PODWIRE_KIND_PAYLOAD, unpaired);
+		return 0;
+	}
 	if (in->arrived_ns)
 		stream->arrived_ns = in->arrived_ns;
 	return tell_frame(&frame, &clear, stream);

@@ -23,7 +23,7 @@ from tests.tls.servers import make_certificate
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from collector.payload_ring import Pieces
@@ -149,7 +149,7 @@ class InMemory:
 def talk(
     contexts: tuple[ssl.SSLContext, ssl.SSLContext],
     kind: type[Blocking | InMemory],
-    said: list[bytes],
+    said: Iterable[bytes],
     before: Callable[[], None] = lambda: None,
     plain: int = 0,
 ) -> int:
@@ -298,6 +298,41 @@ def test_what_is_not_watched_is_neither_told_nor_missed(
         assert after == before
     finally:
         inside.scope.set(None)
+
+
+@pytest.mark.parametrize("kind", [Blocking, InMemory])
+def test_what_is_watched_again_is_told_or_counted(
+    inside: Watch,
+    contexts: tuple[ssl.SSLContext, ssl.SSLContext],
+    kind: type[Blocking | InMemory],
+) -> None:
+    """A session is told again once system calls are made inside it."""
+    before = 0
+
+    def said() -> Iterator[bytes]:
+        nonlocal before
+        yield HEAD
+        inside.scope.set(excluding({"nodes": ["here"]}))
+        yield HEAD
+        inside.scope.set(None)
+        inside.drain()
+        inside.pieces.clear()
+        before = inside.counts(Kind.PAYLOAD)["unpaired"]
+        yield HEAD
+        yield HEAD
+
+    try:
+        port = talk(contexts, kind, said())
+    finally:
+        inside.scope.set(None)
+    inside.drain()
+    told = [
+        b"".join(data for _, _, data in inside.pieces_of(port, role, direction))
+        for role, direction in ENDS
+    ]
+    missed = inside.counts(Kind.PAYLOAD)["unpaired"] - before
+    assert told == [b"" if kind is InMemory else 2 * HEAD] * 2
+    assert missed == (2 * 4 if kind is InMemory else 0)
 
 
 def hellos(pieces: Pieces) -> Pieces:
