@@ -84,6 +84,8 @@ class Owners:
         rows = self._table.rows
         slots = self._table.find(self.undecided)
         slots = slots[slots >= 0]
+        # A later owner's process may have told since.
+        slots = slots[rows["container"][slots] == 0]
         cgroups = rows["cgroup_id"][slots]
         left = np.zeros(len(slots), bool)
         for cgroup_id in np.unique(cgroups).tolist():
