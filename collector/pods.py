@@ -51,16 +51,23 @@ class LocalPods:
         self._errors = RateLimited(_LOG)
 
     def start(self) -> None:
-        """Begin to read, unless it has begun."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="pods", daemon=True)
-            self._thread.start()
+        """Begin to read, unless it has begun; only once a reading that was stopped has ended."""
+        if self._thread is not None:
+            if not self._stop.is_set() or self._thread.is_alive():
+                return
+            # What was deleted meanwhile may be gone from the topic as well.
+            self._ends.clear()
+            self._containers.clear()
+            self.generation += 1
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, name="pods", daemon=True)
+        self._thread.start()
 
-    def stop(self) -> None:
-        """End the thread."""
+    def stop(self, timeout_s: float = _TIMEOUT_S) -> None:
+        """End the thread, and wait for it so long at most."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(_TIMEOUT_S)
+            self._thread.join(timeout_s)
 
     def end_of(self, container: str) -> End | None:
         """Return the pod of a container; None if it is not known."""

@@ -38,7 +38,7 @@ class Source(Protocol):
         ...
 
     def counts(self) -> NDArray[np.uint64]:
-        """Increments of the kernel's counters since the last call, shape (kinds, 4)."""
+        """Increments of the kernel's counters since the last call, one row a kind: `COUNTS`."""
         ...
 
     def tell(self, verdicts: Sequence[Verdict]) -> None:

@@ -106,6 +106,10 @@ class Pods(Protocol):
         """Begin to find out, unless that has begun."""
         ...
 
+    def stop(self, timeout_s: float) -> None:
+        """End that, and wait for it so long at most."""
+        ...
+
     def end_of(self, container: str) -> End | None:
         """The pod of a container; None if it is not known."""
         ...
@@ -179,9 +183,12 @@ class Watching:
             scope = self._file.scope
             self._ports = _left_out(scope, self._here)
             self._kernel.watch(kernel_table(scope, self._here))
-        if self._pods is not None and scope.names_pods:
-            self._pods.start()
-            generation = self._pods.generation
+        if self._pods is not None:
+            if scope.names_pods:
+                self._pods.start()
+                generation = self._pods.generation
+            else:
+                self._pods.stop(0)
         if not has_changed and generation == self._generation:
             return self._take_gone()
         self._generation = generation

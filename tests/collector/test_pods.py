@@ -67,6 +67,11 @@ def test_they_are_read_from_the_topic_as_they_change(kafka_broker: KafkaBroker) 
         kafka_broker.produce(PODS.name, [b"\xff", later], key="pods-2")
         _wait_for(pods, "c-pods-2")
         assert pods.end_of("c-pods-2") == End("bank", {"app": "later"}, "node-of-pods")
+        pods.stop()
+        pods.apply(b"pods-3", pod("gone", "node-of-pods", "c-pods-3"))  # deleted, with its deletion
+        pods.start()
+        _wait_for(pods, "c-pods-2")
+        assert pods.end_of("c-pods-3") is None
     finally:
         pods.stop()
         for key in ("pods-1", "pods-2"):

@@ -95,6 +95,10 @@ class _Pods:
     def start(self) -> None:
         self.started = True
 
+    def stop(self, timeout_s: float) -> None:
+        assert timeout_s == 0  # a look does not wait
+        self.started = False
+
     def end_of(self, container: str) -> End | None:
         return self.known.get(container)
 
@@ -188,6 +192,11 @@ def test_processes_are_watched_until_their_pod_is_known_to_be_excluded(tmp_path:
     assert source.refused == set()
     assert moved(7, 8) == [7, 8]
     assert excluded(sender) == {("collector", "transfer"): 2}
+    assert pods.started
+    path.write_text("scope: {}")
+    pipeline.publish()
+    pipeline.publish()
+    assert not pods.started
 
 
 def test_what_is_left_out_is_so_once_whatever_becomes_of_other_pods(tmp_path: Path) -> None:
