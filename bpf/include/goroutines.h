@@ -6,12 +6,18 @@
 #ifndef PODWIRE_GOROUTINES_H
 #define PODWIRE_GOROUTINES_H
 
-/* Processes that have called Go's crypto/tls: enum podwire_go_convention by process id. */
+struct go_process {
+	__u32 program; /* tells it from what ran or will run under the same id */
+	__u8 convention; /* enum podwire_go_convention */
+	__u8 pad[3];
+};
+
+/* Processes that have called Go's crypto/tls, by process id; until they end or are another program. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 8192);
 	__type(key, __u32);
-	__type(value, __u8);
+	__type(value, struct go_process);
 } go_processes SEC(".maps");
 
 /* Whether there was one: till then nobody looks for it. */
@@ -25,7 +31,7 @@ struct {
 struct goroutine_key {
 	__u64 goroutine; /* address of the runtime's own state of it */
 	__u32 pid;
-	__u32 pad;
+	__u32 program; /* Go's memory is at the same place in all: so are many of its goroutines */
 };
 
 /* Goroutines that have called it. Many wait in a read for ever, and the oldest may be evicted. */
@@ -79,16 +85,17 @@ static __always_inline struct tls_call *tls_of_caller(void)
 {
 	struct goroutine_key key = {};
 	__u32 zero = 0, *seen = bpf_map_lookup_elem(&go_seen, &zero);
+	struct go_process *process;
 	struct tls_call *found;
-	__u8 *convention;
 
 	if (!seen || !*seen)
 		return current_tls();
 	key.pid = bpf_get_current_pid_tgid() >> 32;
-	convention = bpf_map_lookup_elem(&go_processes, &key.pid);
-	if (!convention)
+	process = bpf_map_lookup_elem(&go_processes, &key.pid);
+	if (!process)
 		return current_tls();
-	key.goroutine = goroutine_by(*convention);
+	key.program = process->program;
+	key.goroutine = goroutine_by(process->convention);
 	found = bpf_map_lookup_elem(&goroutines, &key);
 	return found ? found : current_tls();
 }

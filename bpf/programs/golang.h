@@ -32,27 +32,43 @@ static __always_inline bool go_frame(struct pt_regs *ctx, __u8 convention, struc
 	return true;
 }
 
-static __always_inline struct tls_call *create_goroutine(const struct tls_frame_key *frame)
+/* What a goroutine is in; NULL if it is not known. */
+static __always_inline struct tls_call *goroutine_of(const struct tls_frame_key *frame)
 {
 	struct goroutine_key key = {.goroutine = frame->goroutine, .pid = frame->pid};
-	struct tls_call *found = bpf_map_lookup_elem(&goroutines, &key), fresh = {};
+	struct go_process *process = bpf_map_lookup_elem(&go_processes, &key.pid);
 
-	if (found)
-		return found;
-	bpf_map_update_elem(&goroutines, &key, &fresh, BPF_NOEXIST);
+	if (!process)
+		return 0;
+	key.program = process->program;
 	return bpf_map_lookup_elem(&goroutines, &key);
 }
 
-static __always_inline void note_go_process(__u32 pid, __u8 convention)
+static __always_inline struct tls_call *create_goroutine(const struct tls_frame_key *frame,
+							 __u8 convention)
 {
+	struct goroutine_key key = {.goroutine = frame->goroutine, .pid = frame->pid};
+	struct go_process *process = bpf_map_lookup_elem(&go_processes, &key.pid), found = {};
+	struct tls_call *in, fresh = {};
 	__u32 zero = 0, *seen;
 
-	if (bpf_map_lookup_elem(&go_processes, &pid))
-		return;
-	bpf_map_update_elem(&go_processes, &pid, &convention, BPF_ANY);
-	seen = bpf_map_lookup_elem(&go_seen, &zero);
-	if (seen)
-		*seen = 1;
+	if (!process) {
+		found.program = bpf_get_prandom_u32();
+		found.convention = convention;
+		bpf_map_update_elem(&go_processes, &key.pid, &found, BPF_NOEXIST);
+		process = bpf_map_lookup_elem(&go_processes, &key.pid); /* or another thread's */
+		seen = bpf_map_lookup_elem(&go_seen, &zero);
+		if (seen)
+			*seen = 1;
+	}
+	if (!process)
+		return 0;
+	key.program = process->program;
+	in = bpf_map_lookup_elem(&goroutines, &key);
+	if (in)
+		return in;
+	bpf_map_update_elem(&goroutines, &key, &fresh, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&goroutines, &key);
 }
 
 /*
@@ -93,8 +109,7 @@ static __always_inline int enter_go(struct pt_regs *ctx, __u8 kind, __u8 convent
 		return forget_session(frame.session);
 	if (is_stopped() || is_own_process() || !go_frame(ctx, convention, &key))
 		return 0;
-	note_go_process(key.pid, convention);
-	in = create_goroutine(&key);
+	in = create_goroutine(&key, convention);
 	if (!in)
 		return 0;
 	find_outer(in, &key, &frame);
@@ -107,16 +122,13 @@ static __always_inline int enter_go(struct pt_regs *ctx, __u8 kind, __u8 convent
 
 static __always_inline int exit_go(struct pt_regs *ctx, __u8 convention)
 {
-	struct goroutine_key goroutine = {};
 	struct tls_frame_key key = {};
 	__u64 result;
 
 	if (!go_frame(ctx, convention, &key))
 		return 0;
-	goroutine.goroutine = key.goroutine;
-	goroutine.pid = key.pid;
 	result = convention == PODWIRE_GO_REGISTERS ? GO_ARGUMENT_1(ctx) : go_on_stack(ctx, 5);
-	return exit_frame(bpf_map_lookup_elem(&goroutines, &goroutine), &key, result);
+	return exit_frame(goroutine_of(&key), &key, result);
 }
 
 #define GO_PROGRAMS(suffix, convention)                                                            \

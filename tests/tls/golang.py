@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tests.http.clients import Address
 
-__all__ = ["GO", "GoServer", "ask", "build"]
+__all__ = ["GO", "GoServer", "ask", "become", "build"]
 
 GO: Final = os.environ.get("PODWIRE_GO", "/usr/lib/go/bin/go")
 """Debian's has its standard library compiled, and gRPC as a package."""
@@ -83,4 +83,10 @@ def ask(binary: Path, protocol: str, address: Address, count: int, connections: 
     """Ask with ``http1``, ``http2`` or ``grpc``, on several connections at once."""
     where = f"{address[0] or HOST}:{address[1]}"
     run_tool([str(binary), "ask", protocol, where, str(count), str(connections)])
+    return Sent(count, count)
+
+
+def become(binary: Path, address: Address, count: int) -> Sent:
+    """Wait in a read, and have another program ask with HTTP/1.1 in the same process."""
+    run_tool([str(binary), "become", f"{address[0] or HOST}:{address[1]}", str(count)])
     return Sent(count, count)

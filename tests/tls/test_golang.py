@@ -9,7 +9,7 @@ import pytest
 from tests.http.clients import Sent
 from tests.requirements import require
 from tests.tls import clients
-from tests.tls.golang import GoServer, ask, build
+from tests.tls.golang import GoServer, ask, become, build
 from tests.tls.servers import HOST
 from tests.tls.test_openssl import check_server
 
@@ -42,3 +42,14 @@ def test_both_ends(tmp_path: Path, collector: Collector, kind: str) -> None:
     ends = [row for row in rows if server.port in (row["local_port"], row["remote_port"])]
     assert len(ends) == 2 * sent.requests == 2 * (3 * CALLS + 8)
     assert sum(row["grpc_status"] == 0 for row in ends) == 2 * CALLS
+
+
+def test_a_program_in_the_process_of_another(tmp_path: Path, collector: Collector) -> None:
+    """Its goroutine is where one of the other was, which never came back from its read."""
+    require("bpf")
+    binary = build()
+    with GoServer(tmp_path / "server", binary) as server:
+        collector.start()
+        sent = become(binary, (HOST, server.port), 8)
+        collector.stop()
+    check_server(collector.rows(), server, sent.requests)

@@ -2,11 +2,15 @@
 //
 //	serve ADDRESS CERTIFICATE KEY LOG
 //	ask http1|http2|grpc ADDRESS COUNT CONNECTIONS
+//	become ADDRESS COUNT
+//
+// The last waits in a read, and meanwhile another program begins in the same process and asks.
 //
 // Each call is a line of the log; "/size/N/..." is answered with N bytes.
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
@@ -20,6 +24,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
@@ -138,6 +144,39 @@ func caller(protocol, address string) func(int) {
 	}
 }
 
+func dial(address string) *tls.Conn {
+	connection, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true})
+	check(err)
+	return connection
+}
+
+// The first goroutine of a program is always at the same place.
+func become(address, count string) {
+	connection := dial(address)
+	go func() {
+		time.Sleep(100 * time.Millisecond)
+		check(syscall.Exec("/proc/self/exe", []string{os.Args[0], "say", address, count}, os.Environ()))
+	}()
+	connection.Read(make([]byte, 1))
+}
+
+// Farther down the stack than the other was.
+func say(address string, count, depth int) {
+	if depth > 0 {
+		say(address, count, depth-1)
+		return
+	}
+	connection := dial(address)
+	reader := bufio.NewReader(connection)
+	for i := 0; i < count; i++ {
+		fmt.Fprintf(connection, "GET /size/%d/say HTTP/1.1\r\nHost: say\r\n\r\n", i)
+		answer, err := http.ReadResponse(reader, nil)
+		check(err)
+		_, err = io.Copy(ioutil.Discard, answer.Body)
+		check(err)
+	}
+}
+
 func check(err error) {
 	if err != nil {
 		panic(err)
@@ -147,6 +186,15 @@ func check(err error) {
 func main() {
 	if os.Args[1] == "serve" {
 		serve(os.Args[2], os.Args[3], os.Args[4], os.Args[5])
+	}
+	if os.Args[1] == "become" {
+		become(os.Args[2], os.Args[3])
+	}
+	if os.Args[1] == "say" {
+		count, err := strconv.Atoi(os.Args[3])
+		check(err)
+		say(os.Args[2], count, 16)
+		return
 	}
 	count, err := strconv.Atoi(os.Args[4])
 	check(err)
