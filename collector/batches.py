@@ -24,6 +24,7 @@ from schemas.events import (
     FIGURE_WIDTH,
     BatchHeader,
     Closes,
+    ConnectionFlag,
     Connections,
     Direction,
     Drops,
@@ -349,6 +350,9 @@ class BatchBuilder:
             batch.connections.tls_version = rows["tls_version"].astype(np.uint32)
         if server_name.any():
             batch.connections.server_name = server_name
+        if rows["unreadable"].any():
+            is_read = rows["flags"] & ConnectionFlag.READABLE != 0
+            batch.connections.unreadable = np.where(is_read, np.uint8(0), rows["unreadable"])
         if mate.any():
             batch.connections.remote_container = mate
         if rows["opened_ns"].any():

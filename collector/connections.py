@@ -47,13 +47,15 @@ ROW: Final = np.dtype(
         ("family", "u1"),
         ("role", "u1"),
         ("flags", "u1"),
+        ("unreadable", "u1"),
         ("excluded", "u1"),
         ("comm", "<u4"),
     ]
 )
-"""What is kept of a connection, 98 bytes. ``container``, ``process``, ``server_name`` and ``mate``,
+"""What is kept of a connection, 99 bytes. ``container``, ``process``, ``server_name`` and ``mate``,
 the container of the other end, are name numbers, ``peer`` is one of `ConnectionTable.peers`,
-``comm`` a place in `ConnectionTable.comms`, and ``opened_ns`` is Unix time; what an ``excluded``
+``comm`` a place in `ConnectionTable.comms`, ``opened_ns`` is Unix time, and ``unreadable`` one of
+`schemas.tls.Unreadable`; what an ``excluded``
 one does is counted and left out."""
 
 GRACE_SWEEPS: Final = 120

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from collector.abi import ConnectionEvent, ConnectionFlag, PayloadFlag, ProcessEvent
+from collector.abi import ConnectionEvent, ProcessEvent
 from collector.accounts import as_undelivered, kernel_entries
 from collector.batches import BatchBuilder, Limits, finished
 from collector.connections import ConnectionTable
@@ -26,7 +26,7 @@ from collector.names import NameTable
 from collector.owners import Owners
 from collector.protocols.calls import Settings
 from collector.tally import Tally
-from collector.tls.greetings import Greetings
+from collector.tls.sessions import Sessions
 from collector.watching import Watching
 from schemas.clock import ClockAnchor
 from schemas.errors import ConfigError
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from collector.containers import ContainerResolver
     from collector.conversations import Found
     from collector.netlink import Conntrack
-    from collector.payload_ring import Pieces
     from collector.ports import Drained, Sender, Source
     from collector.recording import Recorder
     from collector.watching import Pods
@@ -100,7 +99,7 @@ class Pipeline:
             Settings(keep_query=config.keep_query),
             config.max_conversations,
         )
-        self._greetings = Greetings()
+        self._sessions = Sessions(self.table, self._names, source)
         self._mates = Mates(self.table)
         self._calls: list[Found] = []
         self._held_calls: list[Found] = []
@@ -169,7 +168,8 @@ class Pipeline:
         ended = drained.connections[finished(drained.connections)]
         if len(ended):
             conversations.end(ended["connection_id"].tolist(), ended["end_ns"].tolist())
-        conversations.apply(self._greet(drained.payloads))
+        conversations.apply(self._sessions.greet(drained.payloads))
+        self._sessions.explain(drained.connections)
         calls = conversations.take_calls()
         self._calls += calls
         self._pending += len(calls)
@@ -177,23 +177,6 @@ class Pipeline:
         if verdicts:
             self._source.tell(verdicts)
         self._tally.count_pieces(conversations, len(drained.payloads))
-
-    def _greet(self, pieces: Pieces) -> Pieces:
-        # Take out what is of the hellos of TLS.
-        is_hello = pieces.records["flags"] & PayloadFlag.HELLO != 0
-        if not is_hello.any():
-            return pieces
-        rows = self.table.rows
-        for greeted in self._greetings.feed(pieces.take(is_hello)):
-            slot = int(self.table.find(np.array([greeted.connection_id], np.uint64))[0])
-            if slot < 0:
-                continue
-            rows["flags"][slot] |= ConnectionFlag.TLS
-            if greeted.version:
-                rows["tls_version"][slot] = greeted.version
-            if greeted.server_name:
-                rows["server_name"][slot] = self._names.number(greeted.server_name)
-        return pieces.take(~is_hello)
 
     def _enter_processes(self, processes: NDArray[Any]) -> None:
         count = len(processes)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from collector.conversations import Verdict
     from schemas.ledger import Entry
+    from schemas.tls import Unreadable
 
 __all__ = ["Drained", "Sender", "Source"]
 
@@ -43,6 +44,13 @@ class Source(Protocol):
 
     def tell(self, verdicts: Sequence[Verdict]) -> None:
         """Say what need not be captured any more."""
+        ...
+
+    def unreadable(self, pids: Sequence[int]) -> Mapping[int, Unreadable]:
+        """Why what these processes say inside TLS is not seen in clear.
+
+        Of those that are missing it is being found out.
+        """
         ...
 
     def watch(self, scope: NDArray[Any] | None) -> None:

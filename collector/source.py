@@ -31,7 +31,7 @@ from schemas.errors import BpfError, ConfigError, DecodeError, LayoutMismatch
 from schemas.telemetry import counter, gauge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collector.config import CollectorConfig
     from collector.conversations import Verdict
     from collector.libbpf import BpfObject
+    from schemas.tls import Unreadable
 
 __all__ = ["ITERATORS", "KernelSource", "require_layout", "ring_sizes"]
 
@@ -245,6 +246,10 @@ class KernelSource:
             except BpfError as error:
                 counter("podwire_errors_total").labels("collector", "verdict").inc()
                 _LOG.debug("a verdict was not heard: %s", error)
+
+    def unreadable(self, pids: Sequence[int]) -> Mapping[int, Unreadable]:
+        """Why what processes say inside TLS is not seen in clear; see `Watcher.unreadable`."""
+        return self.tls.unreadable(pids)
 
     def watch(self, scope: NDArray[Any] | None) -> None:
         """Put another monitoring scope in force, as of `collector.watching.kernel_table`.

@@ -54,7 +54,8 @@ TLS_QUERY: Final = """
 SELECT service, process, sum(byte_count) AS bytes,
        sumIf(byte_count, readability = 'readable') / nullIf(bytes, 0) AS readable_share,
        arraySort(groupUniqArrayIf(tls_version, tls_version != '')) AS versions,
-       arraySort(groupUniqArrayIf(3)(server_name, server_name != '')) AS server_names
+       arraySort(groupUniqArrayIf(3)(server_name, server_name != '')) AS server_names,
+       arraySort(groupUniqArrayIf(unreadable_reason, unreadable_reason != '')) AS reasons
 FROM tls
 WHERE time >= now() - INTERVAL 1 HOUR
 GROUP BY service, process
@@ -163,7 +164,7 @@ def tls_table(rows: list[dict[str, Any]]) -> Table:
         table.add_column(column)
     for column in ("bytes", "readable"):
         table.add_column(column, justify="right")
-    for column in ("version", "asked for"):
+    for column in ("version", "asked for", "why not"):
         table.add_column(column)
     for row in rows:
         table.add_row(
@@ -173,6 +174,7 @@ def tls_table(rows: list[dict[str, Any]]) -> Table:
             _percent(row["readable_share"]),
             ", ".join(row["versions"]),
             ", ".join(row["server_names"]),
+            ", ".join(row["reasons"]).replace("_", " "),
         )
     return table
 

@@ -337,6 +337,8 @@ class CountTable:
     name: str
     keys: tuple[str, ...]
     figures: tuple[Figure, ...]
+    later_keys: frozenset[str] = frozenset()
+    """Those of its keys that are empty in blocks of earlier workers, which lack them."""
 
 
 LEDGER = CountTable(
@@ -388,7 +390,7 @@ TLS = CountTable(
     name="tls",
     keys=(
         *("cluster", "node", "role", "service", "process"),
-        *("server_name", "tls_version", "readability"),
+        *("server_name", "tls_version", "readability", "unreadable_reason"),
     ),
     figures=_figures(
         "tls",
@@ -397,6 +399,7 @@ TLS = CountTable(
         byte_count  | bytes | always | Bytes that these and others still open read and wrote, encrypted
         """,
     ),
+    later_keys=frozenset({"unreadable_reason"}),
 )
 """How much of the traffic is inside TLS, and how much of that can be read."""
 

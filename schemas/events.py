@@ -165,8 +165,8 @@ class RequestFlag(IntFlag):
 class Connections(Table):
     """One row per connection that the batch's events point at. Addresses are (n, 16) uint8.
 
-    ``server_name``, ``tls_version``, ``opened_ns`` and ``remote_container`` may be 0 or the
-    greatest value of their type: not known.
+    ``server_name``, ``tls_version``, ``opened_ns``, ``remote_container`` and ``unreadable`` may be
+    0 or the greatest value of their type: not known.
     """
 
     id: U64 = column("<u8")
@@ -188,6 +188,7 @@ class Connections(Table):
     tls_version: U32 = column("<u4", measured=True)
     opened_ns: U64 = column("<u8", measured=True)
     remote_container: U32 = column("<u4", measured=True, names=True)
+    unreadable: U8 = column("u1", measured=True)
 
 
 @dataclass(slots=True)

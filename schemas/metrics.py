@@ -200,10 +200,11 @@ def decode_block(data: bytes) -> MetricsBlock:
 
 def _decode_table(message: wire.MetricsTable, names: int) -> MetricsTable:
     if message.table in COUNT_TABLES:
-        expected_keys: tuple[str, ...] = COUNT_TABLES[message.table].keys
-        known = {figure.name for figure in COUNT_TABLES[message.table].figures}
+        declared = COUNT_TABLES[message.table]
+        expected_keys, later_keys = declared.keys, declared.later_keys
+        known = {figure.name for figure in declared.figures}
     elif message.table in SCOPE_BY_NAME:
-        expected_keys = SCOPE_BY_NAME[message.table].keys
+        expected_keys, later_keys = SCOPE_BY_NAME[message.table].keys, frozenset()
         known = set(FIGURE_BY_NAME)
     else:
         raise DecodeError(f"unknown table {message.table!r}")
@@ -213,6 +214,8 @@ def _decode_table(message: wire.MetricsTable, names: int) -> MetricsTable:
         if len(index) and int(index.max()) >= names:
             raise DecodeError(f"{message.table}.{key.name}: name {int(index.max())} of {names}")
         table.keys[key.name] = index
+    for name in later_keys - table.keys.keys():
+        table.keys[name] = np.zeros(table.rows, np.uint32)
     if tuple(sorted(table.keys)) != tuple(sorted(expected_keys)):
         raise DecodeError(f"{message.table}: keys {sorted(table.keys)}, expected {expected_keys}")
     for figure in message.figures:

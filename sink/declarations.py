@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from schemas.tls import UNREADABLE, unreadable_name
+
 __all__ = [
     "COUNTER",
     "KEY_COMMENTS",
@@ -37,6 +39,8 @@ KEY_COMMENTS = {
     "{other} beyond the limit of names",
     "tls_version": "Version that both ends agreed on; empty where the handshake was not seen",
     "readability": "readable where what is said inside is seen in clear, else unreadable",
+    "unreadable_reason": "Why it is unreadable; empty where it is readable. "
+    + "; ".join(f"{unreadable_name(one)}: {meaning}" for one, meaning in UNREADABLE.items()),
 }
 
 

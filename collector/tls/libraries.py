@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FUNCTIONS",
     "GO",
+    "JAVA",
     "LIBRARIES",
     "Found",
     "Library",
@@ -182,6 +183,9 @@ def _find_go(elf: Elf) -> list[Found]:
     return [Found(GO.name, len(calls), (*returns, *entries))]
 
 
+JAVA: Final = "Java"
+"""A virtual machine, which has TLS of its own and no function of it by name."""
+
 _HASH: Final = r"(-[0-9a-f]{8})?"  # of a library inside a Python wheel
 _NAMES: Final = {
     rf"libssl{_HASH}\.so": "OpenSSL",
@@ -190,6 +194,7 @@ _NAMES: Final = {
     r"cygrpc\.": "BoringSSL",
     r"libnetty_tcnative": "BoringSSL",
     r"libconscrypt": "BoringSSL",
+    r"libjvm\.so": JAVA,
 }
 
 

@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 from collector.tls.elf import Malformed, Wrong
-from collector.tls.libraries import find_libraries, named_library
+from collector.tls.libraries import JAVA, find_libraries, named_library
 from collector.tls.mappings import Unseen, all_processes, mapped_code, open_mapped
 from schemas.errors import BpfError
+from schemas.tls import Unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -42,11 +43,16 @@ _LOG: Final = logging.getLogger("podwire.collector")
 _MAX_FILES: Final = 65_536
 
 Reason = Literal[
-    Malformed, Unseen, "not_a_file", "no_functions", "too_many", "refused", "unexpected"
+    Malformed, Unseen, "not_a_file", "no_functions", "java", "too_many", "refused", "unexpected"
 ]
 """Why a file has no probes: see `Malformed` and `Unseen`; it is a device or the like; by its name
-it is a TLS library, but its functions have no names or others; no room for so many probes beside
-those in use; the kernel refused a probe; an error of ours, or of no memory."""
+it is a TLS library, but its functions have no names or others, or it is Java; no room for so many
+probes beside those in use; the kernel refused a probe; an error of ours, or of no memory."""
+
+_NO_CODE: Final = ("not_elf", "not_a_file")
+"""What is true of such a file says nothing of a process's TLS."""
+_FOREMOST: Final = ("refused", "too_many", "no_functions", "java")
+"""Of a process that is read as well: what it says on another connection is not."""
 
 
 @dataclass(slots=True)
@@ -175,6 +181,21 @@ class Probes:
                 file.keys |= set(keys)
         self._count_late(mappings)
 
+    def unreadable(self, pid: int) -> Unreadable:
+        """Find out why what a process says inside TLS is not seen in clear, from its files."""
+        mappings = mapped_code(self._proc, pid)
+        if isinstance(mappings, str):
+            return Unreadable[mappings.upper()]
+        files = [self._look_at(pid, mapping) for mapping in mappings]
+        reasons = {"gone" if file is None else file.reason for file in files}
+        for reason in _FOREMOST:
+            if reason in reasons:
+                return Unreadable[reason.upper()]
+        if any(file is not None and file.links for file in files):
+            return Unreadable.NOTHING_SEEN
+        others = sorted(reason for reason in reasons if reason and reason not in _NO_CODE)
+        return Unreadable[others[0].upper()] if others else Unreadable.NO_LIBRARY
+
     def close(self) -> None:
         """Detach everything."""
         for file in self._files.values():
@@ -247,7 +268,9 @@ class Probes:
         if found:
             return self._attach(descriptor, path, found)
         name = named_library(path)
-        return File(path, name, reason="no_functions" if name else None)
+        if not name:
+            return File(path)
+        return File(path, name, reason="java" if name == JAVA else "no_functions")
 
     def _attach(self, descriptor: int, path: str, found: list[Found]) -> File:
         file = File(path, " and ".join(each.name for each in found))

@@ -22,6 +22,7 @@ from collector.tls.attaching import AllAtOnce, OneByOne
 from collector.tls.probes import Probes
 from schemas.errors import PodwireError
 from schemas.telemetry import counter, gauge
+from schemas.tls import Unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -68,7 +69,9 @@ class Watcher:
         if programs is not None and attacher is not None:
             self.probes = Probes(programs, attacher, proc, attacher.room())
         self._executed: set[tuple[int, int, int]] = set()
-        self._told: queue.SimpleQueue[NDArray[Any] | None] = queue.SimpleQueue()
+        # Records of processes, the id of one that is asked about, or the end
+        self._told: queue.SimpleQueue[NDArray[Any] | int | None] = queue.SimpleQueue()
+        self._answers: dict[int, Unreadable] = {}
         self._thread: threading.Thread | None = None
         self._is_ending = threading.Event()
         self._has_failed = False
@@ -86,8 +89,25 @@ class Watcher:
         """Take process records; returns at once."""
         if self._thread is not None:
             told = records[records["event"] != ProcessEvent.EXIT]
+            for pid in told["pid"].tolist():
+                self._answers.pop(pid, None)  # it has another program now, or one file more
             if len(told):
                 self._told.put(told)
+
+    def unreadable(self, pids: Sequence[int]) -> dict[int, Unreadable]:
+        """Say why what processes say inside TLS is not seen in clear; returns at once.
+
+        Those that are missing are being looked at, and known some time later. Each is looked at
+        again now and then.
+        """
+        if self.probes is None:
+            return dict.fromkeys(pids, Unreadable.OFF)
+        for pid in pids:
+            if pid and pid not in self._answers:
+                self._answers[pid] = Unreadable.UNKNOWN
+                self._told.put(pid)
+        found = {pid: self._answers.get(pid, Unreadable.UNKNOWN) for pid in pids}
+        return {pid: reason for pid, reason in found.items() if reason}
 
     def stop(self) -> None:
         """Look at no file after this one, and let the programs do nothing more; quick."""
@@ -124,13 +144,16 @@ class Watcher:
         now_s = time.monotonic()
         if now_s >= self._due_s:
             self._due_s = now_s + _EVERY_S
+            self._answers.clear()
             self.probes.look_everywhere(self._is_ending.is_set)
         self._export()
         try:
             told = self._told.get(timeout=max(0.0, self._due_s - now_s))
         except queue.Empty:
             return
-        if told is not None:
+        if isinstance(told, int):
+            self._answers[told] = self.probes.unreadable(told)
+        elif told is not None:
             self._look_at(told)
 
     def _look_at(self, told: NDArray[Any]) -> None:

@@ -87,7 +87,7 @@ class LedgerEntry(_message.Message):
     def __init__(self, stage: _Optional[str] = ..., kind: _Optional[str] = ..., reason: _Optional[str] = ..., in_count: _Optional[int] = ..., out_count: _Optional[int] = ..., dropped_count: _Optional[int] = ...) -> None: ...
 
 class Connections(_message.Message):
-    __slots__ = ("id", "family", "local_address", "local_port", "remote_address", "remote_port", "translated_address", "translated_port", "role", "netns", "cgroup_id", "pid", "container", "process", "flags", "names", "server_name", "tls_version", "opened_ns", "remote_container")
+    __slots__ = ("id", "family", "local_address", "local_port", "remote_address", "remote_port", "translated_address", "translated_port", "role", "netns", "cgroup_id", "pid", "container", "process", "flags", "names", "server_name", "tls_version", "opened_ns", "remote_container", "unreadable")
     ID_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     LOCAL_ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -108,6 +108,7 @@ class Connections(_message.Message):
     TLS_VERSION_FIELD_NUMBER: _ClassVar[int]
     OPENED_NS_FIELD_NUMBER: _ClassVar[int]
     REMOTE_CONTAINER_FIELD_NUMBER: _ClassVar[int]
+    UNREADABLE_FIELD_NUMBER: _ClassVar[int]
     id: bytes
     family: bytes
     local_address: bytes
@@ -128,7 +129,8 @@ class Connections(_message.Message):
     tls_version: bytes
     opened_ns: bytes
     remote_container: bytes
-    def __init__(self, id: _Optional[bytes] = ..., family: _Optional[bytes] = ..., local_address: _Optional[bytes] = ..., local_port: _Optional[bytes] = ..., remote_address: _Optional[bytes] = ..., remote_port: _Optional[bytes] = ..., translated_address: _Optional[bytes] = ..., translated_port: _Optional[bytes] = ..., role: _Optional[bytes] = ..., netns: _Optional[bytes] = ..., cgroup_id: _Optional[bytes] = ..., pid: _Optional[bytes] = ..., container: _Optional[bytes] = ..., process: _Optional[bytes] = ..., flags: _Optional[bytes] = ..., names: _Optional[_Iterable[str]] = ..., server_name: _Optional[bytes] = ..., tls_version: _Optional[bytes] = ..., opened_ns: _Optional[bytes] = ..., remote_container: _Optional[bytes] = ...) -> None: ...
+    unreadable: bytes
+    def __init__(self, id: _Optional[bytes] = ..., family: _Optional[bytes] = ..., local_address: _Optional[bytes] = ..., local_port: _Optional[bytes] = ..., remote_address: _Optional[bytes] = ..., remote_port: _Optional[bytes] = ..., translated_address: _Optional[bytes] = ..., translated_port: _Optional[bytes] = ..., role: _Optional[bytes] = ..., netns: _Optional[bytes] = ..., cgroup_id: _Optional[bytes] = ..., pid: _Optional[bytes] = ..., container: _Optional[bytes] = ..., process: _Optional[bytes] = ..., flags: _Optional[bytes] = ..., names: _Optional[_Iterable[str]] = ..., server_name: _Optional[bytes] = ..., tls_version: _Optional[bytes] = ..., opened_ns: _Optional[bytes] = ..., remote_container: _Optional[bytes] = ..., unreadable: _Optional[bytes] = ...) -> None: ...
 
 class Opens(_message.Message):
     __slots__ = ("connection", "kind", "end_ns", "duration_ns", "error")

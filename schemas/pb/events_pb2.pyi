@@ -87,7 +87,7 @@ class LedgerEntry(_message.Message):
     def __init__(self, stage: _Optional[str] = ..., kind: _Optional[str] = ..., reason: _Optional[str] = ..., in_count: _Optional[int] = ..., out_count: _Optional[int] = ..., dropped_count: _Optional[int] = ...) -> None: ...
 
 class Connections(_message.Message):
-    __slots__ = ("id", "family", "local_address", "local_port", "remote_address", "remote_port", "translated_address", "translated_port", "role", "netns", "cgroup_id", "pid", "container", "process", "flags", "names", "server_name", "tls_version", "opened_ns", "remote_container")
+    __slots__ = ("id", "family", "local_address", "local_port", "remote_address", "remote_port", "translated_address", "translated_port", "role", "netns", "cgroup_id", "pid", "container", "process", "flags", "names", "server_name", "tls_version", "opened_ns", "remote_container", "unreadable")
     ID_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     LOCAL_ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -108,6 +108,7 @@ class Connections(_message.Message):
     TLS_VERSION_FIELD_NUMBER: _ClassVar[int]
     OPENED_NS_FIELD_NUMBER: _ClassVar[int]
     REMOTE_CONTAINER_FIELD_NUMBER: _ClassVar[int]
+    UNREADABLE_FIELD_NUMBER: _ClassVar[int]
     id: _containers.RepeatedScalarFieldContainer[int]
     family: bytes
     local_address: bytes
@@ -128,7 +129,8 @@ class Connections(_message.Message):
     tls_version: _containers.RepeatedScalarFieldContainer[int]
     opened_ns: _containers.RepeatedScalarFieldContainer[int]
     remote_container: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, id: _Optional[_Iterable[int]] = ..., family: _Optional[bytes] = ..., local_address: _Optional[bytes] = ..., local_port: _Optional[_Iterable[int]] = ..., remote_address: _Optional[bytes] = ..., remote_port: _Optional[_Iterable[int]] = ..., translated_address: _Optional[bytes] = ..., translated_port: _Optional[_Iterable[int]] = ..., role: _Optional[bytes] = ..., netns: _Optional[_Iterable[int]] = ..., cgroup_id: _Optional[_Iterable[int]] = ..., pid: _Optional[_Iterable[int]] = ..., container: _Optional[_Iterable[int]] = ..., process: _Optional[_Iterable[int]] = ..., flags: _Optional[bytes] = ..., names: _Optional[_Iterable[str]] = ..., server_name: _Optional[_Iterable[int]] = ..., tls_version: _Optional[_Iterable[int]] = ..., opened_ns: _Optional[_Iterable[int]] = ..., remote_container: _Optional[_Iterable[int]] = ...) -> None: ...
+    unreadable: bytes
+    def __init__(self, id: _Optional[_Iterable[int]] = ..., family: _Optional[bytes] = ..., local_address: _Optional[bytes] = ..., local_port: _Optional[_Iterable[int]] = ..., remote_address: _Optional[bytes] = ..., remote_port: _Optional[_Iterable[int]] = ..., translated_address: _Optional[bytes] = ..., translated_port: _Optional[_Iterable[int]] = ..., role: _Optional[bytes] = ..., netns: _Optional[_Iterable[int]] = ..., cgroup_id: _Optional[_Iterable[int]] = ..., pid: _Optional[_Iterable[int]] = ..., container: _Optional[_Iterable[int]] = ..., process: _Optional[_Iterable[int]] = ..., flags: _Optional[bytes] = ..., names: _Optional[_Iterable[str]] = ..., server_name: _Optional[_Iterable[int]] = ..., tls_version: _Optional[_Iterable[int]] = ..., opened_ns: _Optional[_Iterable[int]] = ..., remote_container: _Optional[_Iterable[int]] = ..., unreadable: _Optional[bytes] = ...) -> None: ...
 
 class Opens(_message.Message):
     __slots__ = ("connection", "kind", "end_ns", "duration_ns", "error")

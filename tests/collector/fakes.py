@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collector.conversations import Verdict
     from collector.ports import Drained
     from schemas.ledger import Entry
+    from schemas.tls import Unreadable
 
 
 @dataclass
@@ -36,6 +37,8 @@ class FakeSource:
     scopes: list[NDArray[Any] | None] = field(default_factory=list)
     refused: set[int] = field(default_factory=set)
     left: list[int] = field(default_factory=list)
+    reasons: dict[int, Unreadable] = field(default_factory=dict)
+    asked: list[int] = field(default_factory=list)
     _counts: NDArray[np.uint64] = field(
         default_factory=lambda: np.zeros((len(Kind), len(COUNTS.names or ())), np.uint64)
     )
@@ -63,6 +66,10 @@ class FakeSource:
 
     def tell(self, verdicts: Sequence[Verdict]) -> None:
         self.verdicts += verdicts
+
+    def unreadable(self, pids: Sequence[int]) -> dict[int, Unreadable]:
+        self.asked += pids
+        return {pid: self.reasons[pid] for pid in pids if pid in self.reasons}
 
     def watch(self, scope: NDArray[Any] | None) -> None:
         self.scopes.append(scope)

@@ -24,7 +24,7 @@ def _row(table: ConnectionTable, connection_id: int) -> Any:
 
 
 def test_a_row_is_small() -> None:
-    assert ROW.itemsize == 98
+    assert ROW.itemsize == 99
 
 
 def test_find_knows_what_was_applied_and_nothing_else() -> None:

@@ -31,6 +31,7 @@ from schemas.errors import ConfigError
 from schemas.events import NetInterface
 from schemas.ledger import Ledger
 from schemas.telemetry import REGISTRY, Health
+from schemas.tls import Unreadable
 from tests.collector.fakes import FakeSender, FakeSource
 from tests.collector.records import PEER, V4, Talk, comm, connection, drained, transfer
 from tests.collector.tls.test_hello import client_hello, server_hello
@@ -527,6 +528,7 @@ def test_whom_a_client_asks_for_and_the_version_are_in_the_batch(
     tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
 ) -> None:
     """And nothing of a connection that was never announced."""
+    source.reasons[7] = Unreadable.JAVA
     pipeline = _pipeline(tmp_path, source, sender, clock)
     pem = make_certificate(tmp_path)
     talk, stranger = Talk(1), Talk(9)
@@ -550,8 +552,11 @@ def test_whom_a_client_asks_for_and_the_version_are_in_the_batch(
     (batch,) = sender.batches
     found = batch.connections
     asked_for = [batch.names[number] for number in found.server_name]
-    rows = zip(found.id, found.flags, found.tls_version, asked_for, strict=True)
-    assert sorted(rows) == [(1, ConnectionFlag.TLS, 0x0303, "shop.example"), (2, 0, 0, "")]
+    rows = zip(found.id, found.flags, found.tls_version, asked_for, found.unreadable, strict=True)
+    assert sorted(rows) == [
+        (1, ConnectionFlag.TLS, 0x0303, "shop.example", Unreadable.JAVA),
+        (2, 0, 0, "", 0),
+    ]
     assert b"stranger" not in sender.messages[0]
     told = {(entry.stage, entry.kind): entry for entry in batch.header.ledger}
     assert told["collector", "payload"].out_count == 3

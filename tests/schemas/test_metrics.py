@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from schemas.catalogue import DISTRIBUTION_BY_NAME
+from schemas.catalogue import COUNT_TABLES, DISTRIBUTION_BY_NAME, CountTable
 from schemas.errors import DecodeError
 from schemas.histograms import buckets
 from schemas.metrics import (
@@ -177,6 +177,19 @@ def test_impossible_identity_is_refused(change: dict[str, object]) -> None:
         setattr(message.identity, name, value)
     with pytest.raises(DecodeError, match="bad block identity"):
         decode_block(message.SerializeToString())
+
+
+@pytest.mark.parametrize("declared", COUNT_TABLES.values(), ids=lambda each: each.name)
+def test_a_key_that_came_later_is_empty_in_blocks_of_before(declared: CountTable) -> None:
+    index = np.array([1], "<u4")
+    keys = {key: index for key in declared.keys if key not in declared.later_keys}
+    block = dataclasses.replace(small_block(), tables=[MetricsTable(declared.name, 1, keys)])
+    (table,) = decode_block(to_public(block).SerializeToString()).tables
+    assert set(table.keys) == set(declared.keys)
+    assert all(int(table.keys[key][0]) == (key in keys) for key in declared.keys)
+    del keys["node"]
+    with pytest.raises(DecodeError, match=f"{declared.name}: keys"):
+        decode_block(to_public(block).SerializeToString())
 
 
 def test_layout_version_is_checked() -> None:

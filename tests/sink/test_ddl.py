@@ -95,6 +95,8 @@ def test_a_database_of_fewer_columns_is_upgraded(store):
     store.command("DROP VIEW podwire.service_overview")
     store.command("ALTER TABLE podwire_store.access_log DROP COLUMN container_name")
     store.command("INSERT INTO podwire_store.access_log (time, container) VALUES (now64(9), 'c1')")
+    store.command("ALTER TABLE podwire_store.tls DROP COLUMN unreadable_reason")
+    store.command("INSERT INTO podwire_store.tls (time, readability) VALUES (now(), 'unreadable')")
     store.command("TRUNCATE TABLE podwire_store.schema_versions")
     store.command(
         "INSERT INTO podwire_store.schema_versions VALUES ({version:UInt32}, 'older', now64(3))",
@@ -115,6 +117,8 @@ def test_a_database_of_fewer_columns_is_upgraded(store):
     assert tuple(row[0] for row in order) == ACCESS_LOG.column_names
     calls = store.rows("SELECT container, container_name FROM podwire.access_log")
     assert calls == [("c1", "")]
+    found = store.rows("SELECT readability, unreadable_reason FROM podwire.tls")
+    assert found == [("unreadable", "")]
     assert not apply_schema(store)
 
 

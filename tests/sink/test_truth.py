@@ -54,8 +54,8 @@ def test_shares_are_of_what_a_node_saw_in_a_role(store, writer):
 
 def test_what_is_inside_tls_adds_up(store, writer):
     rows = [
-        ("", "node-1", "client", "shop", "curl", "cart.shop", "TLS 1.3", "readable"),
-        ("", "node-1", "client", "shop", "java", "cart.shop", "TLS 1.2", "unreadable"),
+        ("", "node-1", "client", "shop", "curl", "cart.shop", "TLS 1.3", "readable", ""),
+        ("", "node-1", "client", "shop", "java", "", "TLS 1.2", "unreadable", "java"),
     ]
     for base in range(2):
         table, names = _table(
@@ -64,12 +64,13 @@ def test_what_is_inside_tls_adds_up(store, writer):
         block = service_block(base, table, names)
         assert writer.write(attempt(decode_block(encode_block(block)), offset=base)) == "inserted"
     found = store.rows(
-        "SELECT process, server_name, tls_version, readability, close_count, byte_count"
+        "SELECT process, server_name, tls_version, readability, unreadable_reason, close_count,"
+        " byte_count"
         " FROM podwire.tls ORDER BY process"
     )
     assert found == [
-        ("curl", "cart.shop", "TLS 1.3", "readable", 2, 2000),
-        ("java", "cart.shop", "TLS 1.2", "unreadable", 4, 60),
+        ("curl", "cart.shop", "TLS 1.3", "readable", "", 2, 2000),
+        ("java", "", "TLS 1.2", "unreadable", "java", 4, 60),
     ]
 
 

@@ -80,6 +80,7 @@ class BatchBuilder:
         flags: ConnectionFlag = NO_FLAGS,
         server_name: str = "",
         tls_version: int = 0,
+        unreadable: int = 0,
         opened: int = 0,
         remote_container: str = "",
     ) -> int:
@@ -108,6 +109,7 @@ class BatchBuilder:
                 "tls_version": tls_version,
                 "opened_ns": opened,
                 "remote_container": self._name(remote_container),
+                "unreadable": unreadable,
             }
         )
         return len(self._connections) - 1

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from schemas.events import ConnectionFlag, Role
+from schemas.tls import Unreadable
 from streams import tls
 from streams.aggregate import contributions
 from streams.minutes import MinuteSums
@@ -30,12 +31,13 @@ def sums_of(*builders: BatchBuilder) -> MinuteSums:
 
 def test_bytes_and_closes_by_process_name_version_and_readability() -> None:
     builder = BatchBuilder()
-    for process, flags, name, version, size in (
-        ("curl", READABLE, "api.shop", 0x0304, 100),
-        ("curl", READABLE, "api.shop", 0x0304, 50),
-        ("java", INSIDE, "api.shop", 0x0303, 7),
-        ("java", INSIDE, "", 0, 3),
-        ("plain", ConnectionFlag.PREEXISTING, "", 0, 1000),
+    for process, flags, name, version, why, size in (
+        ("curl", READABLE, "api.shop", 0x0304, 0, 100),
+        ("curl", READABLE, "api.shop", 0x0304, Unreadable.NOTHING_SEEN, 50),
+        ("java", INSIDE, "api.shop", 0x0303, Unreadable.JAVA, 7),
+        ("java", INSIDE, "", 0, 0xFF, 3),
+        ("new", INSIDE, "", 0, 99, 1),
+        ("plain", ConnectionFlag.PREEXISTING, "", 0, 0, 1000),
     ):
         row = builder.connection(
             "10.0.0.3:40000",
@@ -45,19 +47,21 @@ def test_bytes_and_closes_by_process_name_version_and_readability() -> None:
             flags=flags,
             server_name=name,
             tls_version=version,
+            unreadable=why,
         )
         builder.transfer(row, size).transfer(row, size, write=True).close(row)
     sums = sums_of(builder)
     service = sums.relations[0].local.service
     common = "", "node-a", "client", service
     assert tls_rows(sums.protected, sums.relations) == {
-        (*common, "curl", "api.shop", "TLS 1.3", "readable"): (2, 300),
-        (*common, "java", "api.shop", "TLS 1.2", "unreadable"): (1, 14),
-        (*common, "java", "", "", "unreadable"): (1, 6),
+        (*common, "curl", "api.shop", "TLS 1.3", "readable", ""): (2, 300),
+        (*common, "java", "api.shop", "TLS 1.2", "unreadable", "java"): (1, 14),
+        (*common, "java", "", "", "unreadable", "unknown"): (1, 6),
+        (*common, "new", "", "", "unreadable", "99"): (1, 2),
     }
     _, tables = minute_tables(sums)
     (table,) = (each for each in tables if each.table == "tls")
-    assert int(table.figures["byte_count"].sum()) == 320
+    assert int(table.figures["byte_count"].sum()) == 322
 
 
 def test_batches_that_know_nothing_of_it_add_nothing() -> None:

@@ -21,7 +21,8 @@ __all__ = ["name_of", "table"]
 
 
 def table(batches: Iterable[EventBatch]) -> dict[tuple[str, ...], tuple[int, int]]:
-    """Connections closed and bytes by role, process, server name, version and readability."""
+    """Connections closed and bytes by role, process, server name, version and whether it is
+    readable, or why not."""
     resolver, sums = Resolver(Directory(), NamingSettings()), MinuteSums()
     for batch in batches:
         for part in contributions(batch, resolver.resolve(batch)):

@@ -59,7 +59,7 @@ def test_mail(tmp_path: Path, collector: Collector) -> None:
         collector.stop()
     found = {key: both for key, both in table(collector.batches()).items() if key[2] == NAME}
     assert {key: closed for key, (closed, _) in found.items() if closed} == {
-        ("client", "openssl", NAME, "TLS 1.3", "readable"): 1,
-        ("server", name_of(os.getpid()), NAME, "TLS 1.3", "readable"): 1,
+        ("client", "openssl", NAME, "TLS 1.3", "readable", ""): 1,
+        ("server", name_of(os.getpid()), NAME, "TLS 1.3", "readable", ""): 1,
     }
     assert sum(size for _, size in found.values()) > 1_000

@@ -6,15 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import pytest
 
 from collector.tls import probes as module
 from collector.tls.attaching import OneByOne
 from collector.tls.libraries import FUNCTIONS, LIBRARIES, find_libraries, named_library
-from collector.tls.probes import KNOWN_FILES, LINGER_S, Probes
+from collector.tls.probes import KNOWN_FILES, LINGER_S, Probes, Reason
 from schemas.errors import BpfError
+from schemas.tls import UNREADABLE, Unreadable, unreadable_name
 from tests.requirements import program
 
 if TYPE_CHECKING:
@@ -84,10 +85,11 @@ PROBES: Final = 2 * len(LIBRARIES[0].calls) + len(LIBRARIES[0].marks)
 
 
 class User:
-    """A process that has a library mapped."""
+    """A process that has libraries mapped."""
 
-    def __init__(self, path: Path) -> None:
-        code = f"import ctypes; ctypes.CDLL({str(path)!r}); print(flush=True); input()"
+    def __init__(self, *paths: Path) -> None:
+        load = f"[ctypes.CDLL(each) for each in {[str(path) for path in paths]!r}]"
+        code = f"import ctypes; {load}; print(flush=True); input()"
         self._process = subprocess.Popen(
             [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -242,6 +244,51 @@ def test_no_file_is_begun_when_it_is_enough(proc: Path, user: User, library: Pat
     assert str(library) in [file.path for file in probes.files]
 
 
+def test_a_process_has_a_reason(proc: Path, user: User, library: Path, tmp_path: Path) -> None:
+    """Files that say why come before those that are read, and these before all others."""
+    fake = FakeObject()
+    probes = create(fake, proc, Clock())
+    nothing = Unreadable.NOTHING_SEEN
+    source = tmp_path / "other.c"
+    source.write_text("int other(void) { return 0; }\n")
+    assert probes.unreadable(user.pid) == nothing
+    assert fake.links
+    for name, reason in (
+        ("libssl3.so", Unreadable.NO_FUNCTIONS),
+        ("libjvm.so", Unreadable.JAVA),
+        ("libother.so", nothing),
+    ):
+        path = tmp_path / name
+        subprocess.run([program("gcc"), "-shared", "-fPIC", "-o", path, source], check=True)
+        both = User(library, path)
+        (proc / str(both.pid)).symlink_to(f"/proc/{both.pid}")
+        assert probes.unreadable(both.pid) == reason
+        both.end()
+        assert probes.unreadable(both.pid) == Unreadable.GONE
+    refused = FakeObject()
+    refused.refuse = "tls_free"
+    assert create(refused, proc, Clock()).unreadable(user.pid) == Unreadable.REFUSED
+
+
+def test_a_process_without_a_library_has_that_for_a_reason(tmp_path: Path) -> None:
+    sleep = subprocess.Popen(["sleep", "60"])
+    proc = tmp_path / "proc"
+    proc.mkdir()
+    (proc / str(sleep.pid)).symlink_to(f"/proc/{sleep.pid}")
+    try:
+        probes = create(FakeObject(), proc, Clock())
+        assert probes.unreadable(sleep.pid) == Unreadable.NO_LIBRARY
+    finally:
+        sleep.kill()
+        sleep.wait()
+
+
+def test_every_reason_of_a_file_is_one_of_a_process() -> None:
+    reasons = {reason for each in get_args(Reason) for reason in (get_args(each) or (each,))}
+    assert reasons - {"not_elf", "not_a_file"} <= {unreadable_name(each) for each in UNREADABLE}
+    assert list(UNREADABLE) == list(Unreadable)
+
+
 @pytest.mark.parametrize(
     ("path", "family"),
     [
@@ -252,6 +299,7 @@ def test_no_file_is_begun_when_it_is_enough(proc: Path, user: User, library: Pat
         ("/usr/lib/firefox/libssl3.so", "NSS"),
         ("/x/grpc/_cython/cygrpc.cpython-311-x86_64-linux-gnu.so", "BoringSSL"),
         ("/tmp/libnetty_tcnative_linux_x86_64123.so", "BoringSSL"),
+        ("/usr/lib/jvm/java-17/lib/server/libjvm.so", "Java"),
         ("/usr/lib/libsslcommon.so", ""),
         ("/usr/bin/libssl.so.3/python3", ""),
     ],

@@ -1,0 +1,98 @@
+"""What is known of the TLS of connections besides what is said inside it. Pure.
+
+Who is asked for and which version is agreed on come from the hellos; why what is said inside is not
+seen in clear, from whoever looks at the files of processes, beside the drain.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from collector.abi import ConnectionFlag, PayloadFlag
+from collector.tls.greetings import Greetings
+from schemas.tls import Unreadable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from collector.connections import ConnectionTable
+    from collector.names import NameTable
+    from collector.payload_ring import Pieces
+    from collector.ports import Source
+    from schemas.columns import U64
+
+__all__ = ["Sessions"]
+
+_NOTHING: Final = np.empty(0, np.uint64)
+
+
+class Sessions:
+    """Enters what is known of sessions into a table.
+
+    Args:
+        table: The connections.
+        names: Of those who are asked for.
+        source: Knows why processes are not read.
+    """
+
+    def __init__(self, table: ConnectionTable, names: NameTable, source: Source) -> None:
+        self._table = table
+        self._names = names
+        self._source = source
+        self._greetings = Greetings()
+        self._greeted: list[int] = []
+        self._unexplained = _NOTHING
+
+    def greet(self, pieces: Pieces) -> Pieces:
+        """Take what is of hellos out of pieces; return the others."""
+        is_hello = pieces.records["flags"] & PayloadFlag.HELLO != 0
+        if not is_hello.any():
+            return pieces
+        rows = self._table.rows
+        for greeted in self._greetings.feed(pieces.take(is_hello)):
+            slot = int(self._table.find(np.array([greeted.connection_id], np.uint64))[0])
+            if slot < 0:
+                continue
+            rows["flags"][slot] |= ConnectionFlag.TLS
+            if greeted.version:
+                rows["tls_version"][slot] = greeted.version
+            if greeted.server_name:
+                rows["server_name"][slot] = self._names.number(greeted.server_name)
+            self._greeted.append(greeted.connection_id)
+        return pieces.take(~is_hello)
+
+    def explain(self, records: NDArray[Any]) -> None:
+        """Ask why what is inside TLS was not seen in clear, as soon as that may be; or again.
+
+        Args:
+            records: Connection records that came with the last pieces.
+        """
+        inside = records["connection_id"][records["flags"] & ConnectionFlag.TLS != 0]
+        if not (len(inside) or self._greeted or len(self._unexplained)):
+            return
+        told = np.concatenate([np.array(self._greeted, np.uint64), inside])
+        self._greeted.clear()
+        fresh = self._unread(np.setdiff1d(told, self._unexplained))
+        ids = self._unread(np.union1d(self._unexplained, fresh))
+        rows, slots = self._table.rows, self._table.find(ids)
+        pids, index = np.unique(rows["pid"][slots], return_inverse=True)
+        asked = pids.tolist()
+        known = self._source.unreadable(asked)
+        reasons = [known.get(pid, Unreadable.UNKNOWN) for pid in asked]
+        rows["unreadable"][slots] = np.array(reasons, np.uint8)[index]
+        self._unexplained = ids[rows["unreadable"][slots] == Unreadable.UNKNOWN]
+
+    def _unread(self, ids: U64) -> U64:
+        # Those of which nothing was seen in clear and nobody has said why.
+        slots = self._table.find(ids)
+        rows = self._table.rows[slots]  # slot -1 is not looked at
+        wanted = (slots >= 0) & ~_is_read(rows)
+        wanted &= (rows["unreadable"] == Unreadable.UNKNOWN) & (rows["excluded"] == 0)
+        return ids[wanted]
+
+
+def _is_read(rows: NDArray[Any]) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = rows["flags"] & ConnectionFlag.READABLE != 0
+    return found
