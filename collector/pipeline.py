@@ -305,8 +305,10 @@ class Pipeline:
         drops: NDArray[Any],
         hold: bool,
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        # Who is at the other end, before anything is told; what has to wait is drained again.
+        # Who is at the other end and what is inside TLS, before anything is told; what has to wait
+        # is drained again.
         held = self._mates.pair(connections, self._anchor, self._owners.undecided)
+        held = np.union1d(held, self._sessions.undecided())
         if not hold or not len(held):
             return connections, transfers, drops
         told = []

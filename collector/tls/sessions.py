@@ -2,6 +2,10 @@
 
 Who is asked for and which version is agreed on come from the hellos; why what is said inside is not
 seen in clear, from whoever looks at the files of processes, beside the drain.
+
+A publish may come in the middle of a handshake, or between it and what is said first. So a
+connection of which the version is not known then, or that may still turn out to be readable, waits
+for the next publish once, and its first bytes are told with what is known by then.
 """
 
 from __future__ import annotations
@@ -26,6 +30,11 @@ if TYPE_CHECKING:
 __all__ = ["Sessions"]
 
 _NOTHING: Final = np.empty(0, np.uint64)
+_OPEN: Final = (
+    *(Unreadable.UNKNOWN, Unreadable.NO_FUNCTIONS, Unreadable.NOTHING_SEEN),
+    *(Unreadable.REFUSED, Unreadable.TOO_MANY),
+)
+"""Whoever has one of these may have a library that is read as well."""
 
 
 class Sessions:
@@ -44,6 +53,7 @@ class Sessions:
         self._greetings = Greetings()
         self._greeted: list[int] = []
         self._unexplained = _NOTHING
+        self._fresh = _NOTHING
 
     def greet(self, pieces: Pieces) -> Pieces:
         """Take what is of hellos out of pieces; return the others."""
@@ -75,6 +85,7 @@ class Sessions:
         told = np.concatenate([np.array(self._greeted, np.uint64), inside])
         self._greeted.clear()
         fresh = self._unread(np.setdiff1d(told, self._unexplained))
+        self._fresh = np.union1d(self._fresh, fresh)
         ids = self._unread(np.union1d(self._unexplained, fresh))
         rows, slots = self._table.rows, self._table.find(ids)
         pids, index = np.unique(rows["pid"][slots], return_inverse=True)
@@ -83,6 +94,18 @@ class Sessions:
         reasons = [known.get(pid, Unreadable.UNKNOWN) for pid in asked]
         rows["unreadable"][slots] = np.array(reasons, np.uint8)[index]
         self._unexplained = ids[rows["unreadable"][slots] == Unreadable.UNKNOWN]
+
+    def undecided(self) -> U64:
+        """Return which of the connections that turned to TLS since the last call have to wait."""
+        fresh, self._fresh = self._fresh, _NOTHING
+        if not len(fresh):
+            return fresh
+        slots = self._table.find(fresh)
+        fresh, slots = fresh[slots >= 0], slots[slots >= 0]
+        rows = self._table.rows[slots]
+        may_change = np.isin(rows["unreadable"], _OPEN) | (rows["tls_version"] == 0)
+        waiting: U64 = fresh[may_change & ~_is_read(rows)]
+        return waiting
 
     def _unread(self, ids: U64) -> U64:
         # Those of which nothing was seen in clear and nobody has said why.

@@ -562,6 +562,65 @@ def test_whom_a_client_asks_for_and_the_version_are_in_the_batch(
     assert told["collector", "payload"].out_count == 3
 
 
+@pytest.mark.parametrize(
+    ("reason", "answer", "says", "waits"),
+    [
+        (Unreadable.NOTHING_SEEN, True, True, True),
+        (Unreadable.NOTHING_SEEN, True, False, True),
+        (Unreadable.UNKNOWN, True, True, True),
+        (Unreadable.JAVA, False, False, True),
+        (Unreadable.JAVA, True, False, False),
+    ],
+)
+def test_a_batch_does_not_part_a_handshake_from_what_is_said_next(
+    tmp_path: Path,
+    source: FakeSource,
+    sender: FakeSender,
+    clock: ManualClock,
+    reason: Unreadable,
+    answer: bool,
+    says: bool,
+    waits: bool,
+) -> None:
+    """It waits once, unless all that can be known of it is; no other connection does."""
+    source.reasons = {7: reason} if reason else {}
+    pipeline = _pipeline(tmp_path, source, sender, clock)
+    talk, is_hello = Talk(1), {"flags": PayloadFlag.HELLO}
+    hellos = [
+        talk.written(client_hello("shop.example"), **is_hello),
+        talk.read(server_hello(*make_certificate(tmp_path), ssl.TLSVersion.TLSv1_2), **is_hello),
+    ]
+    said = Talk(1, first=0).written(
+        b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", flags=PayloadFlag.CLEAR | PayloadFlag.BEGUN
+    )
+    source.drains = [
+        drained(
+            [connection(each, E.CONNECTED, pid=7, role=Role.CLIENT) for each in (1, 2)],
+            [transfer(1, size=500, end_ns=2_000), transfer(2, size=1, end_ns=3_000)],
+            payloads=hellos[: 1 + answer],
+        ),
+        drained(
+            [connection(1, E.CLOSED, pid=7)],
+            [transfer(1, size=60, end_ns=9_000)],
+            payloads=[said] if says else [],
+        ),
+    ]
+    for _ in range(3):
+        pipeline.drain()
+        clock.advance(1)
+        pipeline.publish()
+    told = [batch.transfers.size.tolist() for batch in sender.batches]
+    assert told == ([[1], [500, 60], []] if waits else [[500, 1], [60], []])
+    assert sender.batches[0].header.watermark_ns < sender.batches[-1].header.watermark_ns
+    if waits:
+        first = int(sender.batches[1].transfers.end_ns[0])
+        assert sender.batches[0].header.watermark_ns < first
+    last = sender.batches[1].connections
+    assert bool(last.flags[0] & ConnectionFlag.READABLE) == says
+    assert int(last.unreadable[0]) in ((0, 255) if says else (reason,))
+    assert _ledger(sender).open_counts() == {}
+
+
 def test_queries_are_kept_only_if_wanted(
     tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
 ) -> None:

@@ -80,3 +80,16 @@ def test_who_is_read_or_not_watched_is_not_asked_about(
     greet(sessions, PLAIN)
     sessions.explain(NO_RECORDS)
     assert source.asked == [40]
+
+
+def test_who_may_change_waits_once(
+    table: ConnectionTable, source: FakeSource, sessions: Sessions
+) -> None:
+    greet(sessions, JAVA, LATE, NOBODY, PLAIN, OLD)
+    table.rows["tls_version"][table.find(np.array([JAVA, OLD], np.uint64))] = 0x0304
+    sessions.explain(NO_RECORDS)
+    table.rows["flags"][table.find(np.array([LATE], np.uint64))] = ConnectionFlag.READABLE
+    assert sessions.undecided().tolist() == [NOBODY, PLAIN, OLD]
+    greet(sessions, LATE, NOBODY)  # the other side's
+    sessions.explain(NO_RECORDS)
+    assert sessions.undecided().tolist() == []
