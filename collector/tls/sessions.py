@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collector.names import NameTable
     from collector.payload_ring import Pieces
     from collector.ports import Source
+    from collector.tls.greetings import Greeted
     from schemas.columns import U64
 
 __all__ = ["Sessions"]
@@ -51,27 +52,40 @@ class Sessions:
         self._names = names
         self._source = source
         self._greetings = Greetings()
+        self._early: list[Greeted] = []
         self._greeted: list[int] = []
         self._unexplained = _NOTHING
         self._fresh = _NOTHING
 
     def greet(self, pieces: Pieces) -> Pieces:
-        """Take what is of hellos out of pieces; return the others."""
+        """Take what is of hellos out of pieces; return the others.
+
+        One whose connection is not known yet waits for the next call: an announcement may be
+        committed to its ring a moment later.
+        """
+        early, self._early = self._early, []
+        for greeted in early:
+            self._enter(greeted)
         is_hello = pieces.records["flags"] & PayloadFlag.HELLO != 0
         if not is_hello.any():
             return pieces
-        rows = self._table.rows
-        for greeted in self._greetings.feed(pieces.take(is_hello)):
-            slot = int(self._table.find(np.array([greeted.connection_id], np.uint64))[0])
-            if slot < 0:
-                continue
-            rows["flags"][slot] |= ConnectionFlag.TLS
-            if greeted.version:
-                rows["tls_version"][slot] = greeted.version
-            if greeted.server_name:
-                rows["server_name"][slot] = self._names.number(greeted.server_name)
-            self._greeted.append(greeted.connection_id)
+        found = self._greetings.feed(pieces.take(is_hello))
+        self._early = [greeted for greeted in found if not self._enter(greeted)]
         return pieces.take(~is_hello)
+
+    def _enter(self, greeted: Greeted) -> bool:
+        # Whether its connection is known.
+        rows = self._table.rows
+        slot = int(self._table.find(np.array([greeted.connection_id], np.uint64))[0])
+        if slot < 0:
+            return False
+        rows["flags"][slot] |= ConnectionFlag.TLS
+        if greeted.version:
+            rows["tls_version"][slot] = greeted.version
+        if greeted.server_name:
+            rows["server_name"][slot] = self._names.number(greeted.server_name)
+        self._greeted.append(greeted.connection_id)
+        return True
 
     def explain(self, records: NDArray[Any]) -> None:
         """Ask why what is inside TLS was not seen in clear, as soon as that may be; or again.

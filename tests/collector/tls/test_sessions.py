@@ -93,3 +93,15 @@ def test_who_may_change_waits_once(
     greet(sessions, LATE, NOBODY)  # the other side's
     sessions.explain(NO_RECORDS)
     assert sessions.undecided().tolist() == []
+
+
+def test_a_hello_that_is_ahead_of_its_connection_waits_once(
+    table: ConnectionTable, sessions: Sessions
+) -> None:
+    """What is never announced is forgotten."""
+    greet(sessions, 6, 7)
+    table.apply(connections(connection(6, E.ACCEPTED)))
+    greet(sessions, JAVA)
+    table.apply(connections(connection(7, E.ACCEPTED)))
+    greet(sessions)
+    assert (rows(table, 6, JAVA, 7)["server_name"] != 0).tolist() == [True, True, False]
