@@ -30,7 +30,9 @@ PIECE = 8192
 
 @pytest.fixture(scope="module")
 def _capturing(variant: Path) -> Iterator[Watch]:
-    watch = Watch(path=variant, constants={"podwire_payloads": 1})
+    # Room for both ends of the longest call, whichever of them is told first.
+    rings = {"payloads": 64 << 20}
+    watch = Watch(rings, path=variant, constants={"podwire_payloads": 1})
     yield watch
     watch.close()
 
