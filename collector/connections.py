@@ -55,8 +55,7 @@ ROW: Final = np.dtype(
 """What is kept of a connection, 99 bytes. ``container``, ``process``, ``server_name`` and ``mate``,
 the container of the other end, are name numbers, ``peer`` is one of `ConnectionTable.peers`,
 ``comm`` a place in `ConnectionTable.comms`, ``opened_ns`` is Unix time, and ``unreadable`` one of
-`schemas.tls.Unreadable`; what an ``excluded``
-one does is counted and left out."""
+`schemas.tls.Unreadable`; what an ``excluded`` one does is counted and left out."""
 
 GRACE_SWEEPS: Final = 120
 """How many sweeps an ended connection is known on: TCP sends what is left for up to minutes."""

@@ -89,7 +89,7 @@ class Pipeline:
         self._names = NameTable()
         self.table = ConnectionTable(config.max_connections)
         self._watching: Watching | None = None
-        if scope is not None:
+        if scope is not None and scope.path is not None:
             self._watching = Watching(scope, run.node, source, self.table, self._names, pods)
         self._owners = Owners(
             self.table, self._names, resolver, self._watching, config.excluded_run

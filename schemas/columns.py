@@ -118,7 +118,11 @@ class Table:
 
     def used_names(self) -> list[U32]:
         """Return the indices into the dictionary of names that are there, by column."""
-        return [values[self._is_known(name, values)] for name, values in self._names().items()]
+        may_lack = self.measured_columns()
+        return [
+            values[values != UNMEASURED_U32] if name in may_lack else values
+            for name, values in self._names().items()
+        ]
 
     def with_names(self, places: U32) -> Self:
         """Return the same rows for another dictionary of names.
@@ -126,19 +130,16 @@ class Table:
         Args:
             places: Of each name of the old dictionary, its index in the new one.
         """
-        moved = {}
-        for name, values in self._names().items():
-            known = self._is_known(name, values)
-            moved[name] = np.where(known, places[np.where(known, values, 0)], UNMEASURED_U32)
-        return replace(self, **moved)
+        lacking = np.uint32(len(places))
+        places = np.append(places, UNMEASURED_U32)
+        columns = self._names().items()
+        return replace(
+            self, **{name: places[np.minimum(values, lacking)] for name, values in columns}
+        )
 
     def _names(self) -> dict[str, U32]:
         columns = {name: getattr(self, name) for name in self.name_columns()}
         return {name: values for name, values in columns.items() if not _is_unmeasured(values)}
-
-    def _is_known(self, name: str, values: U32) -> NDArray[np.bool_]:
-        may_lack = name in self.measured_columns()
-        return values != UNMEASURED_U32 if may_lack else np.ones(len(values), bool)
 
     @classmethod
     def concatenate(cls, tables: Sequence[Self]) -> Self:
