@@ -96,7 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the demo; 0 if it went well and the comparison is exact."""
     if arguments.seconds < 3:
         raise ConfigError("--seconds", "at least 3")
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    # The first as well: who is started in the background of a script has it ignored.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     console = Console(highlight=False)
     console.print("[bold]podwire demo[/]  who talks to whom, seen from the kernel\n")
