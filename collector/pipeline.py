@@ -307,8 +307,9 @@ class Pipeline:
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         # Who is at the other end and what is inside TLS, before anything is told; what has to wait
         # is drained again.
-        held = self._mates.pair(connections, self._anchor, self._owners.undecided)
-        held = np.union1d(held, self._sessions.undecided())
+        undecided = self._owners.undecided
+        held = self._mates.pair(connections, self._anchor, undecided)
+        held = np.unique(np.concatenate([held, undecided, self._sessions.undecided()]))
         if not hold or not len(held):
             return connections, transfers, drops
         told = []

@@ -276,6 +276,36 @@ def test_a_cgroup_too_new_for_the_last_walk_is_found_before_the_batch_leaves(
     assert resolver.walks == walks
 
 
+@pytest.mark.parametrize("begun", [{"error": 111}, {"event": E.ANNOUNCED}], ids=["refused", "old"])
+def test_nothing_is_told_of_whose_container_a_later_walk_may_find(
+    tmp_path: Path,
+    source: FakeSource,
+    sender: FakeSender,
+    clock: ManualClock,
+    begun: dict[str, Any],
+) -> None:
+    cgroups = tmp_path / "cgroup"
+    late = cgroups / "docker" / ID
+    cgroups.mkdir()
+    resolver = ContainerResolver(tmp_path, cgroups, clock)
+    pipeline = _pipeline(tmp_path, source, sender, clock, resolver=resolver)
+    resolver.learn([1])
+    late.mkdir(parents=True)
+    record = connection(1, E.CONNECTED, pid=4711, cgroup_id=late.stat().st_ino)
+    for name, value in begun.items():
+        record[name] = value
+    source.drains = [drained([record], [transfer(1)]), drained()]
+    for _ in range(2):
+        pipeline.drain()
+        pipeline.publish()
+        clock.advance(1)
+    first, second = sender.batches
+    assert (first.connections.rows, first.transfers.rows) == (0, 0)
+    assert (second.connections.rows, second.transfers.rows) == (1, 1)
+    assert second.names[second.connections.container[0]] == ID
+    assert _ledger(sender).open_counts() == {}
+
+
 def test_an_excluded_run_is_counted_and_left_out(
     tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
 ) -> None:
