@@ -76,6 +76,12 @@ class StreamsConfig(Config):
     metadata_wait_s: float = setting(
         2.0, "Longest wait of a batch for the pod of a container just seen", minimum=0, maximum=60
     )
+    metadata_delay_s: float = setting(
+        2.0,
+        "Age at which events are named: Kubernetes tells of pods that come and go so much later",
+        minimum=0,
+        maximum=60,
+    )
     rows_per_block: int = setting(
         20_000, "Rows of one metrics message; larger minutes travel in parts", minimum=1
     )

@@ -237,6 +237,7 @@ class Pipeline:
         if reception.duplicate:
             _count_events(batch, None)
             return [duplicate(batch)]
+        await self._let_be_told(header, now_s)
         resolution = await self._resolve(batch)
         resolution.excluded = self._watching.excluded(batch, resolution)
         excluded = None
@@ -271,6 +272,14 @@ class Pipeline:
             sent = await self._output.begin_access_log(batch.header.node.encode(), messages)
             counter("podwire_streams_access_log_messages_total").inc(len(messages))
             await self._outbox.add(partition, offset, sent)
+
+    async def _let_be_told(self, header: BatchHeader, now_s: float) -> None:
+        # An address that changed hands means its former pod until Kubernetes tells of the next one.
+        delay_s = self._settings.metadata_delay_s
+        age_s = now_s - header.last_event_ns / 1e9
+        # A node whose clock is further ahead than that is not waited for: all others would be, too.
+        if self._directory.has_pods and abs(age_s) < delay_s:
+            await asyncio.sleep(delay_s - age_s)
 
     async def _resolve(self, batch: EventBatch) -> Resolution:
         resolution = self._resolver.resolve(batch)

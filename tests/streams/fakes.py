@@ -89,6 +89,7 @@ def make_pipeline(
     **settings: Any,
 ) -> Pipeline:
     settings.setdefault("metadata_wait_s", 0.0)
+    settings.setdefault("metadata_delay_s", 0.0)
     return Pipeline(StreamsConfig(**settings), directory or Directory(), topics, topics, clock)
 
 

@@ -303,6 +303,43 @@ def test_a_batch_waits_for_the_pod_of_a_new_container() -> None:
     assert {"service": "web.shop", "instance": "web-1"} in topics.entity_names("instance")
 
 
+def test_who_has_an_address_now_may_be_told_a_moment_later() -> None:
+    directory = Directory()
+    directory.apply(pod("web-1", "10.0.0.1"))
+    directory.apply(pod("old-1", "10.0.0.2"))
+    builder = BatchBuilder(final=True)
+    builder.transfer(builder.connection("10.0.0.1:40000", "10.0.0.2:80"), 5)
+
+    async def scenario(pipeline: Pipeline, topics: Topics, clock: ManualClock) -> None:
+        async def later() -> None:
+            await asyncio.sleep(0)
+            moment = (MINUTE_S - 2) * 1000
+            directory.apply(pod("old-1", "10.0.0.2", deleted_ms=moment))
+            directory.apply(pod("new-1", "10.0.0.2", created_ms=moment, running_ms=moment))
+
+        telling = asyncio.create_task(later())
+        await feed(pipeline, encode_batch(builder.batch()))
+        await telling
+
+    topics = run(scenario, directory, metadata_delay_s=0.2)
+    assert {"service": "new.shop", "instance": "new-1"} in topics.entity_names("instance")
+    assert {"service": "old.shop", "instance": "old-1"} not in topics.entity_names("instance")
+
+
+def test_nobody_is_waited_for_who_is_ahead_of_the_clock() -> None:
+    directory = Directory()
+    directory.apply(pod("web-1", containers=[Container("main", "c-web-1")]))
+    builder = BatchBuilder(final=True)
+    ahead = MINUTE_NS + 61 * SECOND_NS
+    builder.transfer(builder.connection("10.0.0.1:40000", "10.0.0.2:80"), 5, at=ahead)
+
+    async def scenario(pipeline: Pipeline, topics: Topics, clock: ManualClock) -> None:
+        async with asyncio.timeout(10):
+            await feed(pipeline, encode_batch(builder.batch()))
+
+    run(scenario, directory, metadata_delay_s=60.0)
+
+
 def test_nothing_is_waited_for_twice() -> None:
     directory = Directory()
     directory.apply(pod("other-1", "10.0.0.9"))
