@@ -9,13 +9,16 @@ import re
 import shutil
 import signal
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from tests.bpf.harness import TIERS
 from tests.requirements import missing
 from tests.vm.kernels import CACHE, KERNELS, fetch
-from tests.vm.machine import boot
+from tests.vm.machine import boot, end_all
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,16 +52,19 @@ _NOT_EMULATED: Final = {
 _TAIL: Final = 40
 _DETAILS: Final = 400
 """Lines shown of a machine that hangs, and of tests that fail."""
+_FETCHING: Final = threading.Lock()
+"""apt works for one at a time."""
 
 
 def main(arguments: list[str]) -> int:
-    """Run the tests in one machine after the other; 0 if all passed in all."""
+    """Run the tests in the machines; 0 if all passed in all."""
     own, _, given = " ".join(arguments).partition("-- ")
     parser = argparse.ArgumentParser(prog="python -m tests.vm", description=__doc__)
     parser.add_argument("--kernel", nargs="+", choices=list(KERNELS), default=list(KERNELS))
     parser.add_argument("--tier", nargs="+", choices=list(TIERS), default=list(TIERS))
     parser.add_argument("--quick", action="store_true", help="one test of each kind")
     parser.add_argument("--timeout", type=float, default=_TIMEOUT_S, help="seconds per kernel")
+    parser.add_argument("--jobs", type=int, default=1, help="machines at once")
     options = parser.parse_args(own.split())
     reason = missing("vm")
     if reason is not None:
@@ -67,7 +73,14 @@ def main(arguments: list[str]) -> int:
     # A machine has a process group of its own: whoever ends this process ends it too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     tests = given.split() or _selection(options.quick)
-    reports = {name: _run(name, options.tier, tests, options.timeout) for name in options.kernel}
+    run = partial(_run, tiers=options.tier, tests=tests, timeout_s=options.timeout)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        try:
+            reports = dict(zip(options.kernel, pool.map(run, options.kernel), strict=True))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            end_all()
+            raise
     if verified := {name: each for name, each in reports.items() if "programs" in each}:
         _print_costs(verified)
     return int(any(report.get("pytest") != 0 for report in reports.values()))
@@ -82,7 +95,8 @@ def _selection(quick: bool) -> list[str]:
 
 def _run(name: str, tiers: list[str], tests: list[str], timeout_s: float) -> dict[str, Any]:
     try:
-        kernel = fetch(name)
+        with _FETCHING:
+            kernel = fetch(name)
     except RuntimeError as error:
         print(f"\n=== {name}: FAILED, its packages could not be fetched: {error}", flush=True)
         return {}
@@ -92,7 +106,7 @@ def _run(name: str, tiers: list[str], tests: list[str], timeout_s: float) -> dic
     began = time.monotonic()
     guest = [sys.executable, "-B", "-m", "tests.vm.guest", str(output), *tests]
     command = ["env", f"PODWIRE_TIERS={','.join(tiers)}", *guest]
-    failure = ""
+    failure, printed = "", list[str]()
     try:
         boot(kernel, command, output, timeout_s)
     except RuntimeError as error:
@@ -103,15 +117,19 @@ def _run(name: str, tiers: list[str], tests: list[str], timeout_s: float) -> dic
     summary = [line for line in said if re.match(r"FAILED|ERROR|SKIPPED|=+ .* in ", line)]
     if "pytest" not in found:
         failure = failure or ": the machine ended before its tests did"
-        print(*_tail(output / "console.log"), "--- end of the console", *said[-_TAIL:], sep="\n")
+        printed += [*_tail(output / "console.log"), "--- end of the console", *said[-_TAIL:]]
     elif found["pytest"]:
         # Where this ran may be gone when somebody reads it: what failed is shown here.
         details = [at for at, line in enumerate(said) if re.match(r"=+ (FAILURES|ERRORS) =+", line)]
-        print(*said[min(details, default=-_TAIL) :][-_DETAILS:], sep="\n")
-    print(*summary, sep="\n")
+        printed += said[min(details, default=-_TAIL) :][-_DETAILS:]
     verdict = "passed" if found.get("pytest") == 0 else f"FAILED{failure}"
-    print(f"=== {name} {verdict} after {time.monotonic() - began:.0f} s", end="")
-    print(f" ({os.path.relpath(output)}: pytest.log, console.log)", flush=True)
+    verdict += f" after {time.monotonic() - began:.0f} s"
+    printed += [
+        *summary,
+        f"=== {name} {verdict} ({os.path.relpath(output)}: pytest.log, console.log)",
+    ]
+    # All at once, as another machine may speak too.
+    print(*printed, sep="\n", flush=True)
     return found
 
 

@@ -1,6 +1,6 @@
 """What runs inside the virtual machine: ``python -m tests.vm.guest OUTPUT [pytest arguments]``.
 
-First every object is loaded, by halves where it is refused, to learn what the verifier says of each
+First every object is loaded, without what is refused, to learn what the verifier says of each
 program; then pytest, for which what every kernel tried here has is demanded.
 """
 
@@ -69,9 +69,10 @@ def verify(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _verify(path: Path, programs: Sequence[Program]) -> dict[str, dict[str, Any]]:
-    """Load these programs only, and halves of them if they are refused together."""
+    """Load these programs only; where one is refused, what comes after it once more."""
     opened = BpfObject(path)
     logs = {each.name: ctypes.create_string_buffer(_LOG_BYTES) for each in programs}
+    refusal = ""
     try:
         for program in opened.programs:
             opened.set_autoload(program.name, program in programs)
@@ -83,16 +84,20 @@ def _verify(path: Path, programs: Sequence[Program]) -> dict[str, dict[str, Any]
             _log_to(opened, name, log)
         opened.load()
     except BpfError as error:
-        if len(programs) > 1:
-            middle = len(programs) // 2
-            return _verify(path, programs[:middle]) | _verify(path, programs[middle:])
-        ((name, log),) = logs.items()
-        said = [*log.value.decode(errors="replace").splitlines(), *str(error).splitlines()]
-        return {name: {"refused": said[-12:]}}
-    else:
-        return {name: read_cost(log.value.decode(errors="replace")) for name, log in logs.items()}
+        refusal = str(error)
     finally:
         opened.close()
+    said = {name: log.value.decode(errors="replace") for name, log in logs.items()}
+    found: dict[str, dict[str, Any]] = {name: read_cost(text) for name, text in said.items()}
+    if not refusal:
+        return found
+    # libbpf names who is refused; for the verifier, who was loaded last speaks last.
+    named = re.search(r"prog '(\w+)'", refusal)
+    spoke = [name for name, text in said.items() if text]
+    name = named[1] if named and named[1] in said else (spoke or list(said))[-1 if spoke else 0]
+    found[name] = {"refused": [*said[name].splitlines(), *refusal.splitlines()][-12:]}
+    later = programs[list(said).index(name) + 1 :]
+    return found | (_verify(path, later) if later else {})
 
 
 def read_cost(log: str) -> dict[str, int]:

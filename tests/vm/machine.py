@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tests.vm.kernels import Kernel
 
-__all__ = ["boot"]
+__all__ = ["boot", "end_all"]
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 _CPUS: Final = 2
@@ -29,6 +29,8 @@ _MEMORY: Final = "3G"
 # QEMU 7.2 emulates AVX2 wrongly: numpy then sorts 64-bit numbers into others. No XSAVE, no AVX.
 _OPTIONS: Final = "noxsave"
 _PATIENCE_S: Final = 5.0
+
+_running: Final[set[subprocess.Popen[bytes]]] = set()
 
 
 def boot(kernel: Kernel, command: Sequence[str], output: Path, timeout_s: float) -> None:
@@ -62,11 +64,19 @@ def boot(kernel: Kernel, command: Sequence[str], output: Path, timeout_s: float)
         start_new_session=True,
     )
     os.close(inner)
+    _running.add(process)
     try:
         if not _copy(terminal, output / "console.log", time.monotonic() + timeout_s):
             raise RuntimeError(f"{kernel.release}: not done after {timeout_s:.0f} s")
     finally:
         os.close(terminal)
+        _end(process)
+        _running.discard(process)
+
+
+def end_all() -> None:
+    """End what other threads boot; their machines have then ended early."""
+    for process in list(_running):
         _end(process)
 
 
