@@ -166,9 +166,11 @@ class Pipeline:
     def _converse(self, drained: Drained) -> None:
         conversations = self._conversations
         ended = drained.connections[finished(drained.connections)]
-        if len(ended):
-            conversations.end(ended["connection_id"].tolist(), ended["end_ns"].tolist())
+        ended_ids = ended["connection_id"].tolist()
+        if ended_ids:
+            conversations.end(ended_ids, ended["end_ns"].tolist())
         conversations.apply(self._sessions.greet(drained.payloads))
+        self._sessions.end(ended_ids)
         self._sessions.explain(drained.connections)
         calls = conversations.take_calls()
         self._calls += calls

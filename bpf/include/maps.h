@@ -85,8 +85,9 @@ struct socket_state {
 	__u8 is_http2;
 	__u32 scope; /* number of the monitoring scope that it was looked at by */
 	__u8 is_left_out; /* outside of that */
-	__u8 pad[3];
-	__u16 greeting[2]; /* of reads, of writes: bytes that are left of its hello; see GREETED */
+	__u8 is_headed[2]; /* of reads, of writes: only the header of its hello's record has come */
+	__u8 pad;
+	__u16 greeting[2]; /* likewise: bytes that are left of its hello; see GREETED */
 	struct framing framing[2];
 	struct unseen unseen[2];
 };

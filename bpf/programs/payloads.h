@@ -201,8 +201,9 @@ static __always_inline __u32 position_after(struct sock *sk, bool is_write)
 
 enum {
 	TLS_RECORD_HEADER = 5,
+	TLS_MESSAGE_HEADER = 4,
 	TLS_HANDSHAKE_RECORD = 22,
-	MAX_HELLO = 4096,
+	MAX_HELLO = 1 << 15,
 	/* In socket_state.greeting: nothing more is wanted; before it, so many calls were no hello. */
 	GREETED = 0xffff,
 	MAX_PLAIN = 8,
@@ -210,39 +211,73 @@ enum {
 };
 
 /*
- * What a side of TLS says first, in clear: the record with its ClientHello or ServerHello (RFC 8446
- * section 5.1), which names the server that is asked for and the version that is agreed on. It is the
- * beginning of a call, and one of the first: what is said before it, where a connection turns to TLS
- * as databases and mail do (STARTTLS), is short. Returns how many of its bytes a call has moved.
+ * Of how many bytes a hello is, by its first ones and the length of its first record, whose header is
+ * not counted: other messages may share that record, or the hello goes on in further ones (RFC 8446
+ * section 5.1), which are as long, but for the last.
+ */
+static __always_inline __u32 hello_length(const __u8 *message, __u32 fragment)
+{
+	__u32 length = TLS_MESSAGE_HEADER + frame_length(message + 1);
+
+	if (length > MAX_HELLO)
+		return MAX_HELLO;
+	if (length > fragment && fragment >= TLS_MESSAGE_HEADER)
+		length += (length - 1) / fragment * TLS_RECORD_HEADER;
+	return length > MAX_HELLO ? MAX_HELLO : length;
+}
+
+/*
+ * What a side of TLS says first, in clear: its ClientHello or ServerHello, which name the server that
+ * is asked for and the version that is agreed on. It is the beginning of a call, and one of the first:
+ * what is said before it, where a connection turns to TLS as databases and mail do (STARTTLS), is
+ * short. Many read the header of its record alone, and the rest with further calls. Returns how many
+ * of its bytes a call has moved.
  */
 static __noinline __u32 take_hello(struct call_state *call, struct socket_state *st, __u32 size)
 {
-	__u8 head[HEAD_BYTES] = {};
+	__u8 head[HEAD_BYTES] = {}, *is_headed;
 	struct buffers from;
-	__u32 left, length = TLS_RECORD_HEADER;
+	__u32 left, fragment, passed = 0, length = TLS_MESSAGE_HEADER;
 	__u16 *greeting;
 
 	if (!call || !st)
 		return 0;
 	greeting = &st->greeting[call->direction == PODWIRE_WRITE];
-	left = *greeting;
-	if (!left || left >= PLAIN) {
+	is_headed = &st->is_headed[call->direction == PODWIRE_WRITE];
+	fragment = left = *greeting;
+	if (left && left < PLAIN && !*is_headed)
+		goto known;
+	if (!find_buffers(&from, call) || !next_buffer(&from))
+		from.now.length = from.count = 0;
+	if (!*is_headed) {
 		*greeting = left ? left + 1 : PLAIN + 1;
-		if (size < TLS_RECORD_HEADER || !find_buffers(&from, call) || !next_buffer(&from) ||
-		    from.now.length < length)
-			return 0;
-		if (size > length && from.now.length > length)
-			length++; /* the kind of message behind it */
-		if (bpf_probe_read_user(head, length, (void *)from.now.base) ||
+		passed = TLS_RECORD_HEADER;
+		if (size < passed || from.now.length < passed ||
+		    bpf_probe_read_user(head, passed, (void *)from.now.base) ||
 		    head[0] != TLS_HANDSHAKE_RECORD || head[1] != 3)
 			return 0;
-		/* decide() has looked at the first that is said, and at no other. */
-		if ((left || st->looked_at != call->direction) && is_hello(head, length))
-			note_hello(call, st);
-		left = TLS_RECORD_HEADER + ((__u32)head[3] << 8 | head[4]);
-		if (left > MAX_HELLO)
-			left = MAX_HELLO;
+		from.now.base += passed;
+		from.now.length -= passed;
+		fragment = (__u32)head[3] << 8 | head[4];
+		if (fragment > MAX_HELLO)
+			fragment = MAX_HELLO;
 	}
+	/* Now the header of the message. */
+	*is_headed = size == passed && fragment;
+	if (length > size - passed)
+		length = size - passed;
+	if (!length || !next_buffer(&from) || from.now.length < length ||
+	    bpf_probe_read_user(head + TLS_RECORD_HEADER, at_most_mask(length, 7),
+				(void *)from.now.base))
+		length = 0;
+	/* decide() has looked at the first that is said, and at no other. */
+	if (passed && (left || st->looked_at != call->direction) &&
+	    is_hello(head, passed + length))
+		note_hello(call, st);
+	left = length < TLS_MESSAGE_HEADER ? fragment :
+					     hello_length(head + TLS_RECORD_HEADER, fragment);
+	left += passed;
+known:
 	if (size > left)
 		size = left;
 	left -= size;

@@ -1,8 +1,8 @@
 """What the two sides of TLS say first, in clear: who is asked for, and which version they agree on.
 
 Pure, and never raises on bytes. Source: RFC 8446 sections 4.1.2, 4.1.3 (both hellos), 4.2.1
-(supported_versions) and 5.1 (records); RFC 6066 section 3 (server_name). Earlier versions have the
-same shape (RFC 5246 section 7.4.1).
+(supported_versions) and 5.1 (records, and messages that go on in several of them); RFC 6066 section
+3 (server_name). Earlier versions have the same shape (RFC 5246 section 7.4.1).
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["Hello", "parse_hello"]
+__all__ = ["Hello", "HelloReader"]
 
 _RECORD_HEADER: Final = 5
+_MESSAGE_HEADER: Final = 4
 _HANDSHAKE: Final = 22
+_MAJOR_VERSION: Final = 3
+_LONGEST_RECORD: Final = 1 << 14
 _CLIENT_HELLO: Final = 1
 _SERVER_HELLO: Final = 2
 _RANDOM: Final = 32
@@ -60,25 +63,67 @@ class _Bytes:
         return self.take(self.number(size_of_length))
 
 
-def parse_hello(data: bytes) -> Hello | None:
-    """Read the hello that a side begins with, as far as it is there.
+class HelloReader:
+    """Puts together the hello that a side begins with; each byte is looked at once.
 
-    Args:
-        data: The first bytes of a side; its first record may have been cut.
-
-    Returns:
-        None if the bytes are no beginning of a hello, or end before its extensions do: what is
-        known then may not be all.
+    Attributes:
+        hello: Once it is whole; None if what was whole was no hello.
     """
-    record = _Bytes(data)
-    if record.number(1) != _HANDSHAKE:
-        return None
-    record.take(2)
-    body = _Bytes(data[_RECORD_HEADER : _RECORD_HEADER + record.number(2)])
+
+    def __init__(self) -> None:
+        self.hello: Hello | None = None
+        self._header = b""  # of a record, as far as it came
+        self._left = 0  # of the record under way
+        self._message = bytearray()
+
+    @property
+    def size(self) -> int:
+        """Bytes that are held of it."""
+        return len(self._header) + len(self._message)
+
+    def feed(self, data: bytes) -> bool:
+        """Take what comes next; returns whether there has to be more."""
+        at = 0
+        while at < len(data):
+            if not self._left:
+                taken = data[at : at + _RECORD_HEADER - len(self._header)]
+                if not self._begin_record(self._header + taken):
+                    return False
+            else:
+                taken = data[at : at + self._left]
+                self._left -= len(taken)
+                self._message += taken
+            at += len(taken)
+            if self._has_all():
+                self.hello = _parse(bytes(self._message))
+                return False
+        return True
+
+    def _begin_record(self, header: bytes) -> bool:
+        # Whether a hello may begin or go on with it; empty ones are forbidden.
+        self._header = header
+        if len(header) == _RECORD_HEADER:
+            self._left = int.from_bytes(header[3:], "big")
+            self._header = b""
+            if not 0 < self._left <= _LONGEST_RECORD:
+                return False
+        return header[0] == _HANDSHAKE and header[1:2] in (b"", bytes([_MAJOR_VERSION]))
+
+    def _has_all(self) -> bool:
+        message = self._message
+        if message and message[0] not in (_CLIENT_HELLO, _SERVER_HELLO):
+            return True  # there will be none
+        if len(message) < _MESSAGE_HEADER:
+            return False
+        length = int.from_bytes(message[1:_MESSAGE_HEADER], "big")
+        return len(message) >= _MESSAGE_HEADER + length
+
+
+def _parse(data: bytes) -> Hello | None:
+    # A message that may be followed by others.
+    body = _Bytes(data)
     kind = body.number(1)
-    message = _Bytes(body.take(body.number(3)))
-    if not (record.ok and body.ok) or kind not in (_CLIENT_HELLO, _SERVER_HELLO):
-        return None
+    message = _Bytes(body.block(3))
     version = message.number(2)
     message.take(_RANDOM)
     message.block(1)  # session id
@@ -89,7 +134,7 @@ def parse_hello(data: bytes) -> Hello | None:
             return None
         return Hello(True, server_name=_server_name(_extensions(message).get(_SERVER_NAME, b"")))
     message.take(3)  # cipher suite and compression method
-    if not message.ok:
+    if kind != _SERVER_HELLO or not message.ok:
         return None
     chosen = _extensions(message).get(_SUPPORTED_VERSIONS, b"")
     return Hello(False, version=int.from_bytes(chosen, "big") if len(chosen) == 2 else version)

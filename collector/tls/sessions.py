@@ -73,6 +73,10 @@ class Sessions:
         self._early = [greeted for greeted in found if not self._enter(greeted)]
         return pieces.take(~is_hello)
 
+    def end(self, connection_ids: list[int]) -> None:
+        """Give up the hellos of connections that have ended."""
+        self._greetings.end(connection_ids)
+
     def _enter(self, greeted: Greeted) -> bool:
         # Whether its connection is known.
         rows = self._table.rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import socket
 import ssl
 import threading
 from typing import TYPE_CHECKING, TypeVar
@@ -19,10 +20,10 @@ from tests.bpf.harness import Watch
 from tests.bpf.test_connections import listening, pair, port_of
 from tests.bpf.test_payloads import HEAD, noise, stream
 from tests.bpf.test_scope import excluding
+from tests.collector.tls.test_hello import in_records
 from tests.tls.servers import make_certificate
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
@@ -235,6 +236,61 @@ def test_both_hellos_are_told_of_any_session(
     check_greeted(inside, talk(contexts, InMemory, [HEAD]))
     taken = [each for pieces in inside.pieces for each in hellos(pieces).captured()]
     assert all(len(data) <= 4096 for data in taken)
+
+
+@pytest.mark.parametrize("kind", [Blocking, InMemory])
+def test_hellos_of_more_than_one_record(
+    inside: Watch, contexts: tuple[ssl.SSLContext, ssl.SSLContext], kind: type[Blocking | InMemory]
+) -> None:
+    client = asking_for_much(contexts[0])
+    check_greeted(inside, talk((client, contexts[1]), kind, [HEAD]))
+
+
+def asking_for_much(context: ssl.SSLContext, protocols: int = 100) -> ssl.SSLContext:
+    """Of a client with so many protocols to choose from, each of 256 bytes."""
+    client = ssl.create_default_context()
+    client.check_hostname = context.check_hostname
+    client.verify_mode = context.verify_mode
+    client.set_alpn_protocols([f"{number:0255}" for number in range(protocols)])
+    return client
+
+
+@pytest.mark.parametrize("fragment", [0, 300])
+def test_a_hello_in_calls_of_any_length_is_told_to_its_end_only(
+    inside: Watch, contexts: tuple[ssl.SSLContext, ssl.SSLContext], fragment: int
+) -> None:
+    """Read as libraries do, a header and what it announces; what follows is no hello."""
+    outgoing = ssl.MemoryBIO()
+    client = asking_for_much(contexts[0], 30).wrap_bio(
+        ssl.MemoryBIO(), outgoing, server_hostname=NAME
+    )
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    hello = outgoing.read()
+    assert 7_000 < len(hello) < 1 << 14
+    if fragment:
+        hello = in_records(hello, fragment)
+    with listening() as server:
+        near, far = pair(server)
+        rest = hello[2_000:] + b"\x16\x03\x03" + noise(5_000)
+        for buffers in ([hello[:5], hello[5:700]], [hello[700:2_000]], [rest]):
+            near.sendmsg(buffers)
+        for size in (5, 300, 1_000, len(hello) - 1_305, 5_003):
+            assert len(far.recv(size, socket.MSG_WAITALL)) == size
+        port = port_of(server)
+        near.close()
+        far.close()
+    inside.drain()
+    told = inside.connections(port)
+    for role, direction in ENDS:
+        (identity,) = set(told["connection_id"][told["role"] == role].tolist())
+        taken = [
+            data
+            for pieces in inside.pieces
+            for record, data in zip(hellos(pieces).records, hellos(pieces).captured(), strict=True)
+            if (record["connection_id"], record["direction"]) == (identity, direction)
+        ]
+        assert b"".join(taken) == hello
 
 
 def check_greeted(inside: Watch, port: int) -> None:

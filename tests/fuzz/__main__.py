@@ -32,7 +32,7 @@ def main() -> None:
     chosen = parser.parse_args()
     corpus: Path = chosen.corpus or ROOT / ".cache" / "fuzz" / chosen.name
     corpus.mkdir(parents=True, exist_ok=True)
-    with atheris.instrument_imports(include=["collector.protocols"]):
+    with atheris.instrument_imports(include=["collector.protocols", "collector.tls.hello"]):
         target = importlib.import_module(f"tests.fuzz.{chosen.name}")
     for number, seed in enumerate(target.seeds()):
         (corpus / f"seed-{number}").write_bytes(seed)

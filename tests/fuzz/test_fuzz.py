@@ -10,7 +10,7 @@ from tests.requirements import module
 
 module("atheris")  # built for x86-64 only
 
-TARGETS = ["exchange", "http1"]
+TARGETS = ["exchange", "hello", "http1"]
 
 
 @pytest.mark.slow
