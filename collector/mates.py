@@ -101,8 +101,10 @@ class Mates:
         self._waiting = ids[left][~gone][-_WAITING_LIMIT:]
         # A container is decided after a few looks, for an acceptance nobody knows.
         once = np.setdiff1d(ids[left & ~unsure & is_fresh], self._held)
-        self._held = np.union1d(once, ids[unsure & is_fresh])
-        return self._held
+        held: U64 = np.union1d(once, ids[unsure & is_fresh])
+        # Others may hold them for longer.
+        self._held = np.union1d(held, np.intersect1d(self._held, ids[is_fresh]))
+        return held
 
     def _others(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
         # Address and port of who is really at the other end.

@@ -119,6 +119,7 @@ class Pipeline:
         self._transfers: list[NDArray[Any]] = []
         self._drops: list[NDArray[Any]] = []
         self._pending = 0
+        self._silent = np.empty(0, np.uint64)
         self._watermark_ns = 0
         self._limited = RateLimited(_LOG)
 
@@ -266,16 +267,15 @@ class Pipeline:
 
     def _watermark(self) -> int:
         # No call that a close under way ends is older than the close, nor any event of a connection
-        # that is held than its begin.
+        # that is held than its begin; but what stays silent is added to its minute later.
         held_ns = self._conversations.held_since_ns
         times = [self._watermark_ns]
         if held_ns is not None:
             times.append(held_ns + self._anchor.offset_ns - 1)
-        times += [
-            int(held["end_ns"].min()) + self._anchor.offset_ns - 1
-            for held in (self._connections[0], self._transfers[0], self._drops[0])
-            if len(held)
-        ]
+        for held in (self._connections[0], self._transfers[0], self._drops[0]):
+            ends = held["end_ns"][~np.isin(held["connection_id"], self._silent)]
+            if len(ends):
+                times.append(int(ends.min()) + self._anchor.offset_ns - 1)
         return min(times)
 
     def _record(self, message: bytes) -> None:
@@ -311,7 +311,12 @@ class Pipeline:
         # is drained again.
         undecided = self._owners.undecided
         held = self._mates.pair(connections, self._anchor, undecided)
-        held = np.unique(np.concatenate([held, undecided, self._sessions.undecided()]))
+        held = np.union1d(held, undecided)
+        ended = connections["connection_id"][finished(connections)]
+        now_ns = self._clock.monotonic_ns()
+        inside = self._sessions.undecided(ended, transfers, now_ns)
+        self._silent = np.setdiff1d(self._sessions.patient, held)
+        held = np.union1d(held, inside)
         if not hold or not len(held):
             return connections, transfers, drops
         told = []
@@ -322,7 +327,6 @@ class Pipeline:
         ):
             waits = np.isin(records["connection_id"], held)
             kept[:] = [records[waits]]
-            self._pending += len(kept[0])
             told.append(records[~waits])
         ids = frozenset(held.tolist())
         self._held_calls = [call for call in self._calls if call[0] in ids]

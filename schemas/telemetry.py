@@ -59,6 +59,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("podwire_collector_tls_files_failed_total", "counter", ("reason",), "Files with code that could not be looked at: gone (with its process, or deleted), forbidden (needs CAP_SYS_PTRACE), refused by the kernel, a TLS library by its name whose functions have none (no_functions), Java (java), one whose probes have no room beside those of others (too_many), a Go program whose functions return at more than 64 places (too_many_returns), an error while it was looked at (unexpected), or no ELF file that can be read"),
     Metric("podwire_collector_tls_processes_late_total", "counter", (), "Processes seen to have a TLS library before it had probes: what their first connections said may be missing"),
     Metric("podwire_collector_tls_hellos_lost_total", "counter", ("reason",), "Hellos of TLS whose server name or version is not known: cut (a part was not captured, see kernel drops of payload), malformed, ended (with its connection, before it was whole), or crowded (gave way to newer ones)"),
+    Metric("podwire_collector_tls_undecided_total", "counter", ("reason",), "Connections inside TLS of which the first bytes were told before it was known whether they can be read: late (they were silent, or their process not known, for ten seconds) or crowded (too many at once)"),
     # kube
     Metric("podwire_kube_objects", "gauge", ("kind",), "Kubernetes objects known now"),
     Metric("podwire_kube_published_total", "counter", ("kind", "change"), "Metadata records published"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import ssl
 import threading
 from pathlib import Path
@@ -648,6 +649,35 @@ def test_a_batch_does_not_part_a_handshake_from_what_is_said_next(
     last = sender.batches[1].connections
     assert bool(last.flags[0] & ConnectionFlag.READABLE) == says
     assert int(last.unreadable[0]) in ((0, 255) if says else (reason,))
+
+
+def test_a_silent_connection_waits_for_what_it_says_first_and_no_minute_for_it(
+    tmp_path: Path, source: FakeSource, sender: FakeSender, clock: ManualClock
+) -> None:
+    """All of it is told then, as readable."""
+    source.reasons = {7: Unreadable.NOTHING_SEEN}
+    pipeline = _pipeline(tmp_path, source, sender, clock)
+    began_ns = clock.monotonic_ns()
+    talk, is_hello = Talk(1), {"flags": PayloadFlag.HELLO}
+    hello = talk.written(client_hello("shop.example"), **is_hello)
+    said = Talk(1, first=0).written(
+        b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", flags=PayloadFlag.CLEAR | PayloadFlag.BEGUN
+    )
+    begun = [connection(1, E.CONNECTED, pid=7, role=Role.CLIENT, end_ns=began_ns)]
+    first, second = (transfer(1, size=size, end_ns=began_ns + 5) for size in (500, 60))
+    source.drains = [drained(begun, [first], payloads=[hello]), *(drained() for _ in range(5))]
+    source.drains.append(drained([], [second], payloads=[said]))
+    for _ in range(7):
+        pipeline.drain()
+        clock.advance(1)
+        pipeline.publish()
+    told = [batch.transfers.size.tolist() for batch in sender.batches]
+    assert told == [[]] * 6 + [[500, 60]]
+    connections_ = sender.batches[-1].connections
+    assert connections_.flags.tolist() == [ConnectionFlag.TLS | ConnectionFlag.READABLE]
+    watermarks = [batch.header.watermark_ns for batch in sender.batches]
+    assert watermarks[0] < int(sender.batches[-1].transfers.end_ns[0]) < watermarks[5]
+    assert all(after > before for before, after in itertools.pairwise(watermarks[2:]))
     assert _ledger(sender).open_counts() == {}
 
 

@@ -10,10 +10,12 @@ import pytest
 from collector.abi import ConnectionEvent, ConnectionFlag, PayloadFlag
 from collector.connections import ConnectionTable
 from collector.names import NameTable
+from collector.tls import sessions as module
 from collector.tls.sessions import Sessions
+from schemas.telemetry import counter
 from schemas.tls import Unreadable
 from tests.collector.fakes import FakeSource
-from tests.collector.records import Talk, connection, connections, pieces
+from tests.collector.records import Talk, connection, connections, pieces, transfer, transfers
 from tests.collector.tls.test_hello import client_hello
 
 if TYPE_CHECKING:
@@ -82,17 +84,98 @@ def test_who_is_read_or_not_watched_is_not_asked_about(
     assert source.asked == [40]
 
 
-def test_who_may_change_waits_once(
+SECOND = 1_000_000_000
+
+
+def undecided(
+    sessions: Sessions, second: int, ended: tuple[int, ...] = (), calls: tuple[int, ...] = ()
+) -> list[int]:
+    """Who waits after a publish; ``calls`` are of whoever waited before as well."""
+    records = transfers(*(transfer(each) for each in calls))
+    ids = sessions.undecided(np.array(ended, np.uint64), records, second * SECOND)
+    return sorted(ids.tolist())
+
+
+def set_version(table: ConnectionTable, *ids: int) -> None:
+    table.rows["tls_version"][table.find(np.array(ids, np.uint64))] = 0x0304
+
+
+def test_who_may_change_waits(
     table: ConnectionTable, source: FakeSource, sessions: Sessions
 ) -> None:
+    """Until it is read, its reason is final, or it has ended."""
     greet(sessions, JAVA, LATE, NOBODY, PLAIN, OLD)
-    table.rows["tls_version"][table.find(np.array([JAVA, OLD], np.uint64))] = 0x0304
+    set_version(table, JAVA, OLD)
     sessions.explain(NO_RECORDS)
     table.rows["flags"][table.find(np.array([LATE], np.uint64))] = ConnectionFlag.READABLE
-    assert sessions.undecided().tolist() == [NOBODY, PLAIN, OLD]
+    assert undecided(sessions, 1) == [NOBODY, PLAIN, OLD]
     greet(sessions, LATE, NOBODY)  # the other side's
     sessions.explain(NO_RECORDS)
-    assert sessions.undecided().tolist() == []
+    set_version(table, PLAIN)
+    assert undecided(sessions, 2) == [NOBODY, OLD]
+    assert undecided(sessions, 3, ended=(OLD,)) == [NOBODY]
+    assert undecided(sessions, 4, ended=(NOBODY, OLD)) == []
+    assert undecided(sessions, 5) == []
+
+
+def test_who_goes_on_unseen_waits_no_longer(
+    table: ConnectionTable, source: FakeSource, sessions: Sessions
+) -> None:
+    """What moves first may be the end of the handshake."""
+    source.reasons = {10: Unreadable.NOTHING_SEEN, 20: Unreadable.NOTHING_SEEN}
+    greet(sessions, JAVA, LATE)
+    set_version(table, JAVA, LATE)
+    sessions.explain(NO_RECORDS)
+    said = [JAVA, JAVA, LATE]
+    assert undecided(sessions, 1, calls=(*said,)) == [JAVA, LATE]
+    assert undecided(sessions, 2, calls=(*said, JAVA)) == [JAVA, LATE]
+    assert undecided(sessions, 3, calls=(*said, JAVA)) == [JAVA, LATE]
+    assert undecided(sessions, 4, calls=(*said, JAVA, JAVA, PLAIN)) == [LATE]
+
+
+def test_a_reason_is_waited_for_beyond_the_end(
+    table: ConnectionTable, source: FakeSource, sessions: Sessions
+) -> None:
+    """Also of who goes on; not of a connection that no process is known of."""
+    source.reasons = {}
+    greet(sessions, JAVA, LATE, NOBODY)
+    set_version(table, JAVA, LATE, NOBODY)
+    everyone = JAVA, LATE, NOBODY
+    sessions.explain(NO_RECORDS)
+    assert undecided(sessions, 1, ended=everyone) == [JAVA, LATE, NOBODY]
+    assert undecided(sessions, 2, ended=everyone) == [JAVA, LATE]
+    source.reasons = {10: Unreadable.JAVA}
+    sessions.explain(NO_RECORDS)
+    assert undecided(sessions, 3, ended=everyone) == [LATE]
+    assert rows(table, JAVA)["unreadable"].tolist() == [Unreadable.JAVA]
+
+
+def given_up(reason: str) -> float:
+    value: float = counter("podwire_collector_tls_undecided_total").labels(reason)._value.get()
+    return value
+
+
+def test_waiting_has_an_end_that_is_counted(
+    table: ConnectionTable,
+    source: FakeSource,
+    sessions: Sessions,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_MAX_WAITING", 5)
+    source.reasons = dict.fromkeys(PIDS.values(), Unreadable.NOTHING_SEEN)
+    late, crowded = given_up("late"), given_up("crowded")
+    for second, each in enumerate((JAVA, PLAIN, OLD)):
+        greet(sessions, each)
+        sessions.explain(NO_RECORDS)
+        expected = [JAVA, PLAIN, OLD][: second + 1]
+        assert undecided(sessions, second, calls=(JAVA, PLAIN, OLD)[: second + 1]) == (
+            expected if second < 2 else [PLAIN, OLD]
+        )
+    assert given_up("crowded") == crowded + 1
+    assert undecided(sessions, 10, calls=(PLAIN, OLD)) == [PLAIN, OLD]
+    assert undecided(sessions, 11, calls=(PLAIN, OLD)) == [OLD]
+    assert undecided(sessions, 20, calls=(OLD,)) == []
+    assert given_up("late") == late + 2
 
 
 def test_a_hello_that_is_ahead_of_its_connection_waits_once(
