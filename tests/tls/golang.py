@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import subprocess
 import tempfile
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tests.http.clients import Sent, run_tool
-from tests.http.servers import Server
+from tests.http.servers import REPOSITORY, Server
 from tests.requirements import program, unmet
 from tests.tls.servers import HERE, HOST, make_certificate
 
@@ -23,6 +24,7 @@ __all__ = ["GO", "GoServer", "ask", "become", "build"]
 
 GO: Final = os.environ.get("PODWIRE_GO", "/usr/lib/go/bin/go")
 """Debian's has its standard library compiled, and gRPC as a package."""
+_KEPT: Final = REPOSITORY / ".cache" / "go"
 _SETTINGS: Final = {
     "GO111MODULE": "off",
     "GOENV": "off",
@@ -39,7 +41,7 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 @functools.cache
 def build(kind: str = "plain", *options: str) -> Path:
-    """Build it once.
+    """Build it once, and keep it: a virtual machine would take many minutes.
 
     Args:
         kind: Of the result: ``stripped`` has no symbols, else any name.
@@ -47,11 +49,20 @@ def build(kind: str = "plain", *options: str) -> Path:
     """
     if not Path(GO).is_file():
         unmet("tools", f"no {GO} (Debian: golang-go, golang-google-grpc-dev)")
+    made_of = (GO, run_tool([GO, "version"]), (HERE / "go" / "main.go").read_text(), *options)
+    digest = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:16]
+    kept = _KEPT / digest / kind
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as work:
+            _make(Path(work) / kind, kind, options).replace(kept)
+    return kept
+
+
+def _make(result: Path, kind: str, options: Sequence[str]) -> Path:
     if kind == "stripped":
-        stripped = Path(_folder().name) / kind
-        subprocess.run([program("strip"), "-o", stripped, build()], check=True)
-        return stripped
-    result = Path(_folder().name) / kind
+        subprocess.run([program("strip"), "-o", result, build()], check=True)
+        return result
     answer = subprocess.run(
         [GO, "build", *options, "-o", result, "."],
         cwd=HERE / "go",

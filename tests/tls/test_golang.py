@@ -44,6 +44,19 @@ def test_both_ends(tmp_path: Path, collector: Collector, kind: str) -> None:
     assert sum(row["grpc_status"] == 0 for row in ends) == 2 * CALLS
 
 
+def test_a_few_calls(tmp_path: Path, collector: Collector) -> None:
+    """As many as an emulated machine makes in seconds."""
+    require("bpf")
+    binary = build("stripped")
+    with GoServer(tmp_path / "server", binary) as server:
+        collector.start()
+        sent = Sent(0, 0)
+        for protocol in ("http1", "http2"):
+            sent += ask(binary, protocol, (HOST, server.port), 8, 2)
+        collector.stop()
+    check_server(collector.rows(), server, sent.requests)
+
+
 def test_a_program_in_the_process_of_another(tmp_path: Path, collector: Collector) -> None:
     """Its goroutine is where one of the other was, which never came back from its read."""
     require("bpf")
