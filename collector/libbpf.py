@@ -95,6 +95,11 @@ _BTF_KIND_DATASEC: Final = 15
 _PROGRAM_INFO_BYTES: Final = 232
 _RECURSION_MISSES: Final = 208
 """Where ``struct bpf_prog_info`` has ``recursion_misses`` (linux/bpf.h)."""
+_LINK_INFO_BYTES: Final = 128
+_PERF_EVENT_LINK: Final = 7  # enum bpf_link_type
+_KPROBES: Final = (3, 4)  # enum bpf_perf_event_type: kprobe, kretprobe
+_PROBE_MISSES: Final = 48
+"""Where ``struct bpf_link_info`` has ``perf_event.kprobe.missed`` (linux/bpf.h)."""
 _LOG_BUFFER_BYTES: Final = 1 << 18
 _LOG_LINES: Final = 200
 _TAIL_LINES: Final = 15
@@ -473,6 +478,30 @@ class BpfObject:
             )
             if length.value >= _RECURSION_MISSES + 8:  # how much of it this kernel knows
                 (misses[name],) = struct.unpack_from("<Q", info, _RECURSION_MISSES)
+        return misses
+
+    def probe_misses(self) -> dict[str, int]:
+        """Return how often the kernel did not come to run a program of a kprobe or kretprobe.
+
+        That is while it is busy with another kprobe on that CPU, or if more calls of a function
+        are under way than it can see return. By program, attached ones only, since they were
+        attached. Kernels before 6.7 do not tell; then the program is left out.
+
+        Source: ``struct bpf_link_info``; Linux's "bpf: Add missed value to kprobe perf link info"
+        (in v6.7).
+        """
+        misses = {}
+        for name, link in self._links.items():
+            info = ctypes.create_string_buffer(_LINK_INFO_BYTES)
+            length = _U32(_LINK_INFO_BYTES)
+            fd = self.library.call("bpf_link__fd", link)
+            refused = self.library.call("bpf_obj_get_info_by_fd", fd, info, ctypes.byref(length))
+            # Before 5.15 a kprobe has no link of the kernel's, but a file that tells nothing.
+            if refused or length.value < _PROBE_MISSES + 8:
+                continue
+            (kind,), (event,) = (struct.unpack_from("<I", info, offset) for offset in (0, 16))
+            if kind == _PERF_EVENT_LINK and event in _KPROBES:
+                (misses[name],) = struct.unpack_from("<Q", info, _PROBE_MISSES)
         return misses
 
     def map_fd(self, map_name: str) -> int:

@@ -322,14 +322,16 @@ class KernelSource:
             for opened in (self._object, self.stages.object):
                 if opened is not None:
                     now.update(opened.recursion_misses())
+                    now.update(opened.probe_misses())
         except BpfError as error:
             counter("podwire_errors_total").labels("collector", "program_info").inc()
             _LOG.debug("skipped runs are not known: %s", error)
             return
         for program, count in now.items():
-            skipped = counter("podwire_collector_program_skipped_total").labels(program)
-            skipped.inc(count - self._skipped[program])
-        self._skipped = now
+            # What is detached tells nothing of its probe any more.
+            more = max(count - self._skipped[program], 0)
+            counter("podwire_collector_program_skipped_total").labels(program).inc(more)
+            self._skipped[program] += more
 
     def detach(self) -> None:
         """Detach every program; the rings can still be drained."""

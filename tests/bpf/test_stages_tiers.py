@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -14,7 +15,7 @@ from tests.bpf.conftest import CHOSEN
 from tests.bpf.harness import BY_TRACEPOINTS, TIERS, Watch, check_each
 from tests.bpf.test_stages import End, Talk, check, check_undisturbed
 from tests.bpf.topology import cable
-from tests.bpf.traffic import ping_pong
+from tests.bpf.traffic import in_background, ping_pong, receive, until
 from tests.requirements import unmet
 
 if TYPE_CHECKING:
@@ -126,6 +127,30 @@ def test_beside_every_core(variant: Path) -> None:
         check_undisturbed(end)
         assert end.written[W.WRITE_PACKET_COUNT] == end.read[R.READ_PACKET_COUNT] == TIMES
         assert end.written[W.WRITE_PACKET_SIZE] == end.read[R.READ_PACKET_SIZE] == TIMES * SIZE
+
+
+def test_returns_that_a_kprobe_misses_are_counted(staged: Watch) -> None:
+    """More writers wait inside tcp_sendmsg() than the kernel can see return."""
+    opened = staged.stages
+    assert opened is not None
+    if staged.tier != "kprobe":
+        assert not opened.probe_misses()
+        return
+    program = "tcp_sendmsg_exit_probe"
+    if program not in opened.probe_misses():
+        pytest.skip("Linux counts them from 6.7 on")
+    before = opened.probe_misses()[program]
+    cpus = opened.library.call("libbpf_num_possible_cpus")
+    writers, size = max(10, 2 * cpus) + 3, 200_000
+    with cable() as network, contextlib.ExitStack() as running:
+        talk = Talk(staged, network, counted=False)
+        talk.client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20_000)
+        for _ in range(writers):
+            running.enter_context(in_background(lambda: talk.client.sendall(bytes(size))))
+        try:
+            until(lambda: opened.probe_misses()[program] >= before + 3)
+        finally:
+            receive(talk.accepted, writers * size)
 
 
 def test_tiers_agree(best: Path) -> None:

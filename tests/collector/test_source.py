@@ -163,6 +163,13 @@ def test_skipped_runs_are_exported_once(
         monkeypatch.setattr(opened, "recursion_misses", lambda now=now: now)
         source.counts()
         assert skipped() - before == expected
+    monkeypatch.setattr(opened, "probe_misses", lambda: {"net_dev_queue": 2})
+    source.counts()
+    assert skipped() - before == 7
+    monkeypatch.undo()  # as when its probes are gone
+    source.detach()
+    source.counts()
+    assert skipped() - before == 7
 
 
 @pytest.mark.bpf
