@@ -23,5 +23,6 @@
 #include "programs/unseen.h"
 #include "programs/tls.h"
 #include "programs/golang.h"
+#include "programs/rustls.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -179,6 +179,12 @@ class TlsFunction(IntEnum):
     TLS_AS_CLIENT = 8
     TLS_AS_SERVER = 9
     TLS_FREE = 10
+    RUSTLS_FILL = 11
+    RUSTLS_FLUSH = 12
+    RUSTLS_WRITE = 13
+    RUSTLS_WRITE_VECTOR = 14
+    RUSTLS_RECEIVED = 15
+    RUSTLS_MESSAGE = 16
 
 
 class GoConvention(IntEnum):
@@ -188,7 +194,7 @@ class GoConvention(IntEnum):
     GO_STACK = 2
 
 
-LAYOUT_HASH: Final = "8a15ed656be3a5e19f37d9935892004df6d5b7c70d490140e8b6f09d94a0ce7e"
+LAYOUT_HASH: Final = "7f6861cf2c8a612092607a7de8707d1b2d58be25a04e9066aa75d5f2b16814c2"
 """See `hash_layout`."""
 
 CONNECTION_RECORD: Final = np.dtype(

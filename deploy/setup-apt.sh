@@ -12,7 +12,7 @@ while read -r package; do
     maven) command=mvn ;;
     nodejs) command=node ;;
     qemu-system-x86) command=qemu-system-x86_64 ;;
-    bpftool | clang | conntrack | curl | npm | openssl | wrk) command=$package ;;
+    bpftool | cargo | clang | conntrack | curl | npm | openssl | wrk) command=$package ;;
     *) command= ;;
   esac
   [[ -n $command ]] && command -v "$command" >/dev/null && continue

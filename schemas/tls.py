@@ -43,13 +43,14 @@ class Unreadable(IntEnum):
     OFF = 13
     TOO_MANY_RETURNS = 14
     UNEXPECTED = 15
+    RUSTLS = 16
 
 
 UNREADABLE: Final = {
     Unreadable.UNKNOWN: "not found out, or not yet",
     Unreadable.JAVA: "a Java virtual machine, whose own TLS is no library's",
-    Unreadable.NO_LIBRARY: "no TLS library is known in the process: it has its own, as "
-    "with rustls, or one without names in it",
+    Unreadable.NO_LIBRARY: "no TLS library is known in the process: it has its own, or one without "
+    "names in it",
     Unreadable.NO_FUNCTIONS: "it has a TLS library whose functions have lost their names, or are "
     "others",
     Unreadable.NOTHING_SEEN: "its TLS library is read, but on these connections nothing was said "
@@ -66,6 +67,7 @@ UNREADABLE: Final = {
     Unreadable.TOO_MANY_RETURNS: "a Go program whose functions return at more places than may have "
     "probes",
     Unreadable.UNEXPECTED: "an error while its files were looked at",
+    Unreadable.RUSTLS: "a program with rustls whose functions have lost their names, or are others",
 }
 """What each means; the table ``tls`` has their names in lower case."""
 

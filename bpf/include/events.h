@@ -137,6 +137,14 @@ enum podwire_tls_function {
 	PODWIRE_TLS_AS_CLIENT = 8, /* its return is of no interest, as of all that follow */
 	PODWIRE_TLS_AS_SERVER = 9,
 	PODWIRE_TLS_FREE = 10,
+	/* Those of rustls; see programs/rustls.h. */
+	PODWIRE_RUSTLS_FILL = 11,  /* (buffer of records, socket) */
+	PODWIRE_RUSTLS_FLUSH = 12, /* (records to be sent, socket) */
+	PODWIRE_RUSTLS_WRITE = 13, /* (session, buffer, size), returns (0, bytes) or an error */
+	PODWIRE_RUSTLS_WRITE_VECTOR = 14, /* (session, vector), likewise */
+	/* (place in the session, Vec of bytes); its return is of no interest, as of what follows */
+	PODWIRE_RUSTLS_RECEIVED = 15,
+	PODWIRE_RUSTLS_MESSAGE = 16, /* (state, context, message) */
 };
 
 /* How a Go program passes arguments, and where it keeps which goroutine it is in. */

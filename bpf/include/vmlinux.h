@@ -146,6 +146,7 @@ enum bpf_func_id {
 struct task_struct {
 	struct thread_info thread_info;
 	void *stack;
+	struct mm_struct *mm;
 	unsigned int flags;
 	int pid;
 	int tgid;

@@ -29,6 +29,10 @@ __all__ = ["AllAtOnce", "Attacher", "OneByOne", "descriptors_permitted"]
 _ANY: Final = "tls_any"
 _ANY_AT_RETURN: Final = "tls_any_exit"
 _ANY_OF_GO: Final = "go_any"
+_ANY_OF_RUST: Final = "rustls_any"
+_ANY_OF_RUST_AT_RETURN: Final = "rustls_any_exit"
+_ANYS: Final = (_ANY, _ANY_AT_RETURN, _ANY_OF_GO, _ANY_OF_RUST, _ANY_OF_RUST_AT_RETURN)
+_RUST: Final = "rustls_"
 _MAX_DESCRIPTORS: Final = 65_536
 _DESCRIPTORS_OF_A_LINK: Final = 2
 """At most, of a single place: its own, and that of its event."""
@@ -80,7 +84,7 @@ class OneByOne:
     @staticmethod
     def prepare(programs: BpfObject) -> None:
         """Choose the programs; between open and load."""
-        for name in (_ANY, _ANY_AT_RETURN, _ANY_OF_GO):
+        for name in _ANYS:
             programs.set_autoload(name, False)
 
     def room(self) -> int:
@@ -107,8 +111,14 @@ class OneByOne:
             self._programs.release(link)
 
 
+def _is_rust(probe: Probe) -> bool:
+    return probe.function.name.lower().startswith(_RUST)
+
+
 def _program(probe: Probe) -> str:
-    name = "tls_exit" if probe.is_return else probe.function.name.lower()
+    name = probe.function.name.lower()
+    if probe.is_return:
+        name = "rustls_exit" if _is_rust(probe) else "tls_exit"
     if probe.convention is None:
         return name
     suffix = "_by_stack" if probe.convention == GoConvention.GO_STACK else ""
@@ -127,7 +137,7 @@ _SYSCALLS: Final = {"x86_64": 321, "aarch64": 280}
 
 
 class AllAtOnce:
-    """A link for all returns, and one for all entries; of Go, one for both."""
+    """A link for all returns, and one for all entries, of a family; of Go, one for both."""
 
     def __init__(self, programs: BpfObject) -> None:
         self._programs = programs
@@ -137,9 +147,8 @@ class AllAtOnce:
     @staticmethod
     def prepare(programs: BpfObject) -> None:
         """Choose the programs; between open and load."""
-        wanted = {_ANY, _ANY_AT_RETURN, _ANY_OF_GO}
         for program in programs.programs:
-            if program.name in wanted:
+            if program.name in _ANYS:
                 programs.set_attach_type(program.name, _BPF_TRACE_UPROBE_MULTI)
             else:
                 programs.set_autoload(program.name, False)
@@ -164,6 +173,8 @@ class AllAtOnce:
             if probe.convention is not None:  # see go_any() of bpf/programs/golang.h
                 program = _ANY_OF_GO
                 cookie |= probe.convention << 8 | probe.is_return << 16
+            elif _is_rust(probe):
+                program = _ANY_OF_RUST_AT_RETURN if probe.is_return else _ANY_OF_RUST
             else:
                 program = _ANY_AT_RETURN if probe.is_return else _ANY
             places.setdefault(program, []).append((probe.offset, cookie))
@@ -171,7 +182,7 @@ class AllAtOnce:
         try:
             for program, each in places.items():
                 offsets, cookies = zip(*each, strict=True)
-                at_return = program == _ANY_AT_RETURN
+                at_return = program in (_ANY_AT_RETURN, _ANY_OF_RUST_AT_RETURN)
                 links.append(self._link(program, path, offsets, cookies, at_return=at_return))
         except BpfError:
             self.release(links)

@@ -65,6 +65,7 @@ _SHN_UNDEF: Final = 0
 _MAX_BYTES: Final = 1 << 28
 """Of one file. The largest program that was seen, of 700 MB, needs half of it."""
 _MAX_NAMES_BYTES: Final = 1 << 20
+_MAX_NAME_BYTES: Final = 1 << 10
 _MAX_SEGMENTS: Final = 1_024
 _MAX_PLACES: Final = 1_024
 _PIECE_BYTES: Final = 1 << 20
@@ -137,8 +138,17 @@ class Elf:
             raise Wrong("truncated")
         return data
 
-    def places(self, offset: int, size: int, strings: Collection[bytes]) -> dict[bytes, list[int]]:
-        """Find strings in a part of the file: where they begin, from the beginning of the part."""
+    def places(
+        self, offset: int, size: int, strings: Collection[bytes], most: int | None = None
+    ) -> dict[bytes, list[int]]:
+        """Find strings in a part of the file: where they begin, from the beginning of the part.
+
+        Args:
+            offset: Of the part.
+            size: Likewise.
+            strings: What is looked for.
+            most: So many places are enough; None: all are wanted.
+        """
         found: dict[bytes, list[int]] = {each: [] for each in strings}
         overlap = max(map(len, strings), default=1) - 1
         for first, text in self._pieces(offset, size, _PIECE_BYTES, overlap):
@@ -146,6 +156,8 @@ class Elf:
                 end = _PIECE_BYTES + len(string) - 1  # what begins farther is in the next piece
                 at = text.find(string, 0, end)
                 while at >= 0:
+                    if len(places) == most:
+                        break
                     if len(places) == _MAX_PLACES:
                         raise Wrong("too_large")
                     places.append(first + at)
@@ -185,6 +197,20 @@ class Elf:
         for kind in _SYMBOL_TABLES:
             for section in self._sections[self._sections["type"] == kind][:1]:
                 found = self._defined(section, names) | found
+        return found
+
+    def symbols_with(self, strings: Collection[bytes]) -> set[str]:
+        """Find the names in its full symbol table that have one of some strings in them."""
+        found: set[str] = set()
+        for section in self._sections[self._sections["type"] == _SYMBOL_TABLES[1]][:1]:
+            offset, size = self._strings(int(section["link"]))
+            for places in self.places(offset, size, strings).values():
+                for at in places:
+                    first = max(0, at - _MAX_NAME_BYTES)
+                    text = self.bytes_at(offset + first, min(2 * _MAX_NAME_BYTES, size - first))
+                    start = text.rfind(b"\0", 0, at - first) + 1
+                    name = text[start : text.find(b"\0", at - first)]
+                    found.add(name.decode("ascii", "replace"))
         return found
 
     def _defined(self, section: np.void, names: Collection[str]) -> dict[str, int]:

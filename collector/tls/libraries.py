@@ -1,7 +1,8 @@
 """Functions of TLS libraries, and what each is to ``bpf/programs/tls.h``.
 
 OpenSSL from 1.0.2 on, LibreSSL and BoringSSL have the same functions, and so has whatever bundles
-one of them with its symbols; GnuTLS has others of the same shape. Go has its own.
+one of them with its symbols; GnuTLS has others of the same shape. Go has its own,
+and so has rustls.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from collector.abi import TlsFunction
 from collector.tls.elf import Elf, Wrong
 from collector.tls.golang import find_go_functions
+from collector.tls.rust import CALLS, RUSTLS, find_rust_functions
 
 if TYPE_CHECKING:
     from collector.abi import GoConvention
@@ -128,7 +130,8 @@ class Found:
     Attributes:
         name: Of its family.
         functions: How many of its calls there are.
-        probes: Returns first: an entry without them would leave its frame.
+        probes: Returns first: an entry without them would leave its frame. None if it is there, but
+            not all that is needed of it has a name.
     """
 
     name: str
@@ -137,7 +140,7 @@ class Found:
 
 
 def find_libraries(read: Read) -> list[Found]:
-    """Find the TLS libraries in a file: none, one, or a Go program with one in C.
+    """Find the TLS libraries in a file: none, one, or a Go or Rust program with one in C as well.
 
     Args:
         read: Gives the bytes of the file at a place, or as many of them as there are.
@@ -158,11 +161,11 @@ def find_libraries(read: Read) -> list[Found]:
             found.append(Found(library.name, len(calls), (*returns, *entries)))
             break
     try:
-        return found + _find_go(elf)
+        return found + _find_go(elf) + _find_rust(elf)
     except Wrong:
         if not found:
             raise
-        return found  # which needs nothing of Go's
+        return found  # which needs nothing of theirs
 
 
 def _find_go(elf: Elf) -> list[Found]:
@@ -181,6 +184,15 @@ def _find_go(elf: Elf) -> list[Found]:
         if name in functions
     ]
     return [Found(GO.name, len(calls), (*returns, *entries))]
+
+
+def _find_rust(elf: Elf) -> list[Found]:
+    functions = find_rust_functions(elf)
+    if functions is None:
+        return []
+    returns = [Probe(place, kind, True) for place, kind in functions if kind in CALLS]
+    entries = [Probe(place, kind, False) for place, kind in functions]
+    return [Found(RUSTLS, len(functions), (*returns, *entries))]
 
 
 JAVA: Final = "Java"

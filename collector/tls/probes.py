@@ -18,9 +18,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
-from collector.tls.elf import Malformed, Wrong
+from collector.tls.elf import Elf, Malformed, Wrong
 from collector.tls.libraries import JAVA, find_libraries, named_library
 from collector.tls.mappings import Unseen, all_processes, mapped_code, open_mapped
+from collector.tls.rust import RUSTLS, mentions_rustls
 from schemas.errors import BpfError
 from schemas.tls import Unreadable
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from collector.libbpf import BpfObject
     from collector.tls.attaching import Attacher
+    from collector.tls.elf import Read
     from collector.tls.libraries import Found
     from collector.tls.mappings import Mapping
 
@@ -43,15 +45,24 @@ _LOG: Final = logging.getLogger("podwire.collector")
 _MAX_FILES: Final = 65_536
 
 Reason = Literal[
-    Malformed, Unseen, "not_a_file", "no_functions", "java", "too_many", "refused", "unexpected"
+    Malformed,
+    Unseen,
+    "not_a_file",
+    "no_functions",
+    "java",
+    "rustls",
+    "too_many",
+    "refused",
+    "unexpected",
 ]
 """Why a file has no probes: see `Malformed` and `Unseen`; it is a device or the like; by its name
-it is a TLS library, but its functions have no names or others, or it is Java; no room for so many
-probes beside those in use; the kernel refused a probe; an error of ours, or of no memory."""
+it is a TLS library, but its functions have no names or others, or it is Java; it has rustls, but
+not all the names that are needed; no room for so many probes beside those in use; the kernel
+refused a probe; an error of ours, or of no memory."""
 
 _NO_CODE: Final = ("not_elf", "not_a_file")
 """What is true of such a file says nothing of a process's TLS."""
-_FOREMOST: Final = ("refused", "too_many", "no_functions", "java")
+_FOREMOST: Final = ("refused", "too_many", "no_functions", "java", "rustls")
 """Of a process that is read as well: what it says on another connection is not."""
 
 
@@ -68,6 +79,7 @@ class File:
         links: For `Attacher.release`.
         probes: How many it has, of which a link may be of many.
         attached_in: Number of the look that gave it probes; 0 if it has none.
+        mentions_rustls: Whether it has rustls without names; None: nobody has asked.
         keys: Of the kernel, under which it may be known.
         last_used_s: When a process was last seen to use it.
     """
@@ -80,6 +92,7 @@ class File:
     links: list[int] = field(default_factory=list)
     probes: int = 0
     attached_in: int = 0
+    mentions_rustls: bool | None = None
     keys: set[int] = field(default_factory=set)
     last_used_s: float = 0.0
 
@@ -187,6 +200,9 @@ class Probes:
         if isinstance(mappings, str):
             return Unreadable[mappings.upper()]
         files = [self._look_at(pid, mapping) for mapping in mappings]
+        for mapping, file in zip(mappings, files, strict=True):
+            if file is not None and not file.library and file.reason is None:
+                self._ask_for_rustls(pid, mapping, file)
         reasons = {"gone" if file is None else file.reason for file in files}
         for reason in _FOREMOST:
             if reason in reasons:
@@ -194,7 +210,10 @@ class Probes:
         if any(file is not None and file.links for file in files):
             return Unreadable.NOTHING_SEEN
         others = sorted(reason for reason in reasons if reason and reason not in _NO_CODE)
-        return Unreadable[others[0].upper()] if others else Unreadable.NO_LIBRARY
+        if others:
+            return Unreadable[others[0].upper()]
+        has_rustls = any(file is not None and file.mentions_rustls for file in files)
+        return Unreadable.RUSTLS if has_rustls else Unreadable.NO_LIBRARY
 
     def close(self) -> None:
         """Detach everything."""
@@ -247,26 +266,36 @@ class Probes:
             self._release(file)
         return file
 
+    def _ask_for_rustls(self, pid: int, mapping: Mapping, file: File) -> None:
+        # Once, and of those files only of which it is of interest: they are read for it.
+        if file.mentions_rustls is not None:
+            return
+        descriptor = open_mapped(self._proc, pid, mapping)
+        if descriptor is None:
+            return
+        try:
+            file.mentions_rustls = mentions_rustls(Elf(_reader(descriptor)))
+        except Wrong:
+            file.mentions_rustls = False
+        finally:
+            os.close(descriptor)
+
     def _examine(self, descriptor: int, path: str) -> File:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return File(path, reason="not_a_file")
-
-        def read(place: int, size: int) -> bytes:
-            try:
-                return os.pread(descriptor, size, place)
-            except OSError:  # of a file system that is gone: as if it were shorter
-                return b""
-
         try:
-            found = find_libraries(read)
+            found = find_libraries(_reader(descriptor))
         except Wrong as error:
             return File(path, reason=error.reason)
         except Exception:  # this file has no probes, but all others have theirs
             if not self.failed["unexpected"]:
                 _LOG.exception("%s could not be looked at", path)
             return File(path, reason="unexpected")
+        usable = [each for each in found if each.probes]
+        if usable:
+            return self._attach(descriptor, path, usable)
         if found:
-            return self._attach(descriptor, path, found)
+            return File(path, RUSTLS, reason="rustls")
         name = named_library(path)
         if not name:
             return File(path)
@@ -306,3 +335,13 @@ class Probes:
                 break
             self._release(self._files.pop(identity))
         return wanted <= self._room
+
+
+def _reader(descriptor: int) -> Read:
+    def read(place: int, size: int) -> bytes:
+        try:
+            return os.pread(descriptor, size, place)
+        except OSError:  # of a file system that is gone: as if it were shorter
+            return b""
+
+    return read

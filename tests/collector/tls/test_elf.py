@@ -22,7 +22,9 @@ CODE: Final = 0x1000
 ADDRESS: Final = 0x40_1000
 
 
-def made(names: tuple[bytes, ...] = (b"SSL_read", b"SSL_write"), section: int = 1) -> bytes:
+def made(
+    names: tuple[bytes, ...] = (b"SSL_read", b"SSL_write"), section: int = 1, kind: int = 11
+) -> bytes:
     """A small ELF file with one segment of code and a function each 16 bytes."""
     strings = b"\0" + b"".join(name + b"\0" for name in names)
     symbols = bytes(24)
@@ -32,7 +34,7 @@ def made(names: tuple[bytes, ...] = (b"SSL_read", b"SSL_write"), section: int = 
     segment = struct.pack("<IIQQQQQQ", 1, 5, CODE, ADDRESS, ADDRESS, 0x100, 0x100, 0x1000)
     tables = CODE + 0x100
     sections = [bytes(64)]
-    sections.append(struct.pack("<IIQQQQIIQQ", 0, 11, 0, 0, tables, len(symbols), 2, 0, 8, 24))
+    sections.append(struct.pack("<IIQQQQIIQQ", 0, kind, 0, 0, tables, len(symbols), 2, 0, 8, 24))
     sections.append(
         struct.pack("<IIQQQQIIQQ", 0, 3, 0, 0, tables + len(symbols), len(strings), 0, 0, 1, 0)
     )
