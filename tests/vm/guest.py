@@ -92,9 +92,10 @@ def _verify(path: Path, programs: Sequence[Program]) -> dict[str, dict[str, Any]
     if not refusal:
         return found
     # libbpf names who is refused; for the verifier, who was loaded last speaks last.
-    named = re.search(r"prog '(\w+)'", refusal)
-    spoke = [name for name, text in said.items() if text]
-    name = named[1] if named and named[1] in said else (spoke or list(said))[-1 if spoke else 0]
+    named = re.findall(r"prog '(\w+)'", refusal) + [name for name in said if said[name]][-1:]
+    name = next((name for name in named if name in said), None)
+    if name is None:  # it is not for any of them: a kind of map is not known
+        return {each: {"refused": refusal.splitlines()[-12:]} for each in said}
     found[name] = {"refused": [*said[name].splitlines(), *refusal.splitlines()][-12:]}
     later = programs[list(said).index(name) + 1 :]
     return found | (_verify(path, later) if later else {})
