@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import subprocess
 import threading
@@ -284,6 +285,37 @@ def test_too_many_translations_give_way_to_newer_ones(rooms: Rooms) -> None:
         peers = conntrack.peers(clients)
         assert peers[:76] == [NOBODY] * 76
         assert NOBODY not in peers[76:]
+
+
+def test_what_no_event_told_is_read_again_ever_more_rarely(rooms: Rooms, tmp_path: Path) -> None:
+    (tmp_path / "7" / "ns").mkdir(parents=True)
+    (tmp_path / "7" / "ns" / "net").symlink_to(f"/run/netns/{NODE}")
+    clock = ManualClock()
+    settings = {"host_netns": f"/run/netns/{POD}", "proc_path": str(tmp_path)}
+    backend = (_packed(SERVER[0]), 8080)
+    before = _losses("untold")
+    with contextlib.closing(_conntrack(clock, **settings)) as conntrack:
+        with _connected(rooms) as pairs:
+            conntrack.follow(_rows(pairs[0][0], space=NODE, pid=7))
+        (space,) = (each for each in conntrack._spaces.values() if each.pid)
+        assert space.events is not None
+        with _connected(rooms) as pairs:
+            rows = _rows(pairs[0][0], space=NODE)
+            while select.select([space.events], [], [], 0)[0]:
+                space.events.recv(65_536)  # as if it had never come
+            conntrack.poll()
+            assert conntrack.peers(rows) == [backend]
+            assert _losses("untold") == before + 1
+        nobody = np.copy(rows)
+        nobody["local_port"] += 1
+        looks = []
+        for _ in range(40):
+            clock.advance(0.25)
+            due = space.doubt_ns
+            assert conntrack.peers(nobody) == [NOBODY]
+            looks.append(space.doubt_ns != due)
+        assert [place for place, look in enumerate(looks) if look] == [0, 2, 6, 14, 30]
+        assert _losses("untold") == before + 1
 
 
 def test_without_the_right_the_reason_is_told(tmp_path: Path) -> None:
