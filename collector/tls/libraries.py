@@ -1,8 +1,7 @@
 """Functions of TLS libraries, and what each is to ``bpf/programs/tls.h``.
 
 OpenSSL from 1.0.2 on, LibreSSL and BoringSSL have the same functions, and so has whatever bundles
-one of them with its symbols; GnuTLS has others of the same shape. Go has its own,
-and so has rustls.
+one of them with its symbols; GnuTLS has others of the same shape. Go and rustls have their own.
 """
 
 from __future__ import annotations
@@ -130,8 +129,8 @@ class Found:
     Attributes:
         name: Of its family.
         functions: How many of its calls there are.
-        probes: Returns first: an entry without them would leave its frame. None if it is there, but
-            not all that is needed of it has a name.
+        probes: Returns first: an entry without them would leave its frame. None are
+            there if not all that is needed has a name.
     """
 
     name: str

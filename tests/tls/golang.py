@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tests.http.clients import Sent, run_tool
-from tests.http.servers import REPOSITORY, Server
+from tests.http.servers import REPOSITORY
 from tests.requirements import program, unmet
-from tests.tls.servers import HERE, HOST, make_certificate
+from tests.tls.programs import where
+from tests.tls.servers import HERE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tests.http.clients import Address
 
-__all__ = ["GO", "GoServer", "ask", "become", "build"]
+__all__ = ["GO", "become", "build"]
 
 GO: Final = os.environ.get("PODWIRE_GO", "/usr/lib/go/bin/go")
 """Debian's has its standard library compiled, and gRPC as a package."""
@@ -75,29 +76,7 @@ def _make(result: Path, kind: str, options: Sequence[str]) -> Path:
     return result
 
 
-class GoServer(Server):
-    """HTTP/1.1, HTTP/2 and gRPC on one port."""
-
-    name = "go"
-
-    def __init__(self, work: Path, binary: Path) -> None:
-        super().__init__(work)
-        self._binary = binary
-
-    def argv(self) -> Sequence[str]:
-        certificate, key = make_certificate(self.work)
-        address = f"{self.address}:{self.port}"
-        return [str(self._binary), "serve", address, str(certificate), str(key), str(self.log)]
-
-
-def ask(binary: Path, protocol: str, address: Address, count: int, connections: int) -> Sent:
-    """Ask with ``http1``, ``http2`` or ``grpc``, on several connections at once."""
-    where = f"{address[0] or HOST}:{address[1]}"
-    run_tool([str(binary), "ask", protocol, where, str(count), str(connections)])
-    return Sent(count, count)
-
-
 def become(binary: Path, address: Address, count: int) -> Sent:
     """Wait in a read, and have another program ask with HTTP/1.1 in the same process."""
-    run_tool([str(binary), "become", f"{address[0] or HOST}:{address[1]}", str(count)])
+    run_tool([str(binary), "become", where(address), str(count)])
     return Sent(count, count)

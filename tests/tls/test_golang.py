@@ -9,7 +9,8 @@ import pytest
 from tests.http.clients import Sent
 from tests.requirements import require
 from tests.tls import clients
-from tests.tls.golang import GoServer, ask, become, build
+from tests.tls.golang import become, build
+from tests.tls.programs import BuiltServer, ask
 from tests.tls.servers import HOST
 from tests.tls.test_openssl import check_server
 
@@ -29,7 +30,7 @@ def test_both_ends(tmp_path: Path, collector: Collector, kind: str) -> None:
     """Goroutines, which go from thread to thread in the middle of a call."""
     require("bpf")
     binary = build(kind)
-    with GoServer(tmp_path / "server", binary) as server:
+    with BuiltServer(tmp_path / "server", binary) as server:
         collector.start()
         address = HOST, server.port
         sent = Sent(0, 0)
@@ -48,7 +49,7 @@ def test_a_few_calls(tmp_path: Path, collector: Collector) -> None:
     """As many as an emulated machine makes in seconds."""
     require("bpf")
     binary = build("stripped")
-    with GoServer(tmp_path / "server", binary) as server:
+    with BuiltServer(tmp_path / "server", binary) as server:
         collector.start()
         sent = Sent(0, 0)
         for protocol in ("http1", "http2"):
@@ -61,7 +62,7 @@ def test_a_program_in_the_process_of_another(tmp_path: Path, collector: Collecto
     """Its goroutine is where one of the other was, which never came back from its read."""
     require("bpf")
     binary = build()
-    with GoServer(tmp_path / "server", binary) as server:
+    with BuiltServer(tmp_path / "server", binary) as server:
         collector.start()
         sent = become(binary, (HOST, server.port), 8)
         collector.stop()

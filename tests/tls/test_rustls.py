@@ -10,7 +10,8 @@ import pytest
 from tests.http.clients import Sent
 from tests.requirements import require
 from tests.tls import clients
-from tests.tls.rust_programs import RustServer, ask, build
+from tests.tls.programs import BuiltServer, ask
+from tests.tls.rust_programs import build
 from tests.tls.servers import HOST
 from tests.tls.table import name_of, table
 from tests.tls.test_openssl import check_server
@@ -30,7 +31,7 @@ def test_both_ends(tmp_path: Path, collector: Collector) -> None:
     """Sessions that are moved about, many of them on one thread and one on many threads."""
     require("bpf")
     binary = build()
-    with RustServer(tmp_path / "server", binary) as server:
+    with BuiltServer(tmp_path / "server", binary) as server:
         collector.start()
         address = HOST, server.port
         sent = Sent(0, 0)
@@ -47,7 +48,7 @@ def test_both_ends(tmp_path: Path, collector: Collector) -> None:
 def test_one_without_names(tmp_path: Path, collector: Collector) -> None:
     """Nothing is seen of it, and it is said why."""
     require("bpf")
-    with RustServer(tmp_path / "server", build(is_stripped=True)) as server:
+    with BuiltServer(tmp_path / "server", build(is_stripped=True)) as server:
         collector.start()
         address = "localhost", server.port
         clients.curl(address, "/size/1/first")
