@@ -53,6 +53,9 @@ CORE: Final[Mapping[str, str]] = {
 BY_DESCRIPTOR: Final = "podwire-fd.bpf.o"
 """The object that learns bytes by file descriptor, so without the hooks of sockets."""
 _BYTES: Final = ("sock_send_length", "sock_recv_length")
+_ENDS: Final = ("tcp_destroy_sock", "sched_process_exit")
+"""Where what is kept of a socket or a task by its address or id is forgotten. A socket that is
+gone before its end can be seen leaves its state to the next one of its address."""
 
 _FUNCTION_HOOKS: Final = {
     "fentry": ("fentry", "_enter"),
@@ -199,7 +202,10 @@ def attach(
     """
     needs_spares = preempts_programs(os.uname().release)
     opened = _open(path, constants, rings)
-    programs = tuple(each for each in opened.programs if needs_spares or _SPARE not in each.name)
+    programs = sorted(
+        (each for each in opened.programs if needs_spares or _SPARE not in each.name),
+        key=lambda each: not each.section.endswith(_ENDS),  # the ends first, else as in the file
+    )
     _choose(opened, programs)
     refused: dict[str, str] = {}
     try:
@@ -292,7 +298,7 @@ def _refused(
     path: Path,
     constants: Mapping[str, int],
     rings: Mapping[str, int],
-    programs: tuple[Program, ...],
+    programs: Sequence[Program],
 ) -> dict[str, str]:
     small = dict.fromkeys(rings, _TRIAL_RING_BYTES)
     reasons: dict[str, str] = {}

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import select
 import socket
+import struct
 import subprocess
+import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from collector import attach
 from collector.abi import ConnectionEvent, ConnectionFlag, Direction, Kind, ProcessEvent, Role
-from tests.bpf.harness import UNMEASURED, Watch
+from tests.bpf.harness import BY_DESCRIPTOR, UNMEASURED, Watch, map_values
 from tests.bpf.test_connections import life, listening, pair, port_of, settle
+from tests.requirements import require
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,6 +72,37 @@ def test_older_connections(variant: Path, iterate: bool) -> None:
                 assert len(once) == len(watch.connections(port, ANNOUNCED)) == 6
             moved = watch.records("transfers")
             assert moved[moved["pid"] == os.getpid()]["size"].sum() == 200
+        finally:
+            watch.close()
+
+
+def test_what_ends_while_programs_are_attached_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By address it would be another's: a new connection that is taken for a closed one."""
+    require("bpf")
+    attach_one = attach._attach_one
+    with listening() as server:
+        pairs = [pair(server) for _ in range(100)]
+
+        def attach_and_close(*arguments: Any) -> attach.Hook:
+            hook = attach_one(*arguments)
+            for end in pairs.pop():
+                end.close()
+            return hook
+
+        monkeypatch.setattr(attach, "_attach_one", attach_and_close)
+        watch = Watch(path=BY_DESCRIPTOR)
+        try:
+            assert 10 < len(pairs) < 90
+            for end in itertools.chain(*pairs):
+                end.close()
+            settle()
+            watch.drain()
+            assert watch.counts(Kind.CLOSE)["submitted"] >= 2 * len(pairs)
+            owner = struct.pack("=II", os.getpid(), threading.get_native_id())
+            kept = map_values(watch.object.map_fd("sockets"))
+            assert not [value for value in kept if owner in value]
         finally:
             watch.close()
 
