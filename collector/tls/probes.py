@@ -9,6 +9,7 @@ then be missed each time anew.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import stat
@@ -339,9 +340,11 @@ class Probes:
 
 def _reader(descriptor: int) -> Read:
     def read(place: int, size: int) -> bytes:
-        try:
-            return os.pread(descriptor, size, place)
-        except OSError:  # of a file system that is gone: as if it were shorter
-            return b""
+        data = bytearray()
+        # A file system of another machine may give less at a time than it was asked for.
+        with contextlib.suppress(OSError):  # of one that is gone: as if the file were shorter
+            while piece := os.pread(descriptor, size - len(data), place + len(data)):
+                data += piece
+        return bytes(data)
 
     return read

@@ -206,6 +206,17 @@ def test_a_file_that_is_cut_short_has_a_reason(proc: Path, user: User, library: 
     assert (file.reason, file.library, file.functions) == ("truncated", "", 0)
 
 
+def test_a_file_system_that_gives_little_at_a_time(
+    proc: Path, user: User, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As 9p does, or FUSE: less than a whole table."""
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, place: pread(file, min(size, 500), place))
+    probes = create(FakeObject(), proc, Clock())
+    probes.look_at(user.pid)
+    assert [file.reason for file in probes.files if file.path == str(library)] == [None]
+
+
 def test_a_file_that_makes_us_fail_costs_no_other_its_probes(
     proc: Path,
     user: User,
