@@ -73,7 +73,8 @@ def main(arguments: list[str]) -> int:
     # A machine has a process group of its own: whoever ends this process ends it too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     tests = given.split() or _selection(options.quick)
-    run = partial(_run, tiers=options.tier, tests=tests, timeout_s=options.timeout)
+    order = ["no-costs" if given else "costs", *tests]
+    run = partial(_run, tiers=options.tier, order=order, timeout_s=options.timeout)
     with ThreadPoolExecutor(options.jobs) as pool:
         try:
             reports = dict(zip(options.kernel, pool.map(run, options.kernel), strict=True))
@@ -93,7 +94,7 @@ def _selection(quick: bool) -> list[str]:
     return [*tests, "-k", "(" + ")and(".join(left_out) + ")"]
 
 
-def _run(name: str, tiers: list[str], tests: list[str], timeout_s: float) -> dict[str, Any]:
+def _run(name: str, tiers: list[str], order: list[str], timeout_s: float) -> dict[str, Any]:
     try:
         with _FETCHING:
             kernel = fetch(name)
@@ -104,7 +105,7 @@ def _run(name: str, tiers: list[str], tests: list[str], timeout_s: float) -> dic
     shutil.rmtree(output, ignore_errors=True)
     print(f"\n=== {name} ({kernel.release}), {timeout_s:.0f} s at most", flush=True)
     began = time.monotonic()
-    guest = [sys.executable, "-B", "-m", "tests.vm.guest", str(output), *tests]
+    guest = [sys.executable, "-B", "-m", "tests.vm.guest", str(output), *order]
     command = ["env", f"PODWIRE_TIERS={','.join(tiers)}", *guest]
     failure, printed = "", list[str]()
     try:
