@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from collector.btf import VMLINUX, unknown_names
 from collector.libbpf import BpfObject
 from schemas.errors import BpfError
 
@@ -73,7 +74,6 @@ _PREEMPTING_MAJOR: Final = 7
 CAPABILITIES: Final = {"CAP_BPF": 39, "CAP_PERFMON": 38}
 """What loading needs, by bit; CAP_SYS_ADMIN includes both (capabilities(7))."""
 _CAP_SYS_ADMIN: Final = 21
-_VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
 _LISTING_END: Final = "-- END PROG LOAD LOG --"
 
 
@@ -200,19 +200,42 @@ def attach(
     Raises:
         BpfError: If nothing can be loaded or a core hook is missing; says what to do about it.
     """
+    opened, programs, refused = _load(path, constants, rings, core)
+    try:
+        if prepare is not None:
+            prepare(opened)
+        found = _find_listeners(opened, programs, refused)
+        hooks = [found.get(each.name) or _attach_one(opened, each, refused) for each in programs]
+        _require_core(hooks, core)
+    except BaseException:
+        opened.close()
+        raise
+    return opened, hooks
+
+
+def _load(
+    path: Path, constants: Mapping[str, int], rings: Mapping[str, int], core: Collection[str]
+) -> tuple[BpfObject, list[Program], dict[str, str]]:
+    # All but what the kernel refuses, which is named with the reason.
     needs_spares = preempts_programs(os.uname().release)
     opened = _open(path, constants, rings)
     programs = sorted(
         (each for each in opened.programs if needs_spares or _SPARE not in each.name),
         key=lambda each: not each.section.endswith(_ENDS),  # the ends first, else as in the file
     )
-    _choose(opened, programs)
-    refused: dict[str, str] = {}
+    refused = _unknown(programs)
+    known = [each for each in programs if each.name not in refused]
+    try:
+        _require_core([_hook(each, refused) for each in programs], core)
+        _choose(opened, known)
+    except BaseException:
+        opened.close()
+        raise
     try:
         opened.load()
     except BpfError as error:
         opened.close()
-        refused = _refused(path, constants, rings, programs)
+        refused |= _refused(path, constants, rings, known)
         if len(refused) == len(programs):
             raise explain(error) from error
         opened = _open(path, constants, rings)
@@ -222,16 +245,22 @@ def attach(
         except BpfError as second:
             opened.close()
             raise explain(second) from second
-    if prepare is not None:
-        try:
-            prepare(opened)
-        except BaseException:
-            opened.close()
-            raise
-    found = _find_listeners(opened, programs, refused)
-    hooks = [found.get(each.name) or _attach_one(opened, each, refused) for each in programs]
-    _require_core(opened, hooks, core)
-    return opened, hooks
+    return opened, programs, refused
+
+
+def _unknown(programs: Sequence[Program]) -> dict[str, str]:
+    # libbpf says so too, but only after the verifier has been through the programs before them.
+    targets = {
+        each.name: each.section.partition("/")[2]
+        for each in programs
+        if each.section.startswith("tp_btf/")
+    }
+    missing = unknown_names(f"btf_trace_{target}" for target in targets.values())
+    return {
+        name: f"the kernel has no tracepoint {target}"
+        for name, target in targets.items()
+        if f"btf_trace_{target}" in missing
+    }
 
 
 def _find_listeners(
@@ -250,12 +279,11 @@ def _find_listeners(
     return hooks
 
 
-def _require_core(opened: BpfObject, hooks: list[Hook], core: Collection[str]) -> None:
+def _require_core(hooks: Sequence[Hook], core: Collection[str]) -> None:
     attached = {hook.target for hook in hooks if hook.attached}
     for target in core:
         if target in attached:
             continue
-        opened.close()
         reasons = [hook.reason for hook in hooks if hook.target == target]
         reason = reasons[0] if reasons else "the object has no program for it"
         meaning = CORE.get(target, "a core measurement")
@@ -315,12 +343,17 @@ def _refused(
 
 
 def _attach_one(opened: BpfObject, program: Program, refused: Mapping[str, str]) -> Hook:
-    reason = refused.get(program.name, "")
-    if not reason:
+    hook = _hook(program, refused)
+    if hook.attached:
         try:
             opened.attach(program.name)
         except BpfError as error:
-            reason = reason_of(error)
+            return _hook(program, {program.name: reason_of(error)})
+    return hook
+
+
+def _hook(program: Program, refused: Mapping[str, str]) -> Hook:
+    reason = refused.get(program.name, "")
     return Hook(program.name, program.section, attached=not reason, reason=reason)
 
 
@@ -357,7 +390,7 @@ def reason_of(error: BpfError) -> str:
 def explain(
     error: BpfError,
     effective: Callable[[], int] | None = None,
-    btf: Path = _VMLINUX,
+    btf: Path = VMLINUX,
     lockdown: Path = Path("/sys/kernel/security/lockdown"),
 ) -> BpfError:
     """Return the error with one sentence about its likely cause and what to do.

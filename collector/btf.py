@@ -10,14 +10,28 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from schemas.errors import DecodeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-__all__ = ["Btf", "Field", "Kind", "Struct", "find_enum", "parse_btf", "parse_object"]
+__all__ = [
+    "VMLINUX",
+    "Btf",
+    "Field",
+    "Kind",
+    "Struct",
+    "find_enum",
+    "parse_btf",
+    "parse_object",
+    "unknown_names",
+]
+
+VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
+"""The types of the running kernel."""
 
 
 class Kind:
@@ -312,3 +326,16 @@ def _scan(types: bytes) -> Iterator[_Type]:
         position += tail[0] + tail[1] * members
         if position > end:
             raise DecodeError("BTF type is cut off")
+
+
+def unknown_names(names: Iterable[str], path: Path = VMLINUX) -> set[str]:
+    """Return which of the names no type or member of the kernel has.
+
+    A look at its strings, a hundred times cheaper than `parse_btf`. Empty where they cannot be
+    read: nothing is known to be missing then.
+    """
+    try:
+        strings = path.read_bytes()
+    except OSError:
+        return set()
+    return {name for name in names if f"\0{name}\0".encode() not in strings}

@@ -23,6 +23,7 @@ from collector.attach import (
     missing_capabilities,
     missing_hooks,
 )
+from collector.btf import VMLINUX
 from collector.config import RINGS, CollectorConfig, object_paths
 from collector.figures import STAGE_FIGURES, availability, measured
 from collector.libbpf import load_library
@@ -45,7 +46,6 @@ __all__ = ["HELP", "Check", "add_arguments", "run"]
 
 HELP = "Say what this machine can measure, what is missing, and what to do about it"
 
-_VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
 _LOCKDOWN: Final = Path("/sys/kernel/security/lockdown")
 _KAFKA_TIMEOUT_S: Final = 3.0
 _SMALL_RING: Final = 65_536
@@ -121,8 +121,8 @@ def machine_checks() -> list[Check]:
         Check("kernel", True, f"Linux {platform.release()} on {platform.machine()}"),
         Check(
             "BTF",
-            _VMLINUX.exists(),
-            str(_VMLINUX) if _VMLINUX.exists() else "none",
+            VMLINUX.exists(),
+            str(VMLINUX) if VMLINUX.exists() else "none",
             "boot a kernel with CONFIG_DEBUG_INFO_BTF=y",
         ),
         Check(

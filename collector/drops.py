@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from collector.btf import find_enum
+from collector.btf import VMLINUX, find_enum
 from schemas.errors import DecodeError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["drop_reasons"]
 
-_VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
 _PREFIX: Final = "SKB_DROP_REASON_"
 
 
-def drop_reasons(path: Path = _VMLINUX) -> dict[int, str]:
+def drop_reasons(path: Path = VMLINUX) -> dict[int, str]:
     """Return the names that a kernel gives to its reasons, such as ``NETFILTER_DROP``.
 
     Empty where there are none, as before v5.17, or where they cannot be read: then a reason is

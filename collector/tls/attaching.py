@@ -16,6 +16,7 @@ import struct
 from typing import TYPE_CHECKING, Final, Protocol
 
 from collector.abi import GoConvention
+from collector.btf import unknown_names
 from schemas.errors import BpfError
 
 if TYPE_CHECKING:
@@ -153,8 +154,13 @@ class AllAtOnce:
             else:
                 programs.set_autoload(program.name, False)
 
+    @staticmethod
+    def is_known() -> bool:
+        """Whether the kernel's types know such links: if not, nothing need be loaded to try."""
+        return not unknown_names(["BPF_TRACE_UPROBE_MULTI"])
+
     def is_supported(self) -> bool:
-        """Whether the kernel knows such links: then it says of a directory that it is no file."""
+        """Whether the kernel makes such links: then it says of a directory that it is no file."""
         try:
             self._link(_ANY, "/", [0], [0], at_return=False)
         except BpfError as error:

@@ -7,18 +7,20 @@ import random
 import shutil
 import struct
 import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collector.btf import Btf, Kind, find_enum, parse_btf, parse_object
+from collector.btf import VMLINUX, Btf, Kind, find_enum, parse_btf, parse_object, unknown_names
 from collector.build import OBJECTS
 from schemas.errors import DecodeError
 from tests.requirements import unmet
 
-VMLINUX = Path("/sys/kernel/btf/vmlinux")
+if TYPE_CHECKING:
+    from pathlib import Path
+
 OBJECT = OBJECTS / "x86_64" / "podwire.bpf.o"
 
 
@@ -53,6 +55,13 @@ def test_object_against_bpftool() -> None:
             assert btf.enum(each["name"]) == expected
             compared += 1
     assert compared >= 11
+
+
+def test_names_that_the_kernel_does_not_have(tmp_path: Path) -> None:
+    if not VMLINUX.exists():
+        unmet("bpf", "this kernel has no BTF")
+    assert unknown_names(["tcp_v4_connect", "tcp_v4_conn", "inet_sock"]) == {"tcp_v4_conn"}
+    assert unknown_names(["tcp_v4_conn"], tmp_path / "none") == set()
 
 
 def test_kernel() -> None:

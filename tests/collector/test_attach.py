@@ -154,19 +154,27 @@ def test_everything_attaches_here() -> None:
 
 @pytest.mark.bpf
 def test_a_program_that_the_kernel_refuses_takes_only_itself_away(tmp_path: Path) -> None:
-    path = _with_refused(tmp_path, "sched_process_exec")
+    path = _with_refused(tmp_path, "tp_btf/sched_process_exec")
     opened, hooks = attach(path, {}, RINGS)
     opened.close()
     missing = {hook.program: hook.reason for hook in hooks if not hook.attached}
     # The program's own name shares the string.
-    assert list(missing) == ["sched_process_exex"]
-    assert "sched_process_exex" in missing["sched_process_exex"]
-    assert "errno" in missing["sched_process_exex"]
+    assert missing == {"sched_process_exex": "the kernel has no tracepoint sched_process_exex"}
+
+
+@pytest.mark.bpf
+def test_what_libbpf_or_the_verifier_refuses_is_found_one_by_one(tmp_path: Path) -> None:
+    path = _with_refused(tmp_path, "iter/task_file")
+    opened, hooks = attach(path, {}, RINGS)
+    opened.close()
+    missing = {hook.program: hook.reason for hook in hooks if not hook.attached}
+    assert list(missing) == ["find_listeners", "find_sockets"]
+    assert all("errno" in reason for reason in missing.values())
 
 
 @pytest.mark.bpf
 def test_a_core_hook_that_is_refused_is_fatal_and_named(tmp_path: Path) -> None:
-    path = _with_refused(tmp_path, "sock_recv_length")
+    path = _with_refused(tmp_path, "tp_btf/sock_recv_length")
     with pytest.raises(BpfError, match=r"sock_recv_length \(bytes read\) cannot") as caught:
         attach(path, {}, RINGS)
     assert "\n" not in str(caught.value)
@@ -174,7 +182,7 @@ def test_a_core_hook_that_is_refused_is_fatal_and_named(tmp_path: Path) -> None:
 
 @pytest.mark.bpf
 def test_the_next_object_is_taken_where_a_core_hook_is_missing(tmp_path: Path) -> None:
-    lacking = _with_refused(tmp_path, "sock_recv_length")
+    lacking = _with_refused(tmp_path, "tp_btf/sock_recv_length")
     paths = object_paths(CollectorConfig())
     opened, hooks, passed_over = attach_first([lacking, paths[1]], {}, RINGS)
     opened.close()
@@ -212,13 +220,13 @@ def test_a_constant_that_the_object_lacks_is_named() -> None:
         attach(object_path(CollectorConfig()), {"podwire_unknown": 1}, RINGS)
 
 
-def _with_refused(tmp_path: Path, target: str) -> Path:
-    """An object whose section asks for a tracepoint that no kernel has."""
+def _with_refused(tmp_path: Path, section: str) -> Path:
+    """An object whose section asks for what no kernel has."""
     content = object_path(CollectorConfig()).read_bytes()
-    section = f"tp_btf/{target}\0".encode()
-    assert section in content
-    wrong = target[:-1] + ("x" if target[-1] != "x" else "y")
+    name = f"{section}\0".encode()
+    assert name in content
+    wrong = section[:-1] + ("x" if section[-1] != "x" else "y")
     path = tmp_path / "refused.bpf.o"
     # The last letter changes, in the section names and in the BTF that refers to them.
-    path.write_bytes(content.replace(section, f"tp_btf/{wrong}\0".encode()))
+    path.write_bytes(content.replace(name, f"{wrong}\0".encode()))
     return path

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from collector.btf import parse_btf
+from collector.btf import VMLINUX, parse_btf
 from collector.drops import drop_reasons
 from tests.requirements import unmet
 
-VMLINUX = Path("/sys/kernel/btf/vmlinux")
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.bpf
