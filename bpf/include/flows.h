@@ -11,6 +11,7 @@
 enum {
 	MAX_FLOWS = 1 << 18,
 	MAX_QUEUED = 16, /* power of two */
+	MAX_SEGMENTED = 16, /* power of two */
 	MAX_TASKS = 1 << 14, /* power of two */
 	MAX_LOSSES = 1 << 13,
 	MAX_REASONS = 8, /* of one connection */
@@ -24,19 +25,27 @@ struct queued {
 	__u64 since_ns; /* sum over the packets; modulo 2^64, which differences survive */
 };
 
+/* A packet that may be segmented below the queue discipline: its segments have only its sock, and
+ * numbers of its bytes. */
+struct segmented {
+	__u64 queue_ns; /* up to when its time is told; 0: none */
+	__u64 left_ns;	/* when IP was left; 0: not yet, or not known */
+	__u32 seq;	/* of its first byte */
+	__u32 size;	/* of its payload, at most */
+};
+
 struct flow {
 	/* Measured and not told yet. Added to atomically, and taken from by subtraction: two that
 	 * take at once leave a negative rest, which later sums fill up. */
 	__s64 read[PODWIRE_READ_FIGURES];
 	__s64 write[PODWIRE_WRITE_FIGURES];
-	/* A packet that was segmented below the queue discipline: up to when its time is told, and
-	 * when IP was left. */
-	__u64 segmented_ns;
-	__u64 segmented_left_ns;
+	struct segmented segmented[MAX_SEGMENTED]; /* in a ring, the newest at `last_segmented` */
 	/* Oldest first, in a ring. Only touched with the sock's lock held. */
 	struct queued queue[MAX_QUEUED];
 	__u32 head;
 	__u32 count;
+	__u32 last_segmented;
+	__u32 pad;
 	__u64 told_ns[2]; /* when a read, a write was last told of; 0: never */
 	__s64 explained;  /* packets in `losses`, added to and taken from like the figures */
 };

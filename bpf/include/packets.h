@@ -38,7 +38,7 @@ struct sent_packet {
 	__u16 driver_cpu;  /* that is in the driver */
 	__u8 told;	   /* enum sent_told */
 	__u8 depth;	   /* of devices upon devices inside the first driver */
-	__u8 is_segment;   /* made below the queue discipline; see flow.segmented_ns */
+	__u8 segment_of;   /* 1 + the place in flow.segmented of what it was cut from; 0: nothing */
 	__u8 has_left;	   /* the driver has it */
 };
 
@@ -93,6 +93,28 @@ static __always_inline __u32 bucket_of_packet(__u64 skb)
 
 	asm volatile("" : "+w"(half)); /* a 32-bit move, no shift */
 	return half * 0x9e3779b1U >> (32 - BUCKET_BITS);
+}
+
+/* Where a sk_buff keeps what does not fit in itself. */
+static __always_inline struct skb_shared_info *shared_info(struct sk_buff *skb)
+{
+	return (struct skb_shared_info *)(skb->head + skb->end);
+}
+
+/* Of what this host sends over TCP, within whatever tunnel. */
+static __always_inline struct tcphdr *tcp_header_of(struct sk_buff *skb)
+{
+	__u16 offset = BPF_CORE_READ_BITFIELD(skb, encapsulation) ? skb->inner_transport_header :
+								    skb->transport_header;
+
+	return (struct tcphdr *)(skb->head + offset);
+}
+
+static __always_inline __u32 sequence_of(struct sk_buff *skb)
+{
+	struct tcphdr *header = tcp_header_of(skb);
+
+	return bpf_ntohl(BPF_CORE_READ(header, seq));
 }
 
 /* Since when a slot is in use; 0: its packet is done with. */

@@ -270,6 +270,7 @@ struct tcp_skb_cb {
 
 struct tcphdr {
 	__be16 source;
+	__be32 seq;
 };
 
 struct skb_shared_info {
@@ -290,6 +291,8 @@ struct sk_buff {
 	char cb[48];
 	unsigned int len;
 	int skb_iif;
+	__u8 encapsulation : 1;
+	__u16 inner_transport_header;
 	__u16 transport_header;
 	__u16 mac_header;
 	unsigned int end;

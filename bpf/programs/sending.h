@@ -101,9 +101,38 @@ static __always_inline void tell_ip(struct flow *flow, struct sent_packet *packe
 	}
 }
 
+/* Kept when a packet enters a queue, should it be cut up below: which bytes it has. */
+static __always_inline void keep_segmented(struct flow *flow, const struct sent_packet *packet,
+					   __u32 seq, __u32 size)
+{
+	__u32 place = (flow->last_segmented + 1) & (MAX_SEGMENTED - 1);
+	struct segmented *segmented = &flow->segmented[place];
+
+	segmented->queue_ns = packet->queue_ns;
+	segmented->left_ns = packet->left_ns;
+	segmented->seq = seq;
+	segmented->size = size;
+	flow->last_segmented = place;
+}
+
+/* 1 + the place of the packet that a byte was sent in last; 0 if it is not kept any more. */
+static __always_inline __u32 place_of_segmented(struct flow *flow, __u32 seq)
+{
+	__u32 place = flow->last_segmented;
+
+	for (__u32 i = 0; i < MAX_SEGMENTED; i++, place--) {
+		struct segmented *segmented = &flow->segmented[place & (MAX_SEGMENTED - 1)];
+
+		if (seq - segmented->seq < segmented->size)
+			return (place & (MAX_SEGMENTED - 1)) + 1;
+	}
+	return 0;
+}
+
 static __always_inline int on_ip_left(__u64 sk, __u64 skb)
 {
 	struct sent_packet *packet = find_sent(skb);
+	struct segmented *last;
 	struct flow *flow;
 	__u64 now, spent;
 
@@ -121,8 +150,9 @@ static __always_inline int on_ip_left(__u64 sk, __u64 skb)
 	tell_ip(flow, packet);
 	if (packet->queue_ns)
 		tell_entered(flow, packet);
-	if (!packet->has_left && flow->segmented_ns)
-		flow->segmented_left_ns = now;
+	last = &flow->segmented[flow->last_segmented & (MAX_SEGMENTED - 1)];
+	if (packet->queue_ns && last->queue_ns == packet->queue_ns)
+		last->left_ns = now;
 	return 0;
 }
 
@@ -148,7 +178,7 @@ static __always_inline int on_neighbour(__u64 skb)
  * Given to the device layer. A packet that comes here after it has left IP was kept by a neighbour
  * whose address was not known. Without the hooks above, its way begins here.
  */
-static __always_inline int on_device_queue(__u64 skb, __u64 sk, bool is_gso)
+static __always_inline int on_device_queue(__u64 skb, __u64 sk, bool is_gso, __u32 seq, __u32 size)
 {
 	struct sent_packet *packet;
 	struct flow *flow = 0;
@@ -186,10 +216,8 @@ static __always_inline int on_device_queue(__u64 skb, __u64 sk, bool is_gso)
 				     now - packet->neighbour_ns);
 	}
 	tell_entered(flow, packet);
-	if (is_gso) { /* should it be segmented */
-		flow->segmented_ns = now;
-		flow->segmented_left_ns = packet->left_ns;
-	}
+	if (is_gso)
+		keep_segmented(flow, packet, seq, size);
 	return 0;
 }
 
@@ -199,10 +227,13 @@ static __always_inline void enter_driver(struct sent_packet *packet)
 	packet->driver_cpu = bpf_get_smp_processor_id();
 }
 
-static __always_inline int on_driver(__u64 skb, __u64 sk)
+static __always_inline int on_driver(struct sk_buff *buffer, __u64 sk)
 {
+	__u64 skb = (__u64)buffer;
+	struct segmented *segmented;
 	struct sent_packet *packet;
 	struct flow *flow;
+	__u32 place;
 
 	if (!sk)
 		return 0;
@@ -216,16 +247,19 @@ static __always_inline int on_driver(__u64 skb, __u64 sk)
 			enter_driver(packet);
 		return 0;
 	}
-	/* Segments of a packet have its sock, and nothing else of it. */
 	flow = find_flow(sk);
-	if (!flow || !flow->segmented_ns)
+	if (!flow)
 		return 0;
+	place = place_of_segmented(flow, sequence_of(buffer));
+	if (!place)
+		return 0;
+	segmented = &flow->segmented[(place - 1) & (MAX_SEGMENTED - 1)];
 	__builtin_memset(packet, 0, sizeof(*packet));
 	packet->skb = skb;
 	packet->sk = sk;
-	packet->is_segment = 1;
-	packet->queue_ns = flow->segmented_ns;
-	packet->left_ns = flow->segmented_left_ns;
+	packet->segment_of = place;
+	packet->queue_ns = segmented->queue_ns;
+	packet->left_ns = segmented->left_ns;
 	enter_driver(packet);
 	return 0;
 }
@@ -234,6 +268,7 @@ static __always_inline int on_driver(__u64 skb, __u64 sk)
 static __always_inline int on_driver_left(__u64 skb, int result)
 {
 	struct sent_packet *packet = find_sent(skb);
+	struct segmented *segmented;
 	struct flow *flow;
 	__u64 now, since;
 
@@ -258,13 +293,15 @@ static __always_inline int on_driver_left(__u64 skb, int result)
 	add_write(flow, L2_DURATION, now - packet->queue_ns);
 	add_write(flow, L2_READY_SEND_DURATION, packet->driver_ns - packet->queue_ns);
 	add_write(flow, L2_NETDEVICE_SEND_DURATION, now - packet->driver_ns);
-	if (!packet->is_segment)
-		tell_entered(flow, packet);
 	since = packet->left_ns;
-	if (packet->is_segment) {
+	if (packet->segment_of) {
+		segmented = &flow->segmented[(packet->segment_of - 1) & (MAX_SEGMENTED - 1)];
+		if (segmented->queue_ns == packet->queue_ns)
+			segmented->queue_ns = now; /* the next one's time begins where this one's ends */
 		if (since && since < packet->queue_ns)
 			since = packet->queue_ns;
-		flow->segmented_ns = now; /* the next one's time begins where this one's ends */
+	} else {
+		tell_entered(flow, packet);
 	}
 	if (since) { /* it was kept: it stays in the layers above until now */
 		add_write(flow, L3_DURATION, now - since);
@@ -319,7 +356,7 @@ static __always_inline int on_lost(__u64 skb, __u64 sk, __u32 reason, __u16 segm
 		return 0;
 	lose(flow, sk, reason, segments ? segments : 1);
 	if (packet) {
-		if (packet->queue_ns && !packet->is_segment)
+		if (packet->queue_ns && !packet->segment_of)
 			tell_entered(flow, packet);
 		if (packet->neighbour_ns && !packet->queue_ns) { /* nobody answered */
 			__sync_fetch_and_add(&flow->write[PODWIRE_RESOLVE_MAC_COUNT], 1);

@@ -28,12 +28,6 @@ enum {
 	NO_MAC_HEADER = 0xffff, /* __dev_queue_xmit() sets one */
 };
 
-/* Where a sk_buff keeps what does not fit in itself. */
-static __always_inline struct skb_shared_info *shared_info(struct sk_buff *skb)
-{
-	return (struct skb_shared_info *)(skb->head + skb->end);
-}
-
 /*
  * The sock whose packet goes out, if one of this host's sent it. What is passed on, as a bridge
  * does, may still have its sender's, but came in over a device.
@@ -47,17 +41,19 @@ SEC("tp_btf/net_dev_queue")
 int BPF_PROG(net_dev_queue, struct sk_buff *skb)
 {
 	struct sock *sk = sender_of(skb);
+	__u32 segment;
 
 	if (!sk)
 		return 0;
-	return on_device_queue((__u64)skb, (__u64)sk,
-			       BPF_CORE_READ(shared_info(skb), gso_size) != 0);
+	segment = BPF_CORE_READ(shared_info(skb), gso_size);
+	return on_device_queue((__u64)skb, (__u64)sk, segment != 0, segment ? sequence_of(skb) : 0,
+			       segment * BPF_CORE_READ(shared_info(skb), gso_segs));
 }
 
 SEC("tp_btf/net_dev_start_xmit")
 int BPF_PROG(net_dev_start_xmit, struct sk_buff *skb)
 {
-	return on_driver((__u64)skb, (__u64)sender_of(skb));
+	return on_driver(skb, (__u64)sender_of(skb));
 }
 
 SEC("tp_btf/net_dev_xmit")
@@ -79,7 +75,7 @@ int BPF_PROG(kfree_skb, struct sk_buff *skb)
 
 	if (!sk || !find_flow((__u64)sk))
 		return 0;
-	header = (struct tcphdr *)(skb->head + skb->transport_header);
+	header = tcp_header_of(skb);
 	if (BPF_CORE_READ(header, source) != BPF_CORE_READ((struct inet_sock *)sk, inet_sport))
 		return 0;
 	if (bpf_core_type_exists(enum skb_drop_reason))

@@ -209,9 +209,9 @@ def test_delay_on_the_way_out(staged: Watch, network: Network, family: int, offl
 
 @FAMILIES
 def test_bulk_over_a_delay(staged: Watch, network: Network, family: int) -> None:
-    """Many large packets wait in the queue at once, and are cut up when they leave it."""
+    """Many large packets wait in the queue at once. Were they cut up when they leave it, of their
+    segments nothing would say whose they are, because netem has let go of their sock."""
     size, delay = 600_000, 20
-    network.client.offload(False)
     talk = Talk(staged, network, family)
     network.client.queue("netem", "delay", f"{delay}ms", "limit", "10000")
     with in_background(lambda: receive(talk.accepted, size)):
@@ -223,6 +223,44 @@ def test_bulk_over_a_delay(staged: Watch, network: Network, family: int) -> None
     low, high = client.between("postrouting")
     assert low <= client.written[W.WRITE_L2_ENTER_QUEUE_COUNT] <= high
     assert client.written[W.WRITE_L2_READY_SEND_DURATION] >= (low - 5) * delay * MS
+
+
+@FAMILIES
+def test_large_packets_that_are_cut_up(staged: Watch, network: Network, family: int) -> None:
+    """Several wait at once; each has the time since it came itself, once for all its segments."""
+    segments, waiting = 2, 0.04
+    network.client.offload(False)
+    talk = Talk(staged, network, family, counted=False)
+    size = segments * talk.client.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+    network.client.queue("plug", "limit", "1000000")
+    sent = []
+    for number in range(1, 5):
+        before = time.monotonic_ns()
+        talk.client.sendall(bytes(size))
+        after = time.monotonic_ns()
+        # Where the handshake was slow, TCP keeps back what would wait too long.
+        if tcp_info(talk.client).data_segs_out == number * segments:
+            sent.append((before, after))
+        time.sleep(waiting)
+    count = len(sent)
+    assert count >= 2
+    assert network.client.queue_counts()["qlen"] >= count  # and perhaps IPv6's own
+    before = time.monotonic_ns()
+    network.client.release_queue()
+    receive(talk.accepted, 4 * size)
+    after = time.monotonic_ns()
+    network.client.no_queue()
+    client, _ = talk.finish()
+    check_sums(client.written)
+    assert client.written[W.WRITE_PACKET_COUNT] == 4 * segments
+    waited = client.written[W.WRITE_L2_READY_SEND_DURATION]
+    low = sum(before - each[1] for each in sent)
+    # What was kept back, acknowledgements and segments behind others were not long in the queue.
+    high = sum(after - each[0] for each in sent) + 20 * (after - before)
+    assert low <= waited <= high
+    if W.WRITE_L4_DURATION in client.written:
+        assert client.written[W.WRITE_L3_DURATION] >= low
+        assert client.written[W.WRITE_L4_DURATION] >= low
 
 
 @FAMILIES

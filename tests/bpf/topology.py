@@ -150,6 +150,10 @@ class Host:
                 unmet(words[0], str(error))
             raise
 
+    def release_queue(self) -> None:
+        """Let go what waits in the queue discipline ``plug``, and all that comes later."""
+        self.run("tc", "qdisc", "change", "dev", DEVICE, "root", "plug", "release_indefinite")
+
     def no_queue(self) -> None:
         """Back to no queue discipline, dropping what waits in it."""
         self.run("tc", "qdisc", "del", "dev", DEVICE, "root")

@@ -32,7 +32,7 @@ __all__ = ["main", "read_cost", "verify"]
 _LOG_BYTES: Final = 1 << 18
 _STATISTICS_ONLY: Final = 4  # BPF_LOG_STATS
 _FILES: Final = 65_536
-_DEMANDED: Final = "bpf,fentry,ipvs,kprobe,netem"
+_DEMANDED: Final = "bpf,fentry,ipvs,kprobe,netem,plug"
 
 
 def main(arguments: list[str]) -> int:
