@@ -176,9 +176,10 @@ static __always_inline int on_neighbour(__u64 skb)
 
 /*
  * Given to the device layer. A packet that comes here after it has left IP was kept by a neighbour
- * whose address was not known. Without the hooks above, its way begins here.
+ * whose address was not known. Without the hooks above, its way begins here. `size`: if it may be
+ * cut up below, that of its payload at most, from the number `seq` on.
  */
-static __always_inline int on_device_queue(__u64 skb, __u64 sk, bool is_gso, __u32 seq, __u32 size)
+static __always_inline int on_device_queue(__u64 skb, __u64 sk, __u32 seq, __u32 size)
 {
 	struct sent_packet *packet;
 	struct flow *flow = 0;
@@ -206,7 +207,7 @@ static __always_inline int on_device_queue(__u64 skb, __u64 sk, bool is_gso, __u
 		return 0; /* a device upon a device */
 	}
 	packet->queue_ns = now;
-	if (!flow && (is_gso || (packet->neighbour_ns && packet->left_ns)))
+	if (!flow && (size || (packet->neighbour_ns && packet->left_ns)))
 		flow = find_flow(sk);
 	if (!flow)
 		return 0;
@@ -216,7 +217,7 @@ static __always_inline int on_device_queue(__u64 skb, __u64 sk, bool is_gso, __u
 				     now - packet->neighbour_ns);
 	}
 	tell_entered(flow, packet);
-	if (is_gso)
+	if (size)
 		keep_segmented(flow, packet, seq, size);
 	return 0;
 }

@@ -41,13 +41,16 @@ SEC("tp_btf/net_dev_queue")
 int BPF_PROG(net_dev_queue, struct sk_buff *skb)
 {
 	struct sock *sk = sender_of(skb);
-	__u32 segment;
+	__u32 segment, size = 0, seq = 0;
 
 	if (!sk)
 		return 0;
 	segment = BPF_CORE_READ(shared_info(skb), gso_size);
-	return on_device_queue((__u64)skb, (__u64)sk, segment != 0, segment ? sequence_of(skb) : 0,
-			       segment * BPF_CORE_READ(shared_info(skb), gso_segs));
+	if (segment) {
+		seq = sequence_of(skb);
+		size = segment * BPF_CORE_READ(shared_info(skb), gso_segs);
+	}
+	return on_device_queue((__u64)skb, (__u64)sk, seq, size);
 }
 
 SEC("tp_btf/net_dev_start_xmit")
