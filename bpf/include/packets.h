@@ -38,8 +38,9 @@ struct sent_packet {
 	__u16 driver_cpu;  /* that is in the driver */
 	__u8 told;	   /* enum sent_told */
 	__u8 depth;	   /* of devices upon devices inside the first driver */
-	__u8 segment_of;   /* 1 + the place in flow.segmented of what it was cut from; 0: nothing */
-	__u8 has_left;	   /* the driver has it */
+	__u8 place; /* 1 + that in flow.segmented of itself, or of what it was cut from; 0: none */
+	__u8 is_segment : 1; /* cut below the queue discipline */
+	__u8 has_left : 1;   /* the driver has it */
 };
 
 struct received_packet {

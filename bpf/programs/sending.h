@@ -101,9 +101,14 @@ static __always_inline void tell_ip(struct flow *flow, struct sent_packet *packe
 	}
 }
 
+static __always_inline struct segmented *segmented_at(struct flow *flow, __u8 place)
+{
+	return &flow->segmented[(place - 1) & (MAX_SEGMENTED - 1)];
+}
+
 /* Kept when a packet enters a queue, should it be cut up below: which bytes it has. */
-static __always_inline void keep_segmented(struct flow *flow, const struct sent_packet *packet,
-					   __u32 seq, __u32 size)
+static __always_inline void keep_segmented(struct flow *flow, struct sent_packet *packet, __u32 seq,
+					   __u32 size)
 {
 	__u32 place = (flow->last_segmented + 1) & (MAX_SEGMENTED - 1);
 	struct segmented *segmented = &flow->segmented[place];
@@ -113,6 +118,7 @@ static __always_inline void keep_segmented(struct flow *flow, const struct sent_
 	segmented->seq = seq;
 	segmented->size = size;
 	flow->last_segmented = place;
+	packet->place = place + 1;
 }
 
 /* 1 + the place of the packet that a byte was sent in last; 0 if it is not kept any more. */
@@ -132,7 +138,6 @@ static __always_inline __u32 place_of_segmented(struct flow *flow, __u32 seq)
 static __always_inline int on_ip_left(__u64 sk, __u64 skb)
 {
 	struct sent_packet *packet = find_sent(skb);
-	struct segmented *last;
 	struct flow *flow;
 	__u64 now, spent;
 
@@ -150,9 +155,8 @@ static __always_inline int on_ip_left(__u64 sk, __u64 skb)
 	tell_ip(flow, packet);
 	if (packet->queue_ns)
 		tell_entered(flow, packet);
-	last = &flow->segmented[flow->last_segmented & (MAX_SEGMENTED - 1)];
-	if (packet->queue_ns && last->queue_ns == packet->queue_ns)
-		last->left_ns = now;
+	if (packet->place)
+		segmented_at(flow, packet->place)->left_ns = now;
 	return 0;
 }
 
@@ -254,11 +258,12 @@ static __always_inline int on_driver(struct sk_buff *buffer, __u64 sk)
 	place = place_of_segmented(flow, sequence_of(buffer));
 	if (!place)
 		return 0;
-	segmented = &flow->segmented[(place - 1) & (MAX_SEGMENTED - 1)];
+	segmented = segmented_at(flow, place);
 	__builtin_memset(packet, 0, sizeof(*packet));
 	packet->skb = skb;
 	packet->sk = sk;
-	packet->segment_of = place;
+	packet->place = place;
+	packet->is_segment = 1;
 	packet->queue_ns = segmented->queue_ns;
 	packet->left_ns = segmented->left_ns;
 	enter_driver(packet);
@@ -295,8 +300,8 @@ static __always_inline int on_driver_left(__u64 skb, int result)
 	add_write(flow, L2_READY_SEND_DURATION, packet->driver_ns - packet->queue_ns);
 	add_write(flow, L2_NETDEVICE_SEND_DURATION, now - packet->driver_ns);
 	since = packet->left_ns;
-	if (packet->segment_of) {
-		segmented = &flow->segmented[(packet->segment_of - 1) & (MAX_SEGMENTED - 1)];
+	if (packet->is_segment) {
+		segmented = segmented_at(flow, packet->place);
 		if (segmented->queue_ns == packet->queue_ns)
 			segmented->queue_ns = now; /* the next one's time begins where this one's ends */
 		if (since && since < packet->queue_ns)
@@ -357,7 +362,7 @@ static __always_inline int on_lost(__u64 skb, __u64 sk, __u32 reason, __u16 segm
 		return 0;
 	lose(flow, sk, reason, segments ? segments : 1);
 	if (packet) {
-		if (packet->queue_ns && !packet->segment_of)
+		if (packet->queue_ns && !packet->is_segment)
 			tell_entered(flow, packet);
 		if (packet->neighbour_ns && !packet->queue_ns) { /* nobody answered */
 			__sync_fetch_and_add(&flow->write[PODWIRE_RESOLVE_MAC_COUNT], 1);
