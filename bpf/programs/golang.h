@@ -169,6 +169,7 @@ int go_any(struct pt_regs *ctx)
 	__u64 cookie = bpf_get_attach_cookie(ctx);
 	__u8 convention = cookie >> 8;
 
+	KEEP_TASK_STACK(ctx);
 	if (cookie >> 16)
 		return exit_go(ctx, convention);
 	return enter_go(ctx, cookie, convention);

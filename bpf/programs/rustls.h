@@ -439,6 +439,7 @@ int rustls_message(struct pt_regs *ctx)
 SEC("uretprobe")
 int rustls_any_exit(struct pt_regs *ctx)
 {
+	KEEP_TASK_STACK(ctx);
 	return exit_rustls(ctx);
 }
 
@@ -447,6 +448,7 @@ int rustls_any(struct pt_regs *ctx)
 {
 	__u64 function = bpf_get_attach_cookie(ctx);
 
+	KEEP_TASK_STACK(ctx);
 	switch (function) {
 	case PODWIRE_RUSTLS_RECEIVED:
 		return enter_received(ctx);

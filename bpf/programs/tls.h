@@ -537,12 +537,35 @@ int tls_free(struct pt_regs *ctx)
 }
 
 /*
+ * Since v6.13 the kernel gives a program of this kind a stack of the CPU's (Linux kernel commit
+ * e00931c02568 ("bpf: Enable private stack for eligible subprogs")), as if none were entered again
+ * before it is left. At a function of a file that is not so where the kernel may preempt: the next
+ * task's would write over what the first has there, and v7.2 was seen to crash of it. One that has a
+ * tail call keeps its task's stack; this one is never made.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} nowhere SEC(".maps");
+
+const volatile bool podwire_never = false;
+
+#define KEEP_TASK_STACK(ctx)                                                                       \
+	({                                                                                         \
+		if (podwire_never)                                                                 \
+			bpf_tail_call(ctx, &nowhere, 0);                                           \
+	})
+
+/*
  * The same at all functions of a file at once, where the kernel can (v6.6): it lets go of them as one.
  * Which function it is, the cookie says.
  */
 SEC("uretprobe")
 int tls_any_exit(struct pt_regs *ctx)
 {
+	KEEP_TASK_STACK(ctx);
 	return exit_tls(ctx);
 }
 
@@ -551,6 +574,7 @@ int tls_any(struct pt_regs *ctx)
 {
 	__u64 function = bpf_get_attach_cookie(ctx);
 
+	KEEP_TASK_STACK(ctx);
 	switch (function) {
 	case PODWIRE_TLS_AS_CLIENT:
 		return begin_session(ctx, PODWIRE_ROLE_CLIENT);

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 UNMEASURED = (1 << 64) - 1
 UNMEASURED_FIGURE = (1 << 32) - 1
+_INFO_BYTES = 232  # struct bpf_prog_info
 OBJECTS = Path("bpf/objects") / os.uname().machine
 OBJECT = OBJECTS / "podwire.bpf.o"
 BY_DESCRIPTOR = OBJECTS / "podwire-fd.bpf.o"
@@ -378,7 +379,7 @@ def program_figures(watch: Watch) -> dict[str, dict[str, int]]:
         fd = functions.bpf_program__fd(pointer)
         if fd < 0:
             continue
-        info = ctypes.create_string_buffer(232)
+        info = ctypes.create_string_buffer(_INFO_BYTES)
         attributes = struct.pack("<IIQ", fd, len(info), ctypes.addressof(info))
         if bpf(15, attributes + bytes(96)) != 0:  # BPF_OBJ_GET_INFO_BY_FD
             continue
@@ -392,3 +393,17 @@ def program_figures(watch: Watch) -> dict[str, dict[str, int]]:
             "jited": struct.unpack_from("<I", info, 16)[0],
         }
     return figures
+
+
+def native_code(fd: int) -> bytes:
+    """What the kernel has made of a loaded program."""
+    info = ctypes.create_string_buffer(_INFO_BYTES)
+    attributes = struct.pack("<IIQ", fd, len(info), ctypes.addressof(info))
+    assert bpf(15, attributes + bytes(96)) == 0  # BPF_OBJ_GET_INFO_BY_FD
+    (size,) = struct.unpack_from("<I", info, 16)  # jited_prog_len
+    code = ctypes.create_string_buffer(size)
+    info = ctypes.create_string_buffer(_INFO_BYTES)
+    struct.pack_into("<I4xQ", info, 16, size, ctypes.addressof(code))  # jited_prog_insns
+    attributes = struct.pack("<IIQ", fd, len(info), ctypes.addressof(info))
+    assert bpf(15, attributes + bytes(96)) == 0
+    return code.raw

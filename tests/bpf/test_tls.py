@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import platform
 import socket
 import ssl
 import threading
@@ -12,11 +13,11 @@ import pytest
 
 from collector.abi import ConnectionEvent, ConnectionFlag, Direction, Kind, PayloadFlag, Role
 from collector.config import CollectorConfig
-from collector.tls.attaching import OneByOne
+from collector.tls.attaching import AllAtOnce, OneByOne
 from collector.tls.greetings import Greetings
 from collector.tls.watcher import Watcher, start_tls
 from schemas.tls import version_name
-from tests.bpf.harness import Watch
+from tests.bpf.harness import Watch, native_code
 from tests.bpf.test_connections import listening, pair, port_of
 from tests.bpf.test_payloads import HEAD, noise, stream
 from tests.bpf.test_scope import excluding
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.bpf
 
 ANSWER = b"HTTP/1.1 200 OK\r\n\r\n"
+ANYS = ("_any", "_any_exit")
+"""How names of programs end that are entered at all functions of a file."""
+OF_CPU = bytes.fromhex("654c030c25")
+"""``add r9, gs:[...]``: the stack is the CPU's."""
 NAME = "podwire.example"
 """Whom clients ask for."""
 ENDS = ((Role.CLIENT, Direction.WRITE), (Role.SERVER, Direction.READ))
@@ -51,7 +56,7 @@ def contexts(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, 
 
 
 @pytest.fixture(scope="module")
-def _inside(variant: Path) -> Iterator[tuple[Watch, Watcher]]:
+def attached(variant: Path) -> Iterator[tuple[Watch, Watcher]]:
     watch = Watch(path=variant, constants={"podwire_payloads": 1, "podwire_tls": 1})
     watcher = start_tls(CollectorConfig(), watch.object, {})
     assert watcher.reason == ""
@@ -61,9 +66,9 @@ def _inside(variant: Path) -> Iterator[tuple[Watch, Watcher]]:
 
 
 @pytest.fixture
-def inside(_inside: tuple[Watch, Watcher]) -> Watch:
+def inside(attached: tuple[Watch, Watcher]) -> Watch:
     """The programs with those for TLS, emptied of what was there before."""
-    watch, _ = _inside
+    watch, _ = attached
     watch.drain()
     watch.pieces.clear()
     for records in watch.seen.values():
@@ -419,6 +424,22 @@ def test_sessions_older_than_the_probes(
         for watcher in watchers:
             watcher.close()
         watch.close()
+
+
+def test_programs_that_may_be_preempted_keep_the_stack_of_their_task(
+    attached: tuple[Watch, Watcher],
+) -> None:
+    """Two tasks on one CPU would write over each other's: see KEEP_TASK_STACK."""
+    watch, watcher = attached
+    assert watcher.probes is not None
+    programs = watcher.probes._programs
+    loaded = [each.name for each in programs.programs if each.name.endswith(ANYS)]
+    if not AllAtOnce.is_known():
+        pytest.skip("no program is entered at all functions at once, nor has any such a stack")
+    assert not [name for name in loaded if OF_CPU in native_code(programs.program_fd(name))]
+    major, minor = map(int, platform.release().split(".")[:2])
+    if platform.machine() == "x86_64" and (major, minor) >= (6, 13):
+        assert OF_CPU in native_code(watch.object.program_fd("sys_exit"))
 
 
 def test_nothing_more_is_told_once_they_are_stopped(
