@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import threading
@@ -9,12 +10,12 @@ import numpy as np
 import pytest
 
 from collector.abi import COUNTS, Call, ConnectionEvent, Direction, Kind
-from collector.config import RINGS, CollectorConfig, object_path, object_paths
+from collector.config import RINGS, CollectorConfig, object_path
 from collector.figures import measured
 from collector.libbpf import BpfObject
 from collector.source import KernelSource, require_layout, ring_sizes
 from collector.stages import OFF, Stages, start_stages
-from schemas.errors import ConfigError, LayoutMismatch
+from schemas.errors import BpfError, ConfigError, LayoutMismatch
 from schemas.telemetry import REGISTRY
 
 if TYPE_CHECKING:
@@ -120,14 +121,17 @@ def test_the_stages_are_attached_before_the_core_makes_records(
 
 @pytest.mark.bpf
 def test_an_object_that_is_passed_over_leaves_no_stages_behind(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    paths = object_paths(CollectorConfig())
-    lacking = tmp_path / "podwire.bpf.o"
-    section = b"tp_btf/sock_recv_length\0"
-    lacking.write_bytes(paths[0].read_bytes().replace(section, b"tp_btf/sock_recv_lengtx\0"))
-    monkeypatch.setattr("collector.source.object_paths", lambda _: [lacking, paths[1]])
     started: list[Stages] = []
+    attach = BpfObject.attach
+
+    def refused(opened: BpfObject, program: str) -> None:
+        if program == "sock_recv_length":
+            raise BpfError(f"attach {program}", errno.EINVAL)
+        attach(opened, program)
+
+    monkeypatch.setattr(BpfObject, "attach", refused)
 
     def start(*arguments: Any) -> Stages:
         started.append(start_stages(*arguments))
