@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 UNMEASURED = (1 << 64) - 1
 UNMEASURED_FIGURE = (1 << 32) - 1
-_INFO_BYTES = 232  # struct bpf_prog_info
 OBJECTS = Path("bpf/objects") / os.uname().machine
 OBJECT = OBJECTS / "podwire.bpf.o"
 BY_DESCRIPTOR = OBJECTS / "podwire-fd.bpf.o"
@@ -379,11 +378,10 @@ def program_figures(watch: Watch) -> dict[str, dict[str, int]]:
         fd = functions.bpf_program__fd(pointer)
         if fd < 0:
             continue
-        info = ctypes.create_string_buffer(_INFO_BYTES)
-        attributes = struct.pack("<IIQ", fd, len(info), ctypes.addressof(info))
-        if bpf(15, attributes + bytes(96)) != 0:  # BPF_OBJ_GET_INFO_BY_FD
+        info = _program_info(fd)
+        if not info:
             continue
-        # struct bpf_prog_info: run_time_ns at 192, run_cnt, recursion_misses, verified_insns
+        # run_time_ns at 192, run_cnt, recursion_misses, verified_insns
         run_time, runs, misses, verified = struct.unpack_from("<QQQI", info, 192)
         figures[program.name] = {
             "verified": verified,
@@ -397,13 +395,16 @@ def program_figures(watch: Watch) -> dict[str, dict[str, int]]:
 
 def native_code(fd: int) -> bytes:
     """What the kernel has made of a loaded program."""
-    info = ctypes.create_string_buffer(_INFO_BYTES)
-    attributes = struct.pack("<IIQ", fd, len(info), ctypes.addressof(info))
-    assert bpf(15, attributes + bytes(96)) == 0  # BPF_OBJ_GET_INFO_BY_FD
-    (size,) = struct.unpack_from("<I", info, 16)  # jited_prog_len
+    (size,) = struct.unpack_from("<I", _program_info(fd), 16)  # jited_prog_len
     code = ctypes.create_string_buffer(size)
-    info = ctypes.create_string_buffer(_INFO_BYTES)
-    struct.pack_into("<I4xQ", info, 16, size, ctypes.addressof(code))  # jited_prog_insns
-    attributes = struct.pack("<IIQ", fd, len(info), ctypes.addressof(info))
-    assert bpf(15, attributes + bytes(96)) == 0
+    assert _program_info(fd, code)
     return code.raw
+
+
+def _program_info(fd: int, code: ctypes.Array[ctypes.c_char] | None = None) -> bytes:
+    # struct bpf_prog_info; empty if the kernel refuses.
+    info = ctypes.create_string_buffer(232)
+    if code is not None:
+        struct.pack_into("<I4xQ", info, 16, len(code), ctypes.addressof(code))  # jited_prog_insns
+    attributes = struct.pack("<IIQ", fd, len(info), ctypes.addressof(info))
+    return b"" if bpf(15, attributes + bytes(96)) else info.raw  # BPF_OBJ_GET_INFO_BY_FD

@@ -23,7 +23,7 @@ from tests.vm.machine import boot, end_all
 if TYPE_CHECKING:
     from pathlib import Path
 
-_TIMEOUT_S: Final = 1800.0
+_TIMEOUT_S: Final = 7200.0
 _TESTS: Final = ("tests/bpf", "-m", "bpf", "--timeout=600", "--durations=5", "-v")
 _QUICK: Final = (
     "tests/bpf/test_programs.py",
