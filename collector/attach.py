@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from collector.btf import VMLINUX, unknown_names
+from collector.btf import VMLINUX, unknown_tracepoints
 from collector.libbpf import BpfObject
 from schemas.errors import BpfError
 
@@ -27,6 +27,7 @@ __all__ = [
     "CAPABILITIES",
     "CORE",
     "LISTENERS",
+    "NO_TRACEPOINT",
     "Hook",
     "Missing",
     "attach",
@@ -65,6 +66,8 @@ _FUNCTION_HOOKS: Final = {
     "kretprobe": ("kprobe", "_exit"),
 }
 """By the kind of section: which way of hooking functions it is, and which end it hooks."""
+NO_TRACEPOINT: Final = "the kernel's BTF has no such tracepoint"
+"""Why a program is not tried."""
 _TRIAL_RING_BYTES: Final = 65_536
 LISTENERS: Final = "find_listeners"
 """The iterator over listening sockets."""
@@ -255,12 +258,8 @@ def _unknown(programs: Sequence[Program]) -> dict[str, str]:
         for each in programs
         if each.section.startswith("tp_btf/")
     }
-    missing = unknown_names(f"btf_trace_{target}" for target in targets.values())
-    return {
-        name: f"the kernel has no tracepoint {target}"
-        for name, target in targets.items()
-        if f"btf_trace_{target}" in missing
-    }
+    unknown = unknown_tracepoints(set(targets.values()))
+    return {name: NO_TRACEPOINT for name, target in targets.items() if target in unknown}
 
 
 def _find_listeners(

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
-from collector.attach import Hook, reason_of, twin_of
+from collector.attach import NO_TRACEPOINT, Hook, reason_of, twin_of
+from collector.btf import unknown_names, unknown_tracepoints
 from collector.config import allowed_twins, stages_path
 from collector.libbpf import BpfObject
 from schemas.errors import BpfError, PodwireError
@@ -32,7 +33,6 @@ TWINS: Final = ("fentry", "kprobe")
 """Ways to hook a kernel function, the better one first."""
 OFF: Final = "switched off by collector.stages"
 
-_BTF: Final = Path("/sys/kernel/btf")
 _KPROBE_FILES: Final = (
     "/sys/bus/event_source/devices/kprobe/type",
     "/sys/kernel/tracing/kprobe_events",
@@ -149,33 +149,18 @@ def _hopeless(units: Sequence[_Unit], twins: Sequence[str]) -> dict[_Unit, str]:
     """What needs no trial, with the reason."""
     reasons: dict[_Unit, str] = {}
     without_kprobes = no_kprobes()
-    names = {unit: f"btf_trace_{unit.target}" if not unit.twin else unit.target for unit in units}
-    in_btf = [unit for unit in units if unit.twin != "kprobe"]
-    there = _named_in_btf({names[unit] for unit in in_btf})
+    no_functions = unknown_names({unit.target for unit in units if unit.twin == "fentry"})
+    no_tracepoints = unknown_tracepoints({unit.target for unit in units if not unit.twin})
     for unit in units:
         if unit.twin and unit.twin not in twins:
             reasons[unit] = OFF
         elif unit.twin == "kprobe" and without_kprobes:
             reasons[unit] = without_kprobes
-        elif unit.twin != "kprobe" and names[unit] not in there:
-            kind = "function" if unit.twin else "tracepoint"
-            reasons[unit] = f"the kernel's BTF has no such {kind}"
+        elif unit.twin == "fentry" and unit.target in no_functions:
+            reasons[unit] = "the kernel's BTF has no such function"
+        elif not unit.twin and unit.target in no_tracepoints:
+            reasons[unit] = NO_TRACEPOINT
     return reasons
-
-
-def _named_in_btf(names: Collection[str], folder: Path = _BTF) -> set[str]:
-    # By its bytes, which costs a thousandth of reading the types: a name that is not among the
-    # strings names no function. One that is there may still name something else: a trial tells.
-    missing = set(names)
-    try:
-        # vmlinux first: mostly nothing is left for the modules then.
-        for path in sorted(folder.iterdir(), key=lambda each: (each.name != "vmlinux", each.name)):
-            if missing:
-                content = path.read_bytes()
-                missing -= {name for name in missing if b"\0%b\0" % name.encode() in content}
-    except OSError:  # not readable here: the kernel decides
-        return set(names)
-    return set(names) - missing
 
 
 def _run(

@@ -28,10 +28,10 @@ struct queued {
 /* A packet that may be segmented below the queue discipline: its segments have only its sock, and
  * numbers of its bytes. */
 struct segmented {
-	__u64 queue_ns; /* up to when its time is told; 0: none */
+	__u64 queue_ns; /* up to when its time is told */
 	__u64 left_ns;	/* when IP was left; 0: not yet, or not known */
 	__u32 seq;	/* of its first byte */
-	__u32 size;	/* of its payload, at most */
+	__u32 size;	/* of its payload, at most; 0: none is kept here */
 };
 
 struct flow {

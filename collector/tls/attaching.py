@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from collector.abi import GoConvention
 from collector.btf import unknown_names
-from schemas.errors import BpfError
+from schemas.errors import BpfError, UnsupportedFeature
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,6 +129,7 @@ def _program(probe: Probe) -> str:
 # include/uapi/linux/bpf.h, of v6.6
 _BPF_LINK_CREATE: Final = 28
 _BPF_TRACE_UPROBE_MULTI: Final = 48
+_TYPE: Final = "BPF_TRACE_UPROBE_MULTI"
 _BPF_F_UPROBE_MULTI_RETURN: Final = 1
 _ATTRIBUTES: Final = struct.Struct("=IIIIQQQQIII4x")
 """``union bpf_attr`` of that command: program, target, type and flags; path, offsets, places of
@@ -147,17 +148,18 @@ class AllAtOnce:
 
     @staticmethod
     def prepare(programs: BpfObject) -> None:
-        """Choose the programs; between open and load."""
+        """Choose the programs; between open and load.
+
+        Raises:
+            UnsupportedFeature: If the kernel has no such links: nothing need be loaded to try.
+        """
+        if unknown_names({_TYPE}):
+            raise UnsupportedFeature(_TYPE, "links of many functions came with Linux 6.6")
         for program in programs.programs:
             if program.name in _ANYS:
                 programs.set_attach_type(program.name, _BPF_TRACE_UPROBE_MULTI)
             else:
                 programs.set_autoload(program.name, False)
-
-    @staticmethod
-    def is_known() -> bool:
-        """Whether the kernel's types know such links: if not, nothing need be loaded to try."""
-        return not unknown_names(["BPF_TRACE_UPROBE_MULTI"])
 
     def is_supported(self) -> bool:
         """Whether the kernel makes such links: then it says of a directory that it is no file."""

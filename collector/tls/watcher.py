@@ -216,8 +216,6 @@ def start_tls(
         return Watcher(proc, reason=OFF)
     reason = ""
     for kind in attachers:
-        if kind is AllAtOnce and not AllAtOnce.is_known():
-            continue
         try:
             programs = _load(core, constants, kind)
         except PodwireError as error:

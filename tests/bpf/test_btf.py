@@ -13,7 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collector.btf import VMLINUX, Btf, Kind, find_enum, parse_btf, parse_object, unknown_names
+from collector.btf import (
+    VMLINUX,
+    Btf,
+    Kind,
+    find_enum,
+    parse_btf,
+    parse_object,
+    unknown_names,
+    unknown_tracepoints,
+)
 from collector.build import OBJECTS
 from schemas.errors import DecodeError
 from tests.requirements import unmet
@@ -57,11 +66,19 @@ def test_object_against_bpftool() -> None:
     assert compared >= 11
 
 
-def test_names_that_the_kernel_does_not_have(tmp_path: Path) -> None:
+def test_names_are_looked_up_in_the_btf_of_kernel_and_modules(tmp_path: Path) -> None:
+    (tmp_path / "vmlinux").write_bytes(b"\0tcp_v4_rcv\0old_ip_rcv\0")
+    (tmp_path / "ipv6").write_bytes(b"\0inet6_csk_xmit\0")
+    names = ("tcp_v4_rcv", "inet6_csk_xmit", "ip_rcv")
+    assert unknown_names(names, tmp_path) == set(names) - {"tcp_v4_rcv", "inet6_csk_xmit"}
+    assert unknown_names(names, tmp_path / "none") == set()  # the kernel decides
+
+
+def test_names_that_the_kernel_does_not_have() -> None:
     if not VMLINUX.exists():
         unmet("bpf", "this kernel has no BTF")
-    assert unknown_names(["tcp_v4_connect", "tcp_v4_conn", "inet_sock"]) == {"tcp_v4_conn"}
-    assert unknown_names(["tcp_v4_conn"], tmp_path / "none") == set()
+    assert unknown_names({"tcp_v4_connect", "tcp_v4_conn", "inet_sock"}) == {"tcp_v4_conn"}
+    assert unknown_tracepoints({"inet_sock_set_state", "inet_sock"}) == {"inet_sock"}
 
 
 def test_kernel() -> None:

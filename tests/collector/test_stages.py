@@ -14,7 +14,6 @@ from collector.stages import (
     TWINS,
     Stages,
     _hopeless,
-    _named_in_btf,
     _reason,
     _run,
     _units,
@@ -230,14 +229,6 @@ def test_what_may_not_be_used_says_so() -> None:
 )
 def test_a_reason_names_no_function_so_that_it_is_the_same_for_all(log: str, expected: str) -> None:
     assert _reason(BpfError("load", errno.EPERM, log)) == expected
-
-
-def test_names_are_looked_up_in_the_btf_of_kernel_and_modules(tmp_path: Path) -> None:
-    (tmp_path / "vmlinux").write_bytes(b"\0tcp_v4_rcv\0old_ip_rcv\0")
-    (tmp_path / "ipv6").write_bytes(b"\0inet6_csk_xmit\0")
-    names = ("tcp_v4_rcv", "inet6_csk_xmit", "ip_rcv")
-    assert _named_in_btf(names, tmp_path) == {"tcp_v4_rcv", "inet6_csk_xmit"}
-    assert _named_in_btf(names, tmp_path / "none") == set(names)  # the kernel decides
 
 
 def test_one_file_of_kprobes_is_enough(tmp_path: Path) -> None:
