@@ -24,7 +24,7 @@ from collector.figures import POINTS, STAGE_FIGURES, measured
 from collector.payload_ring import NO_PIECES, PayloadRing, create_payload_ring
 from collector.ports import Drained
 from collector.ringbuf import Ring, SequenceTracker, create_ring
-from collector.stages import OFF, Stages, start_stages
+from collector.stages import OFF, Stages, start_stages, unseen_in_ip
 from collector.tls.watcher import Watcher, start_tls
 from collector.watching import KernelScope
 from schemas.errors import BpfError, ConfigError, DecodeError, LayoutMismatch
@@ -145,6 +145,7 @@ class KernelSource:
             _LOG.warning("using %s: %s", self._object.path.name, passed_over)
         self._counted = np.zeros((_KINDS, _OUTCOMES), np.uint64)
         self._skipped: Counter[str] = Counter()
+        self._unseen = 0
         self.sequences = {name: SequenceTracker() for name in sizes}
         mapped = config.ring_reader == "mapped"
         layouts = {
@@ -300,6 +301,7 @@ class KernelSource:
     def counts(self) -> NDArray[np.uint64]:
         """Return the increments of the kernel's counters, summed over CPUs, one row a kind."""
         self._count_skipped()
+        self._count_unseen()
         for ring in self._every_ring():
             gauge("podwire_collector_ring_used_bytes").labels(ring.name).set(ring.used)
             missing = self.sequences[ring.name].missing
@@ -332,6 +334,13 @@ class KernelSource:
             more = max(count - self._skipped[program], 0)
             counter("podwire_collector_program_skipped_total").labels(program).inc(more)
             self._skipped[program] += more
+
+    def _count_unseen(self) -> None:
+        if self.stages.object is None:
+            return
+        now = unseen_in_ip(self.stages.object)
+        counter("podwire_collector_packets_unseen_in_ip_total").inc(now - self._unseen)
+        self._unseen = now
 
     def detach(self) -> None:
         """Detach every program; the rings can still be drained."""

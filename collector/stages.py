@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
+import numpy as np
+
 from collector.attach import NO_TRACEPOINT, Hook, reason_of, twin_of
 from collector.btf import unknown_names, unknown_tracepoints
 from collector.config import allowed_twins, stages_path
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from collector.config import CollectorConfig
     from collector.libbpf import Program
 
-__all__ = ["OFF", "TWINS", "Stages", "attach_stages", "no_kprobes", "start_stages"]
+__all__ = ["OFF", "TWINS", "Stages", "attach_stages", "no_kprobes", "start_stages", "unseen_in_ip"]
 
 TWINS: Final = ("fentry", "kprobe")
 """Ways to hook a kernel function, the better one first."""
@@ -128,6 +130,14 @@ def attach_stages(
 
     units = _units(programs)
     return _run(open_with, units, twins, _hopeless(units, twins))
+
+
+def unseen_in_ip(opened: BpfObject) -> int:
+    """Return how many packets no hook saw in IP although hooks saw others of their connections.
+
+    The kernel leaves out the programs of kprobes in interrupts that come at certain moments.
+    """
+    return int(np.frombuffer(opened.read_percpu("unseen_in_ip", 0), np.uint64).sum())
 
 
 def no_kprobes(paths: Sequence[str] = _KPROBE_FILES) -> str:

@@ -54,7 +54,7 @@ static __always_inline __u64 arrival_by_task(void)
 
 static __always_inline bool has_received_fin(struct sock *sk)
 {
-	return BPF_CORE_READ(sk, __sk_common.skc_flags) >> SOCK_DONE & 1;
+	return READ_SOCK(sk, __sk_common.skc_flags) >> SOCK_DONE & 1;
 }
 
 /* What the sock has counted before we look at it for the first time is not ours to tell. */

@@ -45,7 +45,7 @@ struct flow {
 	__u32 head;
 	__u32 count;
 	__u32 last_segmented;
-	__u32 pad;
+	__u32 is_seen_in_ip; /* one of its packets was, on both ends of it */
 	__u64 told_ns[2]; /* when a read, a write was last told of; 0: never */
 	__s64 explained;  /* packets in `losses`, added to and taken from like the figures */
 };

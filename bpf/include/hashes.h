@@ -136,6 +136,9 @@ static __always_inline struct task_struct *current_task(void)
 /* A member of a task, which the verifier does not know here. */
 #define READ_TASK(task, member) BPF_CORE_READ(task, member)
 
+/* A member of a sock. */
+#define READ_SOCK(sk, member) BPF_CORE_READ(sk, member)
+
 /* A counter of a TCP sock. */
 #define READ_TCP(sk, member) BPF_CORE_READ((struct tcp_sock *)(sk), member)
 

@@ -87,6 +87,14 @@ struct {
 	__type(value, __u64);
 } list_ns SEC(".maps");
 
+/* Packets that came to a device unseen in IP, where others of their connection were seen. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} unseen_in_ip SEC(".maps");
+
 /* Fibonacci hashing; of the lower half, because the verifier lets no pointer be multiplied. */
 static __always_inline __u32 bucket_of_packet(__u64 skb)
 {

@@ -77,6 +77,9 @@ static __always_inline struct task_struct *current_task(void)
 /* A member of a task. */
 #define READ_TASK(task, member) ((task)->member)
 
+/* A member of a sock; reading it by a helper would take tens of nanoseconds. */
+#define READ_SOCK(sk, member) ((sk)->member)
+
 /* A counter of a TCP sock. */
 #define READ_TCP(sk, member)                                                                       \
 	({                                                                                         \

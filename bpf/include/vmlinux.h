@@ -269,6 +269,10 @@ struct tcp_skb_cb {
 	__u8 tcp_flags;
 };
 
+struct qdisc_skb_cb {
+	unsigned int pkt_len;
+};
+
 struct tcphdr {
 	__be16 source;
 	__be32 seq;

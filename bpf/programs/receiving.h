@@ -165,23 +165,22 @@ static __always_inline void enqueue(struct flow *flow, __u32 end_seq, __u64 now)
 	flow->count++;
 }
 
-/* The first two members of tcp_skb_cb, read at once. */
-struct sequence_range {
-	__u32 seq;
-	__u32 end_seq;
-};
+static __always_inline struct tcp_skb_cb *tcp_control_of(__u64 skb)
+{
+	return (struct tcp_skb_cb *)(skb + bpf_core_field_offset(struct sk_buff, cb));
+}
 
 /*
- * TCP begins to process a packet of a connection; its payload is about to be queued. How far the
- * sock has received and been read comes from the hook: some can look without a call.
+ * TCP begins to process a packet of a connection; its payload is about to be queued. The packet's
+ * numbers, and how far the sock has received and been read, come from the hook: some can look
+ * without a call.
  */
-static __always_inline int on_queued(__u64 sk, __u64 skb, __u32 rcv_nxt, __u32 copied_seq)
+static __always_inline int on_queued(__u64 sk, __u64 skb, __u32 seq, __u32 end_seq, __u32 rcv_nxt,
+				     __u32 copied_seq)
 {
-	struct tcp_skb_cb *cb = (void *)(skb + bpf_core_field_offset(struct sk_buff, cb));
-	struct sequence_range range = {};
 	struct received_packet *packet;
 	struct flow *flow = find_flow(sk);
-	__u32 length;
+	__u32 length = end_seq - seq;
 	__u64 now;
 	__u8 flags;
 
@@ -193,20 +192,18 @@ static __always_inline int on_queued(__u64 sk, __u64 skb, __u32 rcv_nxt, __u32 c
 		packet->sk = sk;
 		tell_received(flow, packet, now);
 	}
-	bpf_probe_read_kernel(&range, sizeof(range), cb);
-	length = range.end_seq - range.seq;
 	if (!length)
 		return 0;
 	if (length <= 2) { /* perhaps no bytes, but what counts as one */
-		flags = BPF_CORE_READ(cb, tcp_flags);
+		flags = BPF_CORE_READ(tcp_control_of(skb), tcp_flags);
 		if (length == !!(flags & TCP_FLAG_FIN) + !!(flags & TCP_FLAG_SYN))
 			return 0;
 	}
-	if (!is_after(range.end_seq, rcv_nxt))
+	if (!is_after(end_seq, rcv_nxt))
 		return 0; /* received before */
 	if (flow->count) /* read without a copy that is seen: splice, kernel TLS */
 		take_queued(flow, copied_seq, now);
-	enqueue(flow, range.end_seq, now);
+	enqueue(flow, end_seq, now);
 	return 0;
 }
 
@@ -237,23 +234,20 @@ static __always_inline __u64 oldest_queued(struct flow *flow)
 	return flow->count && oldest->packets == 1 ? oldest->since_ns : 0;
 }
 
-/* Bytes of a received packet are copied to the application. */
-static __always_inline int on_copied(__u64 sk, int length)
+/* Bytes of a received packet, up to a sequence number, are copied to the application. */
+static __always_inline int on_copied(__u64 sk, __u32 end_seq)
 {
-	struct tcp_sock *tp = (struct tcp_sock *)sk;
 	struct task_stages *slot;
 	struct flow *flow;
 	__u64 now, waited, arrived;
 	__u32 tid;
 
-	if (!sk)
-		return 0;
 	flow = find_flow(sk);
 	if (!flow)
 		return 0;
 	now = bpf_ktime_get_ns();
 	arrived = oldest_queued(flow);
-	waited = take_queued(flow, BPF_CORE_READ(tp, copied_seq) + length, now);
+	waited = take_queued(flow, end_seq, now);
 	if (waited)
 		add_read(flow, PACKET_FROM_QUEUE_DURATION, waited);
 	tid = current_tid();

@@ -149,6 +149,7 @@ static __always_inline int on_ip_left(__u64 sk, __u64 skb)
 	flow = find_flow(sk);
 	if (!flow)
 		return 0;
+	flow->is_seen_in_ip = 1;
 	add_write(flow, L3_DURATION, spent);
 	if (!is_sending(sk))
 		add_write(flow, L4_DURATION, spent);
@@ -176,6 +177,21 @@ static __always_inline int on_neighbour(__u64 skb)
 	if (packet && !packet->neighbour_ns && !packet->queue_ns)
 		packet->neighbour_ns = bpf_ktime_get_ns();
 	return 0;
+}
+
+/*
+ * No hook has seen this packet in IP. The kernel leaves out the programs of kprobes in an interrupt
+ * that came while one was running on that CPU, or while a system call used a map (bpf_prog_active in
+ * trace_call_bpf()). What it waits for from now on is known, which is nearly all of its time in IP.
+ */
+static __always_inline void begin_unseen(struct sent_packet *packet, __u64 now)
+{
+	__u32 zero = 0;
+	__u64 *unseen = bpf_map_lookup_elem(&unseen_in_ip, &zero);
+
+	packet->left_ns = now;
+	if (unseen)
+		__sync_fetch_and_add(unseen, 1);
 }
 
 /*
@@ -207,6 +223,8 @@ static __always_inline int on_device_queue(__u64 skb, __u64 sk, __u32 seq, __u32
 		__builtin_memset(packet, 0, sizeof(*packet));
 		packet->skb = skb;
 		packet->sk = sk;
+		if (flow->is_seen_in_ip)
+			begin_unseen(packet, now);
 	} else if (packet->queue_ns) {
 		return 0; /* a device upon a device */
 	}

@@ -159,6 +159,8 @@ ENTER_PROBE(tcp_add_backlog, 0)
 
 /* tcp_rcv_state_process(sk, skb): what tcp_rcv_established(), and so tcp_probe, does not see */
 #define queued_of(sk, skb)                                                                         \
-	on_queued(sk, skb, BPF_CORE_READ((struct tcp_sock *)(sk), rcv_nxt),                        \
+	on_queued(sk, skb, BPF_CORE_READ(tcp_control_of(skb), seq),                                \
+		  BPF_CORE_READ(tcp_control_of(skb), end_seq),                                     \
+		  BPF_CORE_READ((struct tcp_sock *)(sk), rcv_nxt),                                 \
 		  BPF_CORE_READ((struct tcp_sock *)(sk), copied_seq))
 ENTER_2(tcp_rcv_state_process, queued_of)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import socket
 import threading
 import time
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from collector.abi import Call, Direction, ReadFigure, Role, WriteFigure
+from collector.stages import unseen_in_ip
 from tests.bpf.harness import Watch, check_each, check_sums, needs
 from tests.bpf.test_stages import FAMILIES, Talk
 from tests.bpf.topology import Network, cable
@@ -18,6 +21,8 @@ from tests.bpf.traffic import in_background, ping_pong, receive, tcp_info, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from collector.libbpf import BpfObject
 
 pytestmark = pytest.mark.bpf
 
@@ -181,6 +186,43 @@ def test_waiting_in_a_narrow_queue(
     assert low < client.written[W.WRITE_L2_READY_SEND_DURATION] < times * elapsed
     if W.WRITE_L4_DURATION in client.written:
         assert client.written[W.WRITE_L3_DURATION] > low
+
+
+@FAMILIES
+def test_what_kprobes_do_not_see(staged: Watch, network: Network, family: int) -> None:
+    """The programs of kprobes are left out in an interrupt of a system call that uses a map: what
+    such packets wait for below IP is not lost to the layers above."""
+    opened = staged.stages
+    assert opened is not None
+    times, size = 300, 1000
+    before = unseen_in_ip(opened)
+    talk = Talk(staged, network, family, counted=False)
+    network.client.queue("tbf", "rate", "8mbit", "burst", "3000", "limit", "1m")
+    with using_maps(staged.object), in_background(lambda: receive(talk.accepted, times * size)):
+        for _ in range(times):
+            talk.client.sendall(bytes(size))
+        wait_sent(talk.client)
+    network.client.no_queue()
+    client, _ = talk.finish()
+    check_sums(client.written)
+    assert (unseen_in_ip(opened) > before) is (staged.tier == "kprobe")
+
+
+@contextlib.contextmanager
+def using_maps(opened: BpfObject) -> Iterator[None]:
+    """Read large values of a map on every CPU all the time."""
+    done = threading.Event()
+
+    def use(cpu: int) -> None:
+        os.sched_setaffinity(0, {cpu})  # of this thread
+        while not done.is_set():
+            opened.read_percpu("pieces", 0)
+
+    with contextlib.ExitStack() as running:
+        for cpu in os.sched_getaffinity(0):
+            running.enter_context(in_background(functools.partial(use, cpu)))
+        running.callback(done.set)
+        yield
 
 
 @FAMILIES

@@ -19,6 +19,7 @@ import pytest
 from collector.abi import Call, ConnectionEvent, Direction, Kind, Role
 from tests.bpf.harness import BY_DESCRIPTOR, UNMEASURED, Watch
 from tests.bpf.test_connections import life, listening, pair, port_of, settle
+from tests.bpf.traffic import until
 from tests.requirements import unmet
 
 if TYPE_CHECKING:
@@ -445,6 +446,8 @@ def test_nginx_and_curl(watch: Watch, tmp_path: Path, sendfile: str) -> None:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.1)
+        # The worker that accepts it may start only now.
+        until(lambda: life(watch, port)[1::2] == (1, 1))
         settle()
         watch.drain()
         watch.seen = {name: [] for name in watch.seen}

@@ -14,7 +14,7 @@ from collector.config import RINGS, CollectorConfig, object_path
 from collector.figures import measured
 from collector.libbpf import BpfObject
 from collector.source import KernelSource, require_layout, ring_sizes
-from collector.stages import OFF, Stages, start_stages
+from collector.stages import OFF, Stages, start_stages, unseen_in_ip
 from schemas.errors import BpfError, ConfigError, LayoutMismatch
 from schemas.telemetry import REGISTRY
 
@@ -146,6 +146,21 @@ def test_an_object_that_is_passed_over_leaves_no_stages_behind(
         source.close()
     assert source.stages.object is not None
     assert not source.stages.object._links
+
+
+@pytest.mark.bpf
+def test_unseen_packets_are_exported_once(
+    source: KernelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "podwire_collector_packets_unseen_in_ip_total"
+    source.counts()
+    before = REGISTRY.get_sample_value(name) or 0.0
+    assert source.stages.object is not None
+    told = unseen_in_ip(source.stages.object)
+    for more in (3, 3, 5):
+        monkeypatch.setattr("collector.source.unseen_in_ip", lambda _, now=told + more: now)
+        source.counts()
+        assert REGISTRY.get_sample_value(name) == before + more
 
 
 @pytest.mark.bpf
