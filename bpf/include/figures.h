@@ -81,16 +81,17 @@ static __always_inline __u32 at_most(__u64 value)
 static __always_inline void take_counters(struct sock *sk, struct socket_state *st, __u8 direction,
 					  struct counted *to)
 {
+	struct tcp_sock *tp = tcp_sock_of(sk);
 	struct told *told = &st->told;
 
 	if (direction == PODWIRE_WRITE) {
-		to->packets += take_32(&told->packets_out, READ_TCP(sk, data_segs_out));
-		to->packet_bytes += take_64(&told->bytes_out, READ_TCP(sk, bytes_sent));
-		to->retransmits += take_32(&told->retransmits, READ_TCP(sk, total_retrans));
+		to->packets += take_32(&told->packets_out, READ_TCP(tp, data_segs_out));
+		to->packet_bytes += take_64(&told->bytes_out, READ_TCP(tp, bytes_sent));
+		to->retransmits += take_32(&told->retransmits, READ_TCP(tp, total_retrans));
 	} else {
 		/* tcp_rcv_nxt_update() counts the FIN as a byte; tcp_fin() says SOCK_DONE. */
-		to->packets += take_32(&told->packets_in, READ_TCP(sk, data_segs_in));
-		to->packet_bytes += take_64(&told->bytes_in, READ_TCP(sk, bytes_received) -
+		to->packets += take_32(&told->packets_in, READ_TCP(tp, data_segs_in));
+		to->packet_bytes += take_64(&told->bytes_in, READ_TCP(tp, bytes_received) -
 								     has_received_fin(sk));
 	}
 	to->is_known = 1;

@@ -139,8 +139,13 @@ static __always_inline struct task_struct *current_task(void)
 /* A member of a sock. */
 #define READ_SOCK(sk, member) BPF_CORE_READ(sk, member)
 
-/* A counter of a TCP sock. */
-#define READ_TCP(sk, member) BPF_CORE_READ((struct tcp_sock *)(sk), member)
+static __always_inline struct tcp_sock *tcp_sock_of(struct sock *sk)
+{
+	return (struct tcp_sock *)sk;
+}
+
+/* A member of a TCP sock. */
+#define READ_TCP(tp, member) BPF_CORE_READ(tp, member)
 
 /* The increase of a counter since it was told. Two that tell it at once both do, without atomics
  * that compare: then the next increase is told less often. */

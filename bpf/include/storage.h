@@ -80,12 +80,13 @@ static __always_inline struct task_struct *current_task(void)
 /* A member of a sock; reading it by a helper would take tens of nanoseconds. */
 #define READ_SOCK(sk, member) ((sk)->member)
 
-/* A counter of a TCP sock. */
-#define READ_TCP(sk, member)                                                                       \
-	({                                                                                         \
-		struct tcp_sock *tp_ = bpf_skc_to_tcp_sock(sk);                                    \
-		tp_ ? tp_->member : 0;                                                             \
-	})
+static __always_inline struct tcp_sock *tcp_sock_of(struct sock *sk)
+{
+	return bpf_skc_to_tcp_sock(sk);
+}
+
+/* A member of a TCP sock. */
+#define READ_TCP(tp, member) ((tp) ? (tp)->member : 0)
 
 /* The increase of a counter since it was told; of two that tell it at once only one does. */
 #define take_(told, now, difference)                                                               \

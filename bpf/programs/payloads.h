@@ -190,13 +190,14 @@ static __noinline int copy_payload(struct call_state *call, struct piece *piece,
 /* TCP's number of the byte after the last one that was moved. */
 static __always_inline __u32 position_after(struct sock *sk, bool is_write)
 {
+	struct tcp_sock *tp = tcp_sock_of(sk);
 	__u32 copied;
 
 	if (is_write)
-		return READ_TCP(sk, write_seq);
-	copied = READ_TCP(sk, copied_seq);
+		return READ_TCP(tp, write_seq);
+	copied = READ_TCP(tp, copied_seq);
 	/* tcp_recvmsg_locked() counts the FIN behind the last byte as read. */
-	return copied - (has_received_fin(sk) && copied == READ_TCP(sk, rcv_nxt));
+	return copied - (has_received_fin(sk) && copied == READ_TCP(tp, rcv_nxt));
 }
 
 enum {

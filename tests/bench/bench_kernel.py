@@ -1,8 +1,9 @@
 """What the kernel programs add to the traced application.
 
 The calls are timed in their own process by its CPU time, with and without the programs in turn:
-the core alone, and with the stages hooked in every way that this kernel allows. Each run is
-compared with those right before and after it; what is told is the median of these differences.
+the core alone, and with the stages hooked in every way that this kernel allows; where it has no
+fentry, what the programs at functions do is also run at tracepoints. Each run is compared with
+those right before and after it; what is told is the median of these differences.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ def run() -> list[Row]:
     reason = missing("bpf")
     if reason:
         return [Row(f"skipped: {reason}", 1, 1e-9)]
-    kinds = dict(_open_kinds())
+    kinds: dict[str, _Switch] = {}
     try:
         with tempfile.TemporaryDirectory() as scratch:
+            kinds |= _open_kinds(Path(scratch))
             for name in ("calls", "load"):
                 source = SOURCES / f"{name}.c"
                 subprocess.run(["cc", "-O2", "-o", f"{scratch}/{name}", source], check=True)
@@ -81,7 +83,7 @@ class _Switch:
             each.detach()
 
 
-def _open_kinds() -> Iterator[tuple[str, _Switch]]:
+def _open_kinds(scratch: Path) -> Iterator[tuple[str, _Switch]]:
     """What there is to compare here: the core alone, and with the stages hooked in every way."""
     best = OBJECT if refusal(OBJECT) is None else BY_DESCRIPTOR
     yield "core only", _Switch(Watch(path=best))
@@ -90,10 +92,13 @@ def _open_kinds() -> Iterator[tuple[str, _Switch]]:
     yield "core, HTTP captured", _Switch(Watch(path=best, constants=capturing), MESSAGE)
     for tier, twins in TIERS.items():
         watch = Watch(path=best, tier=tier)
-        if twins and not any(hook.twin and hook.attached for hook in watch.hooks):
-            watch.close()
-        else:
+        if not twins or any(hook.twin and hook.attached for hook in watch.hooks):
             yield f"{tier} stages", _Switch(watch)
+            continue
+        watch.close()
+        if tier == "fentry":
+            bodies = _build(scratch, "bodies")
+            yield "all stages, at tracepoints", _Switch(Watch(path=best, tier=tier, stages=bodies))
 
 
 def _whole_calls(scratch: Path, kinds: Mapping[str, _Switch]) -> list[Row]:
@@ -124,7 +129,7 @@ def _whole_calls(scratch: Path, kinds: Mapping[str, _Switch]) -> list[Row]:
 
 
 def _time_calls(scratch: Path, first: str = "") -> list[float]:
-    command = [scratch / "calls", str(EXCHANGES), *([first] if first else [])]
+    command = [scratch / "calls", str(EXCHANGES), str(EXCHANGES), *([first] if first else [])]
     done = subprocess.run(command, check=True, capture_output=True)
     return [float(text) for text in done.stdout.split()]
 
@@ -141,15 +146,17 @@ def _drained(drain: Callable[[], object], body: Callable[[], object]) -> None:
 
 
 def _submit_alone(scratch: Path) -> list[Row]:
-    target = {"x86_64": "x86", "aarch64": "arm64"}[os.uname().machine]
-    flags = ["-target", "bpf", f"-D__TARGET_ARCH_{target}", "-O2", "-g", "-mcpu=v3", "-I."]
-    built = scratch / "submit.o"
-    subprocess.run(
-        ["clang", *flags, "-c", SOURCES / "submit.bpf.c", "-o", built],
-        check=True,
-        cwd=SOURCES.parent.parent,
-    )
+    built = _build(scratch, "submit")
     return [_submit(built, name, stages) for stages, name in enumerate(("the core's", "all"))]
+
+
+def _build(scratch: Path, name: str) -> Path:
+    target = {"x86_64": "x86", "aarch64": "arm64"}[os.uname().machine]
+    built = scratch / f"{name}.o"
+    flags = ["-target", "bpf", f"-D__TARGET_ARCH_{target}", "-O2", "-g", "-mcpu=v3", "-I."]
+    command = ["clang", *flags, "-c", SOURCES / f"{name}.bpf.c", "-o", built]
+    subprocess.run(command, check=True, cwd=SOURCES.parent.parent)
+    return built
 
 
 def _submit(built: Path, figures: str, stages: int) -> Row:
@@ -188,7 +195,7 @@ def _programs(scratch: Path, kinds: Mapping[str, _Switch]) -> list[Row]:
         STATISTICS.write_text("1")
         rows = []
         for kind, switch in kinds.items():
-            exchanges = ("calls", str(EXCHANGES), *([switch.first] if switch.first else []))
+            exchanges = ("calls", str(EXCHANGES), "0", *([switch.first] if switch.first else []))
             rows += _told(switch, kind, scratch, exchanges, EXCHANGES * 4, "call")
         connections = ("load", str(CONNECTIONS), "64")
         for kind, switch in list(kinds.items())[:1]:

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * CPU nanoseconds per system call, for the benchmark: calls COUNT [WHAT THE BYTES BEGIN WITH]
+ * CPU nanoseconds per system call, for the benchmark:
+ * calls EXCHANGES OTHERS [WHAT THE BYTES BEGIN WITH]
  * Prints a TCP write or read over loopback (requests and responses, both ends here, so that
- * everything the packets pass runs in this process too), a write to /dev/null, a getppid.
+ * everything the packets pass runs in this process too); unless OTHERS is 0, a write to /dev/null
+ * and a getppid, so many of each.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -32,13 +34,14 @@ int main(int count, char **arguments)
 	int server, null = open("/dev/null", O_WRONLY);
 	char buffer[64] = {0};
 	double start;
-	long times;
+	long times, others;
 
-	if (count != 2 && count != 3)
+	if (count != 3 && count != 4)
 		return 2;
-	if (count == 3)
-		strncpy(buffer, arguments[2], sizeof(buffer) - 1);
+	if (count == 4)
+		strncpy(buffer, arguments[3], sizeof(buffer) - 1);
 	times = atol(arguments[1]);
+	others = atol(arguments[2]);
 	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	if (bind(listener, (void *)&address, sizeof(address)) || listen(listener, 4) ||
 	    getsockname(listener, (void *)&address, &length) ||
@@ -51,14 +54,16 @@ int main(int count, char **arguments)
 		    write(server, buffer, 64) != 64 || read(client, buffer, 64) != 64)
 			return 4;
 	printf("%.1f ", (cpu_ns() - start) / times / 4);
+	if (!others)
+		return 0;
 	start = cpu_ns();
-	for (long i = 0; i < times; i++)
+	for (long i = 0; i < others; i++)
 		if (write(null, buffer, 64) != 64)
 			return 4;
-	printf("%.1f ", (cpu_ns() - start) / times);
+	printf("%.1f ", (cpu_ns() - start) / others);
 	start = cpu_ns();
-	for (long i = 0; i < times; i++)
+	for (long i = 0; i < others; i++)
 		syscall(SYS_getppid);
-	printf("%.1f\n", (cpu_ns() - start) / times);
+	printf("%.1f\n", (cpu_ns() - start) / others);
 	return 0;
 }

@@ -209,6 +209,7 @@ class Watch:
         iterate: bool = False,
         path: Path = OBJECT,
         tier: str = "",
+        stages: Path = STAGES,
     ) -> None:
         self.path = path
         self.tier = tier
@@ -221,7 +222,7 @@ class Watch:
         self.scope = KernelScope(self.object)
         self.stages: BpfObject | None = None
         if tier:
-            self.stages, hooks = attach_stages(self.object, STAGES, TIERS[tier])
+            self.stages, hooks = attach_stages(self.object, stages, TIERS[tier])
             self.hooks += hooks
         names = measured(self.hooks)
         self.measured = frozenset(each.upper() for each in names)
