@@ -10,6 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from collector.abi import Call, Direction, ReadFigure, Role, WriteFigure
@@ -275,34 +276,36 @@ def test_large_packets_that_are_cut_up(staged: Watch, network: Network, family: 
     talk = Talk(staged, network, family)
     size = segments * talk.client.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
     network.client.queue("plug", "limit", "1000000")
-    sent = []
+    calls, left = list[int](), list[int]()
     for number in range(1, 5):
-        before = time.monotonic_ns()
+        calls.append(time.monotonic_ns())
         talk.client.sendall(bytes(size))
         after = time.monotonic_ns()
-        # Where the handshake was slow, TCP keeps back what would wait too long.
-        if tcp_info(talk.client).data_segs_out == number * segments:
-            sent.append((before, after))
+        # Where the handshake was slow, TCP keeps back what would wait too long, to send it with
+        # what comes next.
+        if tcp_info(talk.client).data_segs_out != number * segments:
+            break
+        left.append(after)
         time.sleep(waiting)
-    count = len(sent)
+    count = len(left)
     assert count >= 2
     whole = network.client.packets()["postrouting"].payload
     assert tcp_info(talk.client).data_segs_out == whole * segments >= count * segments
     assert network.client.queue_counts()["qlen"] >= whole  # and perhaps IPv6's own
     before = time.monotonic_ns()
     network.client.release_queue()
-    receive(talk.accepted, 4 * size)
+    receive(talk.accepted, len(calls) * size)
     after = time.monotonic_ns()
     wait_sent(talk.client)
     network.client.no_queue()
     packets = tcp_info(talk.client).data_segs_out  # after so long, some again
     client, _ = talk.finish()
     check_sums(client.written)
-    assert client.written[W.WRITE_PACKET_COUNT] == packets >= 4 * segments
+    assert client.written[W.WRITE_PACKET_COUNT] == packets >= len(calls) * segments
     waited = client.written[W.WRITE_L2_READY_SEND_DURATION]
-    low = sum(before - each[1] for each in sent)
-    # What was kept back, acknowledgements and segments behind others were not long in the queue.
-    high = sum(after - each[0] for each in sent) + 20 * (after - before)
+    low = sum(before - each for each in left)
+    # Acknowledgements and segments behind others were not long in the queue.
+    high = sum(after - each for each in calls) + 20 * (after - before)
     assert low <= waited <= high
     if W.WRITE_L4_DURATION in client.written:
         assert client.written[W.WRITE_L3_DURATION] >= low
@@ -382,10 +385,12 @@ def test_loopback_sends_without_receiving(staged: Watch, network: Network, famil
         check_sums(read)
         entered += written[W.WRITE_L2_ENTER_QUEUE_COUNT]
         assert written[W.WRITE_PACKET_COUNT] == times == read[R.READ_PACKET_COUNT]
-        # Up to the queue a packet passes the slow rules twice, in its device never.
-        assert written[W.WRITE_L2_DURATION] < read[R.READ_PACKET_TO_QUEUE_DURATION] / 2
+        # Up to the queue a packet passes the slow rules twice, in its device never. Medians,
+        # because an emulated processor may stand still for a while, anywhere.
+        device = np.median(written.column(W.WRITE_L2_DURATION))
+        assert 0 < device < np.median(read.column(R.READ_PACKET_TO_QUEUE_DURATION)) / 2
         if R.READ_NETFILTER_DURATION in read:
-            assert written[W.WRITE_L2_DURATION] < read[R.READ_NETFILTER_DURATION]
+            assert device < np.median(read.column(R.READ_NETFILTER_DURATION))
     low = passed.payload + passed.bare - 2
     assert low <= entered <= sum(passed) + 4
 
