@@ -21,6 +21,7 @@
 #include "programs/buffers.h"
 #include "programs/heads.h"
 #include "programs/unseen.h"
+#include "programs/clear.h"
 #include "programs/tls.h"
 #include "programs/golang.h"
 #include "programs/rustls.h"

@@ -11,20 +11,20 @@ import contextlib
 import errno
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from collector.btf import VMLINUX, unknown_tracepoints
-from collector.libbpf import BpfObject
+from collector.bpf_object import BpfObject
+from collector.btf import unknown_tracepoints
+from collector.refusals import explain, reason_of
 from schemas.errors import BpfError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
+    from pathlib import Path
 
-    from collector.libbpf import Program
+    from collector.bpf_object import Program
 
 __all__ = [
-    "CAPABILITIES",
     "CORE",
     "LISTENERS",
     "NO_TRACEPOINT",
@@ -33,12 +33,8 @@ __all__ = [
     "attach",
     "attach_first",
     "core_of",
-    "effective_capabilities",
-    "explain",
-    "missing_capabilities",
     "missing_hooks",
     "preempts_programs",
-    "reason_of",
     "twin_of",
 ]
 
@@ -74,10 +70,6 @@ LISTENERS: Final = "find_listeners"
 _SPARE: Final = "_spare_"
 """In the names of programs that are of use only where the kernel preempts programs."""
 _PREEMPTING_MAJOR: Final = 7
-CAPABILITIES: Final = {"CAP_BPF": 39, "CAP_PERFMON": 38}
-"""What loading needs, by bit; CAP_SYS_ADMIN includes both (capabilities(7))."""
-_CAP_SYS_ADMIN: Final = 21
-_LISTING_END: Final = "-- END PROG LOAD LOG --"
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,58 +362,3 @@ def _reasons(tries: list[Hook]) -> tuple[str, ...]:
     if len(tries) > 1 and len({hook.reason for hook in tries}) == 1:
         return (tries[0].reason,)
     return tuple(f"{hook.twin}: {hook.reason}" if hook.twin else hook.reason for hook in tries)
-
-
-def reason_of(error: BpfError) -> str:
-    """Return in one line why the kernel or libbpf refused."""
-    lines = error.log_tail.splitlines()
-    if _LISTING_END in lines:  # the verifier's: its verdict stands before its statistics
-        listing = [line for line in lines[: lines.index(_LISTING_END)] if line.strip()]
-        verdict = [line for line in listing if not line.startswith("processed ")]
-        if verdict:
-            return f"the verifier: {verdict[-1]} (errno {error.errno})"
-    # libbpf's lines start with what failed; the verifier's long listing follows in between.
-    lines = [line for line in lines if line.startswith("libbpf: ")]
-    detail = lines[0].removeprefix("libbpf: ") if lines else error.operation
-    return f"{detail} (errno {error.errno})"
-
-
-def explain(
-    error: BpfError,
-    effective: Callable[[], int] | None = None,
-    btf: Path = VMLINUX,
-    lockdown: Path = Path("/sys/kernel/security/lockdown"),
-) -> BpfError:
-    """Return the error with one sentence about its likely cause and what to do.
-
-    Args:
-        error: What libbpf answered.
-        effective: Gives the effective capabilities as a bit mask.
-        btf: The kernel's own BTF.
-        lockdown: The lockdown state.
-    """
-    missing = missing_capabilities((effective or effective_capabilities)())
-    if missing:
-        cause = f"run as root or with {' and '.join(missing)}"
-    elif not btf.exists():
-        cause = f"this kernel has no BTF ({btf}); it needs CONFIG_DEBUG_INFO_BTF"
-    elif lockdown.exists() and "[confidentiality]" in lockdown.read_text():
-        cause = "kernel lockdown is in confidentiality mode, which forbids reading kernel memory"
-    else:
-        cause = reason_of(error)
-    return BpfError(f"cannot load the eBPF programs: {cause}", error.errno)
-
-
-def missing_capabilities(held: int) -> list[str]:
-    """Return the capabilities that loading needs and a bit mask lacks."""
-    if held >> _CAP_SYS_ADMIN & 1:
-        return []
-    return [name for name, bit in CAPABILITIES.items() if not held >> bit & 1]
-
-
-def effective_capabilities(status: Path = Path("/proc/self/status")) -> int:
-    """Return the effective capabilities of this process as a bit mask."""
-    for line in status.read_text().splitlines():
-        if line.startswith("CapEff:"):
-            return int(line.split()[1], 16)
-    return 0

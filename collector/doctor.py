@@ -19,8 +19,6 @@ from collector.attach import (
     Hook,
     attach,
     attach_first,
-    effective_capabilities,
-    missing_capabilities,
     missing_hooks,
 )
 from collector.btf import VMLINUX
@@ -28,6 +26,7 @@ from collector.config import RINGS, CollectorConfig, object_paths
 from collector.figures import STAGE_FIGURES, availability, measured
 from collector.libbpf import load_library
 from collector.netlink import host_path, ipvs_tells, read_conntrack
+from collector.refusals import effective_capabilities, missing_capabilities
 from collector.stages import Stages, start_stages
 from collector.tls.watcher import start_tls
 from schemas.config import KafkaConfig, load_file
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from collector.libbpf import BpfObject
+    from collector.bpf_object import BpfObject
     from collector.tls.probes import File
     from collector.tls.watcher import Watcher
 

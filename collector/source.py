@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from collector.attach import Hook, Missing
+    from collector.bpf_object import BpfObject
     from collector.config import CollectorConfig
     from collector.conversations import Verdict
-    from collector.libbpf import BpfObject
     from schemas.tls import Unreadable
 
 __all__ = ["ITERATORS", "KernelSource", "require_layout", "ring_sizes"]

@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import numpy as np
 
-from collector.attach import NO_TRACEPOINT, Hook, reason_of, twin_of
+from collector.attach import NO_TRACEPOINT, Hook, twin_of
+from collector.bpf_object import BpfObject
 from collector.btf import unknown_names, unknown_tracepoints
 from collector.config import allowed_twins, stages_path
-from collector.libbpf import BpfObject
+from collector.refusals import reason_of
 from schemas.errors import BpfError, PodwireError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from collector.bpf_object import Program
     from collector.config import CollectorConfig
-    from collector.libbpf import Program
 
 __all__ = ["OFF", "TWINS", "Stages", "attach_stages", "no_kprobes", "start_stages", "unseen_in_ip"]
 

@@ -22,7 +22,7 @@ from schemas.errors import BpfError, UnsupportedFeature
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from collector.libbpf import BpfObject
+    from collector.bpf_object import BpfObject
     from collector.tls.libraries import Probe
 
 __all__ = ["AllAtOnce", "Attacher", "OneByOne", "descriptors_permitted"]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
-    from collector.libbpf import BpfObject
+    from collector.bpf_object import BpfObject
     from collector.tls.attaching import Attacher
     from collector.tls.elf import Read
     from collector.tls.libraries import Found

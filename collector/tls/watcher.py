@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from collector.abi import ProcessEvent
+from collector.bpf_object import BpfObject
 from collector.config import tls_path
-from collector.libbpf import BpfObject
 from collector.tls.attaching import AllAtOnce, OneByOne
 from collector.tls.probes import Probes
 from schemas.errors import PodwireError

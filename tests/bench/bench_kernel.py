@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from collector.abi import TRANSFER_RECORD
-from collector.libbpf import BpfObject, load_library
+from collector.bpf_object import BpfObject
+from collector.libbpf import load_library
 from collector.ringbuf import create_ring
 from tests.bench.measure import Row
 from tests.bpf.conftest import refusal

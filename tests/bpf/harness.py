@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from collector.libbpf import BpfObject
+    from collector.bpf_object import BpfObject
 
     Figure = ReadFigure | WriteFigure
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from collector.bpf_object import BpfObject
 from collector.btf import parse_btf
-from collector.libbpf import BpfObject
 from tests.bpf.harness import BY_DESCRIPTOR, OBJECT, SWITCHES, Watch
 
 pytestmark = pytest.mark.bpf

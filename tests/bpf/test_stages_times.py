@@ -23,7 +23,7 @@ from tests.bpf.traffic import in_background, ping_pong, receive, tcp_info, until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from collector.libbpf import BpfObject
+    from collector.bpf_object import BpfObject
 
 pytestmark = pytest.mark.bpf
 

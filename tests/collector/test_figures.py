@@ -4,6 +4,7 @@ import pytest
 
 from collector.abi import ReadFigure, WriteFigure
 from collector.attach import CORE, Hook
+from collector.bpf_object import BpfObject
 from collector.config import stages_path
 from collector.figures import (
     ALSO,
@@ -15,7 +16,6 @@ from collector.figures import (
     availability,
     measured,
 )
-from collector.libbpf import BpfObject
 from schemas.catalogue import FIGURE_BY_NAME, FIGURES
 
 COUNTED_BY_THE_SOCK = (

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from collector.abi import COUNTS, Kind
+from collector.bpf_object import BpfObject
 from collector.config import CollectorConfig, object_path, object_paths, stages_path
-from collector.libbpf import _FUNCTIONS, _OPTIONAL, BpfObject, load_library
+from collector.libbpf import _FUNCTIONS, _OPTIONAL, load_library
 from schemas.errors import BpfError, ConfigError, LayoutMismatch
 
 if TYPE_CHECKING:

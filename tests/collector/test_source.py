@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from collector.abi import COUNTS, Call, ConnectionEvent, Direction, Kind
+from collector.bpf_object import BpfObject
 from collector.config import RINGS, CollectorConfig, object_path
 from collector.figures import measured
-from collector.libbpf import BpfObject
 from collector.source import KernelSource, require_layout, ring_sizes
 from collector.stages import OFF, Stages, start_stages, unseen_in_ip
 from schemas.errors import BpfError, ConfigError, LayoutMismatch

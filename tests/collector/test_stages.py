@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from collector.attach import attach, missing_hooks
+from collector.bpf_object import BpfObject, Program
 from collector.config import CollectorConfig, object_path, stages_path
-from collector.libbpf import BpfObject, Program
 from collector.stages import (
     OFF,
     TWINS,

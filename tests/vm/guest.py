@@ -17,15 +17,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from collector.bpf_object import BpfObject
 from collector.config import RINGS
-from collector.libbpf import BpfObject
 from schemas.errors import BpfError
 from tests.bpf.harness import SWITCHES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from collector.libbpf import Program
+    from collector.bpf_object import Program
 
 __all__ = ["main", "read_cost", "verify"]
 

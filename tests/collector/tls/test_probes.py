@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
-    from collector.libbpf import BpfObject
+    from collector.bpf_object import BpfObject
     from collector.tls.elf import Read
     from collector.tls.libraries import Found, Probe
 
