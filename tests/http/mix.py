@@ -6,7 +6,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
-from tests.http import clients
+from tests.http import clients, raw
 from tests.http.clients import NOTHING, Sent
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _special(addresses: Mapping[str, Address], count: int) -> list[Work]:
     work: list[Work] = []
     for number in range(rounds):
         for place in ("h1", "node"):
-            for name in clients.RAW:
+            for name in raw.KINDS:
                 tag = f"{name}-{number}-"
                 work.append((name, _bind(name, addresses[place], tag)))
         work.append(("curl", lambda: clients.curl_each(addresses["h1"], _CURLS)))
@@ -127,7 +127,7 @@ def _special(addresses: Mapping[str, Address], count: int) -> list[Work]:
 def _bind(name: str, address: Address, tag: str) -> Callable[[], Sent]:
     def work() -> Sent:
         try:
-            return clients.raw(name, address, tag)
+            return raw.KINDS[name](address, tag)
         except Exception as error:
             error.add_note(f"{name} to {address}")
             raise

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from collector.config import CollectorConfig
-from tests.http import clients, mix
+from tests.http import clients, mix, raw
 from tests.http.clients import NOTHING
 from tests.http.scene import KINDS, ROOMY, Scene
 from tests.requirements import require
@@ -39,8 +39,8 @@ def test_sockets(scene: Scene) -> None:
     scene.watch()
     sent = NOTHING
     for place in ("h1", "node"):
-        for name in clients.RAW:
-            sent += clients.raw(name, scene.addresses[place], f"{name}-{place}-")
+        for name in raw.KINDS:
+            sent += raw.KINDS[name](scene.addresses[place], f"{name}-{place}-")
     scene.finish()
     scene.check(("h1", "node"), roles=("server", "client"))
     whole = [

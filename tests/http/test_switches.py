@@ -12,8 +12,8 @@ import aiohttp
 import pytest
 
 from collector.protocols.calls import Outcome, Version
-from tests.http.clients import Reader
 from tests.http.observed import Collector
+from tests.http.raw import Reader
 from tests.http.servers import Nginx, NodeServer
 from tests.http.switch_servers import Nghttpx, Tinyproxy, WebSocketServer
 from tests.requirements import require

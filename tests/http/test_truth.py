@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from collector.protocols.calls import NOT_GRPC, Outcome, Side
-from tests.http import clients, truth
+from tests.http import clients, raw, truth
 from tests.http.observed import Witness
 from tests.http.servers import Nginx, NodeServer
 
@@ -46,7 +46,7 @@ def test_nginx_counts_every_byte_of_http1(nginx: Nginx) -> None:
     with Witness((HOST, nginx.port), None) as witness:
         address = witness.address
         for name in ("byte_by_byte", "chunked_upload", "expect_continue", "many_pieces"):
-            clients.raw(name, address, name)
+            raw.KINDS[name](address, name)
         clients.keep_alive(address, "keep", 40)
         clients.curl_each(
             address, [("/static/1k", ("-I",)), ("/limited", ("-H", "Expect: 100-continue"))]
