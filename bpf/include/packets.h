@@ -26,7 +26,7 @@ enum sent_told {
 struct sent_packet {
 	__u64 skb;
 	__u64 sk;
-	__u64 ip_ns;	    /* __ip_queue_xmit, inet6_csk_xmit */
+	__u64 ip_ns;	    /* __ip_queue_xmit, inet6_csk_xmit; then up to when that is told */
 	__u64 output_ns;    /* ip_output, ip6_output */
 	__u64 neighbour_ns; /* neigh_resolve_output */
 	__u64 queue_ns;	    /* net_dev_queue */
@@ -41,6 +41,7 @@ struct sent_packet {
 	__u8 place; /* 1 + that in flow.segmented of itself, or of what it was cut from; 0: none */
 	__u8 is_segment : 1; /* cut below the queue discipline */
 	__u8 has_left : 1;   /* the driver has it */
+	__u8 is_of_call : 1; /* tcp_sendmsg() has sent it, and tells its time in layer 4 */
 };
 
 struct received_packet {

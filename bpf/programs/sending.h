@@ -71,6 +71,7 @@ static __always_inline int on_ip_xmit(__u64 sk, __u64 skb)
 	__builtin_memset(packet, 0, sizeof(*packet));
 	packet->skb = skb;
 	packet->sk = sk;
+	packet->is_of_call = is_sending(sk);
 	packet->ip_ns = bpf_ktime_get_ns();
 	return 0;
 }
@@ -135,25 +136,33 @@ static __always_inline __u32 place_of_segmented(struct flow *flow, __u32 seq)
 	return 0;
 }
 
+/* The time of a packet in IP, up to now, as far as it is not told yet. */
+static __always_inline void tell_in_ip(struct flow *flow, struct sent_packet *packet, __u64 now)
+{
+	__u64 spent = now - packet->ip_ns;
+
+	add_write(flow, L3_DURATION, spent);
+	if (!packet->is_of_call)
+		add_write(flow, L4_DURATION, spent);
+	packet->ip_ns = now;
+}
+
 static __always_inline int on_ip_left(__u64 sk, __u64 skb)
 {
 	struct sent_packet *packet = find_sent(skb);
 	struct flow *flow;
-	__u64 now, spent;
+	__u64 now;
 
 	if (!packet || packet->sk != sk || !packet->ip_ns || packet->left_ns)
 		return 0;
 	now = bpf_ktime_get_ns();
-	spent = now - packet->ip_ns;
 	packet->left_ns = now;
 	flow = find_flow(sk);
 	if (!flow)
 		return 0;
 	flow->is_seen_in_ip = 1;
-	add_write(flow, L3_DURATION, spent);
-	if (!is_sending(sk))
-		add_write(flow, L4_DURATION, spent);
 	tell_ip(flow, packet);
+	tell_in_ip(flow, packet, now);
 	if (packet->queue_ns)
 		tell_entered(flow, packet);
 	if (packet->place)
@@ -330,6 +339,9 @@ static __always_inline int on_driver_left(__u64 skb, int result)
 	if (since) { /* it was kept: it stays in the layers above until now */
 		add_write(flow, L3_DURATION, now - since);
 		add_write(flow, L4_DURATION, now - since);
+	} else if (packet->ip_ns) {
+		/* It may be received and freed, and another packet have its address, before IP returns. */
+		tell_in_ip(flow, packet, now);
 	}
 	return 0;
 }
