@@ -410,15 +410,19 @@ def test_a_call_whose_end_goes_unseen_is_told_later(variant: Path) -> None:
             client, accepted = pair(server)
             thread = threading.Thread(target=lambda: [client.send(b"e" * n) for n in (1, 2, 3)])
             thread.start()
-            thread.join()
-            settle()
+            thread.join()  # which is over before the kernel's thread is
+
+            def sizes() -> list[int]:
+                watch.drain()
+                return list(watch.transfers(port, Role.CLIENT, Direction.WRITE)["size"])
+
+            until(lambda: len(sizes()) >= 3)
             client.close()
             accepted.close()
-            watch.drain()
+            assert sizes() == [1, 2, 3]
             found = watch.transfers(port, Role.CLIENT, Direction.WRITE)
     finally:
         watch.close()
-    assert list(found["size"]) == [1, 2, 3]
     assert set(found["duration_ns"]) == {UNMEASURED}
     assert set(found["call"]) == {Call.SENDTO}
 
