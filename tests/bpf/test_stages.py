@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import socket
-import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +20,7 @@ from tests.bpf.traffic import (
     alone_on_a_cpu,
     bulk,
     in_background,
+    on_every_cpu,
     ping_pong,
     receive,
     tcp_info,
@@ -248,20 +247,11 @@ def test_what_interrupts_itself_is_counted(staged: Watch, network: Network) -> N
     """Packets that come while a program at netfilter's hooks runs pass it unseen."""
     if staged.tier != "fentry" or staged.stages is None or not staged.stages.recursion_misses():
         pytest.skip("only a program at an entry of a function, from Linux 5.12 on, says so")
-    done = threading.Event()
-
-    def disturb(cpu: int) -> None:
-        os.sched_setaffinity(0, {cpu})  # of this thread
-        with network.client.inside(), socket.socket(type=socket.SOCK_DGRAM) as other:
-            while not done.is_set():
-                other.sendto(b"x", ("127.0.0.1", 9))
-
     talk = Talk(staged, network)
     network.server.queue("netem", "delay", "1ms")
-    with contextlib.ExitStack() as running:
-        for cpu in os.sched_getaffinity(0):
-            running.enter_context(in_background(functools.partial(disturb, cpu)))
-        running.callback(done.set)
+    with network.client.inside():
+        other = socket.socket(type=socket.SOCK_DGRAM)
+    with other, on_every_cpu(lambda: other.sendto(b"x", ("127.0.0.1", 9))):
         ping_pong(talk.client, talk.accepted, 1000, (100, 100))
     network.server.no_queue()
     client, server = talk.finish()

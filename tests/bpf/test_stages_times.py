@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
 import socket
 import threading
 import time
@@ -18,12 +16,19 @@ from collector.stages import unseen_in_ip
 from tests.bpf.harness import Watch, check_each, check_sums, needs
 from tests.bpf.test_stages import FAMILIES, Talk
 from tests.bpf.topology import Network, cable
-from tests.bpf.traffic import in_background, ping_pong, receive, tcp_info, until, wait_sent
+from tests.bpf.traffic import (
+    in_background,
+    on_every_cpu,
+    ping_pong,
+    receive,
+    tcp_info,
+    until,
+    wait_sent,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from collector.bpf_object import BpfObject
 
 pytestmark = pytest.mark.bpf
 
@@ -199,7 +204,7 @@ def test_what_kprobes_do_not_see(staged: Watch, network: Network, family: int) -
     before = unseen_in_ip(opened)
     talk = Talk(staged, network, family, counted=False)
     network.client.queue("tbf", "rate", "8mbit", "burst", "3000", "limit", "1m")
-    with using_maps(staged.object):
+    with on_every_cpu(lambda: staged.object.read_percpu("pieces", 0)):
         for _ in range(20):
             with in_background(lambda: receive(talk.accepted, times * size)):
                 for _ in range(times):
@@ -228,23 +233,6 @@ def test_an_address_that_is_used_again(staged: Watch, network: Network, family: 
         check_sums(end.written)
         low, high = end.between("postrouting")
         assert low <= end.written[W.WRITE_L2_ENTER_QUEUE_COUNT] <= high
-
-
-@contextlib.contextmanager
-def using_maps(opened: BpfObject) -> Iterator[None]:
-    """Read large values of a map on every CPU all the time."""
-    done = threading.Event()
-
-    def use(cpu: int) -> None:
-        os.sched_setaffinity(0, {cpu})  # of this thread
-        while not done.is_set():
-            opened.read_percpu("pieces", 0)
-
-    with contextlib.ExitStack() as running:
-        for cpu in os.sched_getaffinity(0):
-            running.enter_context(in_background(functools.partial(use, cpu)))
-        running.callback(done.set)
-        yield
 
 
 @FAMILIES

@@ -21,6 +21,7 @@ __all__ = [
     "alone_on_a_cpu",
     "bulk",
     "in_background",
+    "on_every_cpu",
     "ping_pong",
     "receive",
     "tcp_info",
@@ -122,6 +123,23 @@ def in_background(work: Callable[[], object]) -> Iterator[None]:
         thread.join()
     if failed:
         raise failed[0]
+
+
+@contextlib.contextmanager
+def on_every_cpu(work: Callable[[], object]) -> Iterator[None]:
+    """Do something over and over beside the body, in a thread on each CPU."""
+    done = threading.Event()
+
+    def repeat(cpu: int) -> None:
+        os.sched_setaffinity(0, {cpu})  # of this thread
+        while not done.is_set():
+            work()
+
+    with contextlib.ExitStack() as running:
+        for cpu in os.sched_getaffinity(0):
+            running.enter_context(in_background(functools.partial(repeat, cpu)))
+        running.callback(done.set)
+        yield
 
 
 @contextlib.contextmanager
