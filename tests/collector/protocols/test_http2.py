@@ -217,6 +217,7 @@ def test_frames_of_unknown_types_are_passed_over() -> None:
         (headers(1, STATUS_200) + reset(1), Outcome.ABORTED, 200),
         (reset(1, 7), Outcome.UNANSWERED, NO_STATUS),
         (headers(1, STATUS_200, end=True) + reset(1, 0), Outcome.ANSWERED, 200),
+        (headers(1, STATUS_200) + body(1, b"", end=True) + reset(1, 2), Outcome.ANSWERED, 200),
         (goaway(0), Outcome.UNANSWERED, NO_STATUS),
         (goaway(1) + headers(1, STATUS_200, end=True), Outcome.ANSWERED, 200),
         (goaway(2**31 - 1) + headers(1, STATUS_200, end=True), Outcome.ANSWERED, 200),

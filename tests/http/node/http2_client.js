@@ -51,6 +51,7 @@ async function main() {
   ];
   // nginx waits for more after an interim response of its backend.
   if (process.argv[5] !== "proxied") special.push(() => ask(get("/hint/interim")), () => ask(get("/refuse/by-server")));
+  await ask(get("/reset/by-server")); // alone, so that the server has nothing else to write
   await Promise.all(special.map((one) => one()));
   const open = new Set();
   for (let n = 0; total.requests < count; n++) {

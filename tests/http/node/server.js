@@ -157,7 +157,8 @@ function serveHttp2() {
       for (const size of todo.pieces) {
         if (!write(Buffer.alloc(size, 0x61))) await new Promise((resolve) => stream.once("drain", resolve).once("close", resolve));
         if (todo.pause) await wait(todo.pause);
-        if (todo.reset) { await wait(20); stream.close(http2.constants.NGHTTP2_INTERNAL_ERROR); return; }
+        // Not stream.close(): it ends the response first, if the session has nothing else to write.
+        if (todo.reset) { stream.write("", () => stream.destroy(new Error("asked for"))); return; }
         if (stream.destroyed) return;
       }
       stream.end();
