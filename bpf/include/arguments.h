@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Arguments, result and stack of a function at its entry and its return, as probes see them. Of Go:
- * its register calling convention (Go 1.17, on arm64 1.18; src/cmd/compile/abi-internal.md).
+ * Arguments, result and stack of a function at its entry and its return, as probes see them, and the
+ * registers of a thread outside the kernel. Of Go: its register calling convention (Go 1.17, on arm64 1.18; src/cmd/compile/abi-internal.md).
  */
 #ifndef PODWIRE_ARGUMENTS_H
 #define PODWIRE_ARGUMENTS_H
@@ -22,7 +22,7 @@
 #define GO_ARGUMENT_1(ctx) ((__u64)(ctx)->ax)
 #define GO_ARGUMENT_2(ctx) ((__u64)(ctx)->bx)
 #define GO_ARGUMENT_3(ctx) ((__u64)(ctx)->cx)
-#define GOROUTINE(ctx) ((__u64)(ctx)->r14)
+#define GOROUTINE_REGISTER r14
 #elif defined(__TARGET_ARCH_arm64)
 #define ARGUMENT_1(ctx) ((__u64)(ctx)->regs[0])
 #define ARGUMENT_2(ctx) ((__u64)(ctx)->regs[1])
@@ -38,7 +38,23 @@
 #define GO_ARGUMENT_1(ctx) ARGUMENT_1(ctx)
 #define GO_ARGUMENT_2(ctx) ARGUMENT_2(ctx)
 #define GO_ARGUMENT_3(ctx) ARGUMENT_3(ctx)
-#define GOROUTINE(ctx) ((__u64)(ctx)->regs[28])
+#define GOROUTINE_REGISTER regs[28]
 #endif
+
+enum { KERNEL_STACK = 16384 };
+
+/* task_pt_regs(), as it was until v5.15, where the helper came */
+static __always_inline struct pt_regs *user_regs(void)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+
+	return BPF_CORE_READ(task, stack) + KERNEL_STACK - bpf_core_type_size(struct pt_regs);
+}
+
+/* A register of the current thread, as it was when the thread last left user space. */
+#define READ_USER_REGS(member)                                                                     \
+	(bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_task_pt_regs) ?                     \
+		 ((struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf()))->member :        \
+		 BPF_CORE_READ(user_regs(), member))
 
 #endif

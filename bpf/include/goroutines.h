@@ -42,27 +42,6 @@ struct {
 	__type(value, struct tls_call);
 } goroutines SEC(".maps");
 
-enum { KERNEL_STACK = 16384 };
-
-/* What the current thread has in the register of its goroutine, outside the kernel. */
-static __always_inline __u64 goroutine_register(void)
-{
-	struct pt_regs *regs;
-
-	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_task_pt_regs)) {
-		regs = (void *)bpf_task_pt_regs(bpf_get_current_task_btf());
-		return GOROUTINE(regs);
-	}
-	/* task_pt_regs(), as it was until v5.15, where that helper came */
-	regs = BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), stack) + KERNEL_STACK -
-	       bpf_core_type_size(struct pt_regs);
-#if defined(__TARGET_ARCH_x86)
-	return BPF_CORE_READ(regs, r14);
-#else
-	return BPF_CORE_READ(regs, regs[28]);
-#endif
-}
-
 /* The goroutine that the current thread runs; 0 if that cannot be told. */
 static __always_inline __u64 goroutine_by(__u8 convention)
 {
@@ -77,7 +56,7 @@ static __always_inline __u64 goroutine_by(__u8 convention)
 		return goroutine;
 	}
 #endif
-	return goroutine_register();
+	return READ_USER_REGS(GOROUTINE_REGISTER);
 }
 
 /* Of a system call: what its goroutine is in, or else its task. */

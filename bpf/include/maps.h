@@ -124,8 +124,7 @@ enum standing {
 
 /* What happens inside the system call that a task is in. */
 struct call_state {
-	__u64 start_ns;
-	__u64 left_ns; /* when the last call was left, or the last file closed after it */
+	__u64 start_ns; /* of a close: when the last file was closed, if any */
 	__u64 connection_id;
 	__u64 sock; /* to whom */
 	__u64 address;

@@ -76,14 +76,14 @@ static __always_inline bool is_compat(struct task_struct *task)
 }
 
 #if defined(__TARGET_ARCH_x86)
-#define CALL_NUMBER(regs) ((long)(regs)->orig_ax)
+#define CALL_NUMBER_REGISTER orig_ax
 #define CALL_ARGUMENT_1(regs) ((regs)->di)
 #define CALL_ARGUMENT_2(regs) ((regs)->si)
 #define CALL_ARGUMENT_3(regs) ((regs)->dx)
 #define CALL_ARGUMENT_4(regs) ((regs)->r10)
 #define CALL_ARGUMENT_5(regs) ((regs)->r8)
 #else
-#define CALL_NUMBER(regs) ((long)(regs)->syscallno)
+#define CALL_NUMBER_REGISTER syscallno
 #define CALL_ARGUMENT_1(regs) ((regs)->regs[0])
 #define CALL_ARGUMENT_2(regs) ((regs)->regs[1])
 #define CALL_ARGUMENT_3(regs) ((regs)->regs[2])

@@ -34,13 +34,11 @@ struct socket_address {
 
 static __always_inline void release_held(struct call_state *call, __u64 now)
 {
-	__u64 start = call->start_ns > call->left_ns ? call->start_ns : call->left_ns;
-
 	if (!call->held_kind)
 		return;
 	call->held.end_ns = now;
-	call->held.duration_ns = now - start;
-	call->left_ns = now;
+	call->held.duration_ns = now - call->start_ns;
+	call->start_ns = now; /* of the next file that the call closes */
 	call->held_kind = 0;
 	submit_connection(&call->held);
 }
@@ -192,7 +190,7 @@ static __always_inline int exit_map(struct pt_regs *regs, long result);
 
 static __always_inline int exit_call(struct pt_regs *regs, long result)
 {
-	__u8 kind = call_of_number(CALL_NUMBER(regs));
+	__u8 kind = call_of_number(regs->CALL_NUMBER_REGISTER);
 	struct call_state *call;
 	__u64 now;
 
@@ -214,11 +212,8 @@ static __always_inline int exit_call(struct pt_regs *regs, long result)
 		exit_connect(call, result, now);
 	else if (kind == CALL_ACCEPT && result >= 0)
 		exit_accept(call, result);
-	else if (kind == CALL_CLOSE && call->held_kind) {
+	else if (kind == CALL_CLOSE)
 		release_held(call, now);
-		call->kind = 0; /* it has closed: no delayed fput() of its own will follow */
-	}
-	call->left_ns = now;
 	return 0;
 }
 

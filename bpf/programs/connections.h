@@ -6,14 +6,21 @@
 
 enum {
 	ECANCELED = 125,
-	/* How soon after a call its delayed fput() runs at the latest; before v6.6 that is where
-	 * close() itself closes. */
-	FPUT_GAP_NS = 1000000,
 };
 
 static __always_inline bool is_in_call(struct call_state *call, __u8 kind)
 {
 	return call && call->is_active && call->kind == kind;
+}
+
+/* Whether the task is on its way out of a close(): a delayed fput(), which before v6.6 is where
+ * close() itself closes, runs after the program at its end. What a task has open when it ends goes
+ * the same way. */
+static __always_inline bool is_after_close(struct call_state *call)
+{
+	return call && !call->is_active && call->kind == CALL_CLOSE &&
+	       call_of_number(READ_USER_REGS(CALL_NUMBER_REGISTER)) == CALL_CLOSE &&
+	       !(READ_TASK(current_task(), flags) & PF_EXITING);
 }
 
 /* Of two twins that find no memory for a socket only the first counts its event. */
@@ -55,11 +62,9 @@ static __noinline int closed(struct sock *sk, struct socket_state *st, __u8 tcp_
 		hold(call, sk, st, PODWIRE_CLOSED, tcp_state);
 		return 0;
 	}
-	if (call && !call->is_active && call->kind == CALL_CLOSE &&
-	    now - call->left_ns < FPUT_GAP_NS) {
+	if (is_after_close(call)) {
 		duration = now - call->start_ns;
 		call->start_ns = now;
-		call->left_ns = now;
 	}
 	fill_record(&record, PODWIRE_CLOSED, sk, st, now, duration, tcp_state);
 	submit_connection(&record);

@@ -24,7 +24,8 @@ static __always_inline bool go_frame(struct pt_regs *ctx, __u8 convention, struc
 	__u64 top;
 
 	key->pid = bpf_get_current_pid_tgid() >> 32;
-	key->goroutine = convention == PODWIRE_GO_REGISTERS ? GOROUTINE(ctx) : goroutine_by(convention);
+	key->goroutine = convention == PODWIRE_GO_REGISTERS ? ctx->GOROUTINE_REGISTER :
+							      goroutine_by(convention);
 	if (!key->goroutine ||
 	    bpf_probe_read_user(&top, sizeof(top), (void *)key->goroutine + STACK_TOP))
 		return false;

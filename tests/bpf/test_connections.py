@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 import select
 import signal
 import socket
@@ -21,6 +22,7 @@ import pytest
 
 from collector.abi import ConnectionEvent, Direction, Role
 from tests.bpf.harness import UNMEASURED, Watch
+from tests.bpf.traffic import crowded_cpu
 from tests.requirements import unmet
 
 if TYPE_CHECKING:
@@ -388,6 +390,26 @@ def test_dup2_and_close_range_close(watch: Watch) -> None:
     settle()
     assert life(watch, port) == (4, 4, 4, 4)
     assert (watch.connections(port, CLOSED)["duration_ns"] < 1_000_000_000).all()
+
+
+def test_a_close_that_waits_for_its_cpu_is_measured(watch: Watch) -> None:
+    """Before v6.6 a file is let go of on the way out of close(), where other tasks take turns."""
+    count = turns = 0
+    with listening() as server, crowded_cpu():
+        port = port_of(server)
+        while turns < 20:
+            pairs = [pair(server) for _ in range(100)]
+            turns -= resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+            for client, accepted in pairs:
+                client.close()
+                accepted.close()
+            turns += resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+            count += len(pairs)
+    settle()
+    assert life(watch, port) == (count, count, count, count)
+    found = watch.connections(port, CLOSED)["duration_ns"]
+    print(f"{turns} turns of others, {(found > 1_000_000).sum()} closes took over a millisecond")
+    assert (found != UNMEASURED).all()
 
 
 def test_killed_with_open_sockets(watch: Watch) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "TcpInfo",
     "alone_on_a_cpu",
     "bulk",
+    "crowded_cpu",
     "in_background",
     "on_every_cpu",
     "ping_pong",
@@ -143,6 +144,32 @@ def on_every_cpu(work: Callable[[], object]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _spinning() -> Iterator[int]:
+    # A process that never waits, on this thread's CPUs; its id.
+    script = f'import os\nprint("spins", flush=True)\nwhile os.getppid() == {os.getpid()}: pass'
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "spins\n"
+            yield process.pid
+        finally:
+            process.kill()
+
+
+@contextlib.contextmanager
+def crowded_cpu(rivals: int = 3) -> Iterator[None]:
+    """Run the body, in this thread, on a CPU that it shares with tasks that never wait."""
+    allowed = os.sched_getaffinity(0)
+    with contextlib.ExitStack() as undo:
+        undo.callback(os.sched_setaffinity, 0, allowed)
+        os.sched_setaffinity(0, {max(allowed)})  # the rivals' too
+        for _ in range(rivals):
+            undo.enter_context(_spinning())
+        yield
+
+
+@contextlib.contextmanager
 def alone_on_a_cpu() -> Iterator[None]:
     """Run the body, and the timers that it starts, on a CPU where no other task runs meanwhile.
 
@@ -153,11 +180,8 @@ def alone_on_a_cpu() -> Iterator[None]:
     with contextlib.ExitStack() as undo:
         undo.callback(os.sched_setaffinity, 0, allowed)
         os.sched_setaffinity(0, {max(allowed)})
-        spin = f"import os\nwhile os.getppid() == {os.getpid()}: pass"
-        spinner = subprocess.Popen([sys.executable, "-c", spin])
-        undo.callback(spinner.wait)
-        undo.callback(spinner.kill)
-        os.sched_setscheduler(spinner.pid, os.SCHED_FIFO, os.sched_param(1))
+        spinner = undo.enter_context(_spinning())
+        os.sched_setscheduler(spinner, os.SCHED_FIFO, os.sched_param(1))
         undo.callback(os.sched_setscheduler, 0, os.SCHED_OTHER, os.sched_param(0))
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(2))
         yield
