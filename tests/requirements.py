@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-__all__ = ["REQUIREMENTS", "missing", "module", "program", "require", "unmet"]
+__all__ = ["REQUIREMENTS", "kernel_version", "missing", "module", "program", "require", "unmet"]
 
 _BPF_SYSCALL: Final = {"x86_64": 321, "aarch64": 280}
 _BPF_MAP_CREATE: Final = 0
@@ -55,6 +55,12 @@ def unmet(name: str, reason: str) -> NoReturn:
     if name in demanded:
         pytest.fail(f"{text} (demanded by PODWIRE_REQUIRE)", pytrace=False)
     pytest.skip(text, allow_module_level=True)
+
+
+def kernel_version() -> tuple[int, int]:
+    """Of the kernel that the test runs on, as (6, 1)."""
+    major, minor = map(int, platform.release().split(".")[:2])
+    return major, minor
 
 
 def program(name: str) -> str:

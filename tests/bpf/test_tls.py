@@ -22,6 +22,7 @@ from tests.bpf.test_connections import listening, pair, port_of
 from tests.bpf.test_payloads import HEAD, noise, stream
 from tests.bpf.test_scope import excluding
 from tests.collector.tls.test_hello import in_records
+from tests.requirements import kernel_version
 from tests.tls.servers import make_certificate
 
 if TYPE_CHECKING:
@@ -434,11 +435,10 @@ def test_programs_that_may_be_preempted_keep_the_stack_of_their_task(
     assert watcher.probes is not None
     programs = watcher.probes._programs
     loaded = [each.name for each in programs.programs if each.name.endswith(ANYS)]
-    major, minor = map(int, platform.release().split(".")[:2])
-    if (major, minor) < (6, 6):
+    if kernel_version() < (6, 6):
         pytest.skip("no program is entered at all functions at once before Linux 6.6")
     assert not [name for name in loaded if OF_CPU in native_code(programs.program_fd(name))]
-    if platform.machine() == "x86_64" and (major, minor) >= (6, 13):
+    if platform.machine() == "x86_64" and kernel_version() >= (6, 13):
         assert OF_CPU in native_code(watch.object.program_fd("sys_exit"))
 
 
