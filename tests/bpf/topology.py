@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tests.requirements import unmet
+from tests.support.sockets import State, tcp_sockets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,9 +45,6 @@ _SIOCETHTOOL: Final = 0x8946
 _ETHTOOL_GLINK: Final = 0x0A
 _SWITCHES: Final = {"checksum": 0x17, "scatter": 0x19, "tso": 0x1F, "gso": 0x24, "gro": 0x2C}
 """``ETHTOOL_S*`` by the name of the offload, in the order of switching on."""
-
-_TIME_WAIT: Final = "06"
-"""In ``/proc/net/tcp``."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -180,16 +178,9 @@ class Host:
     def has_open(self, port: int) -> bool:
         """Whether it has a TCP sock of a port that is not only waiting for stray packets."""
         with self.inside():
-            lines = [
-                line.split()
-                for name in ("tcp", "tcp6")
-                for line in Path("/proc/thread-self/net", name).read_text().splitlines()[1:]
-            ]
-        ending = f":{port:04X}"
-        return any(
-            (local.endswith(ending) or remote.endswith(ending)) and state != _TIME_WAIT
-            for _, local, remote, state, *_ in lines
-        )
+            return any(
+                port in each.ports and each.state != State.TIME_WAIT for each in tcp_sockets()
+            )
 
     def neighbour(self, other: Host, state: str | None) -> None:
         """Set or, with None, forget the hardware address of another host."""

@@ -54,20 +54,13 @@ class Sent:
     Attributes:
         requests: Begun, so that the server must know of each.
         answered: Answered in full, as far as the client itself saw.
-        unread: How many more, at most, the server may have been sent in pipelines that were left
-            before it looked at them.
     """
 
     requests: int
     answered: int
-    unread: int = 0
 
     def __add__(self, other: Sent) -> Sent:
-        return Sent(
-            self.requests + other.requests,
-            self.answered + other.answered,
-            self.unread + other.unread,
-        )
+        return Sent(self.requests + other.requests, self.answered + other.answered)
 
 
 NOTHING: Final = Sent(0, 0)
@@ -93,46 +86,63 @@ def _url(address: Address, path: str = "") -> str:
 # -- tools ----------------------------------------------------------------------------------------
 
 _WRK: Final = """
--- One thread sends what `paths` say, `depth` at a time, and stops after `limit` answers.
-local paths, depth, limit, at, answers = PATHS, DEPTH, LIMIT, 0, 0
+-- One thread sends `limit` of what `paths` say, `depth` at a time, and says when all are answered.
+local paths, depth, limit, at, answers = PATHS, DEPTH, LIMIT, -DEPTH, 0
 function request()
   local out = {}
-  for i = 1, depth do
+  for i = 1, at < limit and depth or 0 do
     at = at + 1
-    out[i] = wrk.format("GET", paths[(at - 1) % #paths + 1])
+    out[i] = wrk.format("GET", paths[at % #paths + 1])
   end
   return table.concat(out)
 end
-function response(status)
+function response()
   answers = answers + 1
-  if answers == limit then wrk.thread:stop() end
+  if answers == limit then io.write("all answered\\n") io.flush() end
 end
 """
+"""The first call only tells wrk how many requests there are in one."""
 
 
 def wrk(
-    address: Address, paths: Sequence[str], limit: int, connections: int, depth: int, seconds: int
+    address: Address, paths: Sequence[str], count: int, connections: int, depth: int = 1
 ) -> Sent:
-    """wrk on one thread, for that long; what it has under way in the end it gives up.
+    """wrk on one thread, until all is answered: at its own end it leaves what is under way.
 
     Args:
         address: Of the server.
         paths: Asked for in turn.
-        limit: Answers after which it only waits for its end.
+        count: Requests, less those that fill no pipeline.
         connections: Kept open.
         depth: Requests that each sends at once.
-        seconds: Whole ones; wrk knows no other end.
+
+    Raises:
+        RuntimeError: If it ended before.
     """
+    if shutil.which("wrk") is None:
+        unmet("bpf", "no wrk on PATH (deploy/apt-packages.txt)")
+    count -= count % depth
     listed = "{" + ",".join(f'"{path}"' for path in paths) + "}"
     script = _WRK.replace("PATHS", listed).replace("DEPTH", str(depth))
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
-        file.write(script.replace("LIMIT", str(limit)))
+        file.write(script.replace("LIMIT", str(count)))
         file.flush()
-        options = ["-t1", f"-c{connections}", f"-d{seconds}s", "-s", file.name]
-        said = run_tool(["wrk", *options, _url(address)])
-    found = re.search(r"(\d+) requests in", said)
-    assert found is not None, said
-    return Sent(int(found[1]), int(found[1]), connections * depth)
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{LIMIT_S:.0f}s", "-s", file.name]
+        with subprocess.Popen(
+            [*command, _url(address)], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            said = []
+            try:
+                for line in process.stdout:
+                    if line == "all answered\n":
+                        break
+                    said.append(line)
+                else:
+                    raise RuntimeError(f"wrk: {''.join(said)[-500:]}")
+            finally:
+                process.kill()
+    return Sent(count, count)
 
 
 def h2load(
@@ -332,7 +342,7 @@ def grpc_calls(address: Address, count: int, certificate: str = "") -> Sent:
     client.unary(0)
     client.unary(3, code=5)
     client.unary(3, code=13, message="with ünicode and spaces")
-    client.unary(3, timeout_s=0.1, delay=300)
+    client.unary(3, timeout_s=1, late=True)
     client.unary(1_000_000)
     client.unary(4, size=2_000_000)
     client.server_stream(count=50, size=1000)

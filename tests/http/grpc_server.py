@@ -83,7 +83,8 @@ class Echo(grpc.GenericRpcHandler):  # type: ignore[misc]
     def _unary(self, request: bytes, context: Any) -> bytes:
         line = Line(self._log, "Unary", context)
         line.received += 5 + len(request)
-        time.sleep(line.plan.get("delay", 0) / 1000)
+        while line.plan.get("late") and context.is_active():
+            time.sleep(0.01)
         if line.plan.get("code"):
             line.fail()
         answer = bytes(line.plan["size"]) if "size" in line.plan else request

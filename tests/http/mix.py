@@ -58,7 +58,7 @@ def run(
     Args:
         addresses: Of nginx (``h1``, ``h2``), Node (``node``, ``node-h2``, ``node-grpc``) and
             grpcio (``grpc``).
-        count: Bounded by it; wrk alone may do less than its share on a slow machine.
+        count: Of requests, roughly.
         seed: Of the order.
         at_once: Clients that run side by side.
     """
@@ -76,15 +76,14 @@ def _bulk(addresses: Mapping[str, Address], count: int) -> list[Work]:
     files = ["/static/1k", "/static/0", "/return/200", "/return/404", "/copied/100k"]
     # After an error of its own nginx closes, and never looks at what else is in the pipeline.
     small = ["/static/0", "/return/204", "/return/404", "/return/304"]
-    seconds = max(1, count // 25_000)
 
     def share(name: str) -> int:
         return max(int(count * _SHARES[name]), 100)
 
     tail = max(int(count * 0.03), 60)
     return [
-        ("wrk", lambda: clients.wrk(h1, files, share("wrk"), 8, 1, seconds)),
-        ("wrk", lambda: clients.wrk(h1, small, share("pipelined"), 4, 16, seconds)),
+        ("wrk", lambda: clients.wrk(h1, files, share("wrk"), 8)),
+        ("wrk", lambda: clients.wrk(h1, small, share("pipelined"), 4, depth=16)),
         ("h2load", lambda: clients.h2load(h2, files, share("h2load"), 4)),
         ("h2load", lambda: clients.h2load(h2, ["/size/5/a", "/size/7/b"], tail, 2, body=3000)),
         (

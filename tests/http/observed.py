@@ -34,6 +34,7 @@ from schemas.events import (
 )
 from schemas.ledger import Ledger
 from tests.http.servers import REPOSITORY
+from tests.support.sockets import half_closed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -48,6 +49,9 @@ __all__ = ["Collector", "Observed", "Tap", "Witness", "rows_of"]
 _STRINGS: Final = ("method", "path", "host", "trace_id", "segment_id", "span_id")
 _ROLES: Final = {int(Role.CLIENT): "client", int(Role.SERVER): "server"}
 _SETTLE_S: Final = 0.5
+"""For clients that close in the background."""
+_CLOSES_S: Final = 10.0
+"""For servers that have yet to see it."""
 _STOP_S: Final = 120.0
 """For what is in the rings; a busy machine is behind by that much."""
 
@@ -114,6 +118,7 @@ class Collector:
         self._recording = work / "collector.events"
         self._errors = work / "collector.txt"
         self._process: subprocess.Popen[str] | None = None
+        self._half_closed: set[tuple[str, str]] = set()
 
     def start(self) -> None:
         """Return once it watches.
@@ -133,6 +138,7 @@ class Collector:
                 text=True,
                 cwd=REPOSITORY,
             )
+        self._half_closed = half_closed()
         assert self._process.stdout is not None
         if self._process.stdout.readline() != "ready\n":
             self._process.wait(10)
@@ -143,6 +149,9 @@ class Collector:
         if self._process is None:
             return
         time.sleep(_SETTLE_S)
+        deadline = time.monotonic() + _CLOSES_S
+        while half_closed() - self._half_closed and time.monotonic() < deadline:
+            time.sleep(0.02)
         process, self._process = self._process, None
         process.send_signal(signal.SIGTERM)
         try:

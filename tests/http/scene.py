@@ -12,7 +12,7 @@ from tests.http.observed import Collector, Witness
 from tests.http.servers import GrpcServer, Nginx, NodeServer, Server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from collector.protocols.calls import Call
@@ -144,14 +144,12 @@ class Scene:
         self,
         names: Sequence[str] = (),
         roles: Sequence[str] = ("server",),
-        unread: Mapping[str, int] | None = None,
     ) -> dict[str, int]:
         """Compare rows and logs of places; how many lines each had.
 
         Args:
             names: Places; all of them if none is named.
             roles: Whose rows are looked at.
-            unread: By place: see `truth.compare`.
 
         Raises:
             AssertionError: If anything differs; names every place.
@@ -161,16 +159,15 @@ class Scene:
             for role in roles if self.kind == "collector" else ("server",):
                 expected = self.expected(name, role)
                 counts[name] = len(expected)
-                spare = (unread or {}).get(name, 0)
                 try:
-                    truth.check(self._rows, expected, role, self._places[name].port, spare)
+                    truth.check(self._rows, expected, role, self._places[name].port)
                 except AssertionError as error:
                     wrong.append(f"{name}: {error}")
         if wrong:
             raise AssertionError("\n".join(wrong))
         return counts
 
-    def check_lossy(self, unread: Mapping[str, int]) -> dict[str, list[Expected]]:
+    def check_lossy(self) -> dict[str, list[Expected]]:
         """Compare rows and logs where bytes are missing; the lines without a row, by place.
 
         Raises:
@@ -179,9 +176,7 @@ class Scene:
         missing = {}
         for name, place in self._places.items():
             expected = self.expected(name)
-            wrong, missing[name] = truth.compare_lossy(
-                self._rows, expected, "server", place.port, unread.get(name, 0)
-            )
+            wrong, missing[name] = truth.compare_lossy(self._rows, expected, "server", place.port)
             assert not wrong, f"{name}: {len(wrong)}\n" + "\n".join(wrong[:10])
         return missing
 

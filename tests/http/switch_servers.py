@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from aiohttp import WSMsgType, web
 
 from tests.http.servers import READY_S, Server, search_path
 from tests.requirements import unmet
+from tests.support.sockets import listens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,11 +44,8 @@ class _Proxy(Server):
         assert self.process is not None
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline and self.process.poll() is None:
-            with socket.socket() as probe:
-                try:
-                    probe.bind((self.address, self.port))
-                except OSError:
-                    return True
+            if listens(self.port):
+                return True
             time.sleep(0.02)
         return False
 
@@ -125,13 +122,12 @@ def _serve(address: str, port: int, written: TextIO) -> None:
         written.flush()
         return answer
 
-    async def ready(_: web.Application) -> None:
+    def say_ready(_: str) -> None:
         print("ready", flush=True)
 
     app = web.Application()
     app.router.add_get("/{name:.*}", echo)
-    app.on_startup.append(ready)
-    web.run_app(app, host=address, port=port, print=None)
+    web.run_app(app, host=address, port=port, print=say_ready)
 
 
 if __name__ == "__main__":

@@ -132,8 +132,8 @@ ROW: Final[dict[str, Any]] = {
 }
 
 
-def _problems(rows: list[dict[str, Any]], *lines: dict[str, str], unread: int = 0) -> list[str]:
-    return truth.compare(rows, truth.from_nginx(lines, 80), "server", 80, unread)
+def _problems(rows: list[dict[str, Any]], *lines: dict[str, str]) -> list[str]:
+    return truth.compare(rows, truth.from_nginx(lines, 80), "server", 80)
 
 
 def test_the_same_is_the_same() -> None:
@@ -166,15 +166,6 @@ def test_rows_are_matched_one_to_one() -> None:
     assert _problems([], LINE)
     assert _problems([ROW])
     assert _problems([ROW | {"role": "client"}], LINE)
-
-
-def test_what_a_server_never_read_may_be_there() -> None:
-    extra = ROW | {"outcome": int(Outcome.UNANSWERED), "status": 0}
-    assert _problems([ROW, extra], LINE)
-    assert _problems([ROW, extra], LINE, unread=1) == []
-    assert _problems([ROW, extra, dict(extra)], LINE, unread=1)
-    assert _problems([ROW, extra | {"start_ns": 0}], LINE, unread=1)
-    assert _problems([ROW, ROW], LINE, unread=1)
 
 
 def test_a_silent_line_demands_an_unanswered_row() -> None:

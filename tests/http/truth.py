@@ -376,7 +376,6 @@ def compare(
     expected: Sequence[Expected],
     role: str,
     port: int,
-    unread: int = 0,
 ) -> list[str]:
     """Match rows and expectations one to one; what does not match, readable.
 
@@ -385,28 +384,18 @@ def compare(
         expected: Of the log of the one server.
         role: ``client`` or ``server``: whose rows are looked at.
         port: Where the server listens.
-        unread: So many unanswered requests without a line are right if they come after all that
-            their connection's log has: of a pipeline that a client left, a server may never have
-            looked at the rest.
     """
     client_port = "remote_port" if role == "server" else "local_port"
     buckets: dict[tuple[int, Any, Any], tuple[list[Row], list[Expected]]] = defaultdict(
         lambda: ([], [])
     )
-    found = _of_end(rows, role, port)
-    for row in found:
+    for row in _of_end(rows, role, port):
         buckets[row[client_port], row["method"], row["path"]][0].append(row)
     for one in expected:
         buckets[one.port, one.fields["method"], one.fields["path"]][1].append(one)
     problems: list[str] = []
-    results = {key: _match(*bucket) for key, bucket in buckets.items()}
-    spare = _unread(found, [left for left, _ in results.values()], client_port)
-    is_right = len(spare) <= unread
-    if spare and not is_right:
-        problems.append(f"{len(spare)} requests that were never read, of {unread} at most")
-    for key, (left, missing) in results.items():
-        if is_right:
-            left = [row for row in left if id(row) not in spare]
+    for key, bucket in buckets.items():
+        left, missing = _match(*bucket)
         # Near misses are shown beside each other.
         pairs = min(len(missing), len(left))
         for one, row in zip(missing[:pairs], left[:pairs], strict=True):
@@ -427,7 +416,6 @@ def compare_lossy(
     expected: Sequence[Expected],
     role: str,
     port: int,
-    unread: int = 0,
 ) -> tuple[list[str], list[Expected]]:
     """Match rows and expectations where bytes are known to be missing.
 
@@ -437,17 +425,13 @@ def compare_lossy(
         What is wrong, readable, and the lines without a row. Arguments are those of `compare`.
     """
     client_port = "remote_port" if role == "server" else "local_port"
-    found = _of_end(rows, role, port)
     by_port: dict[int, tuple[list[Row], list[Expected]]] = defaultdict(lambda: ([], []))
-    for row in found:
+    for row in _of_end(rows, role, port):
         by_port[row[client_port]][0].append(row)
     for one in expected:
         by_port[one.port][1].append(one)
     results = [_match_partial(*_match_certain(*bucket)) for bucket in by_port.values()]
-    spare = _unread(found, [left for left, _ in results], client_port)
     left = [row for rows_left, _ in results for row in rows_left]
-    if len(spare) <= unread:
-        left = [row for row in left if id(row) not in spare]
     lines = {(one.port, one.fields["path"]): one for _, missing in results for one in missing}
     problems = []
     for row in left:
@@ -518,20 +502,6 @@ def _match(there: list[Row], wanted: list[Expected]) -> tuple[list[Row], list[Ex
     return sorted(left, key=lambda row: row["start_ns"]), missing
 
 
-def _unread(found: list[Row], left: list[list[Row]], client_port: str) -> set[int]:
-    # Which rows without a line are unanswered and behind every answered one of their connection.
-    last: dict[int, int] = defaultdict(int)
-    for row in found:
-        if row["outcome"] != Outcome.UNANSWERED:
-            last[row[client_port]] = max(last[row[client_port]], row["start_ns"])
-    return {
-        id(row)
-        for rows in left
-        for row in rows
-        if row["outcome"] == Outcome.UNANSWERED and row["start_ns"] >= last[row[client_port]]
-    }
-
-
 def _exactness(one: Expected) -> int:
     return sum(not isinstance(allowed, (range, frozenset)) for allowed in one.fields.values())
 
@@ -547,7 +517,6 @@ def check(
     expected: Sequence[Expected],
     role: str,
     port: int,
-    unread: int = 0,
 ) -> None:
     """Fail unless `compare` finds nothing; says how much it found and shows the first.
 
@@ -555,7 +524,7 @@ def check(
         AssertionError: If anything differs.
     """
     rows = list(rows)
-    problems = compare(rows, expected, role, port, unread)
+    problems = compare(rows, expected, role, port)
     if problems:
         of_end = len(_of_end(rows, role, port))
         shown = "\n".join(problems[:_SHOWN])

@@ -104,16 +104,22 @@ def fetch() -> None:
         done.write_bytes(wanted)
 
 
+_given: set[int] = set()
+
+
 def free_port(address: str = "127.0.0.1") -> int:
-    """A free TCP port of loopback, below the range the kernel gives to clients.
+    """A free TCP port of loopback, below the range the kernel gives to clients; never twice.
 
     While a killed broker is down, no client's own socket can take its port.
     """
     for _ in range(100):
         port = random.randrange(20_000, _EPHEMERAL_FROM)
+        if port in _given:
+            continue
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with socket.socket(family) as probe, contextlib.suppress(OSError):
             probe.bind((address, port))
+            _given.add(port)
             return port
     raise RuntimeError("no free port on loopback")
 

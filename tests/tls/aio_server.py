@@ -34,13 +34,12 @@ def main(port: int, certificate: str, key: str, log: Path) -> None:
             file.write(json.dumps(line) + "\n")
         return web.Response(body=b"a" * size)
 
-    async def say_ready(_: web.Application) -> None:
+    def say_ready(_: str) -> None:
         print("ready", flush=True)
 
     application = web.Application()
     application.router.add_route("*", "/size/{size}/{name:.*}", answer)
-    runner_options = {"print": None, "access_log": None, "handle_signals": True}
-    application.on_startup.append(say_ready)
+    runner_options = {"print": say_ready, "access_log": None, "handle_signals": True}
     web.run_app(application, host="127.0.0.1", port=port, ssl_context=context, **runner_options)
 
 

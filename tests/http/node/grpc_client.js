@@ -49,7 +49,7 @@ async function main() {
   await unary(0);
   await unary(3, { code: 5 });
   await unary(3, { code: 13, message: "with ünicode and spaces" });
-  await unary(3, { delay: 300 }, 100);
+  await unary(3, { late: true }, 1000);
   await unary(1000000);
   await unary(4, { size: 2000000 });
   await read({ count: 50, size: 1000 });

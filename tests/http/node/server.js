@@ -14,6 +14,12 @@ const ready = () => fs.writeSync(1, "ready\n");
 const wait = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 process.on("SIGTERM", () => process.exit(0));
 
+let asked = 0;
+function* untilAsked(size) {
+  const before = asked;
+  while (asked === before) yield size;
+}
+
 // What both kinds of HTTP answer, by the first part of the path; returns content by pieces.
 function plan(url) {
   const [, what, first, second] = url.split("?")[0].split("/");
@@ -21,6 +27,7 @@ function plan(url) {
   if (what === "chunked" || what === "trailers" || what === "unframed")
     return { pieces: Array(count).fill(Number(second)), trailers: what === "trailers", unframed: what === "unframed" };
   if (what === "drip") return { pieces: Array(count).fill(64), pause: Number(second) };
+  if (what === "held") return { pieces: untilAsked(64), pause: count };
   if (what === "slow") return { delay: count, size: 16 };
   if (what === "size") return { size: count };
   if (what === "status") return { status: count, size: [204, 304].includes(count) ? undefined : 3 };
@@ -34,6 +41,7 @@ function plan(url) {
 
 async function answerHttp(request, response, continued = false) {
   const { url, method } = request;
+  asked++;
   const line = { protocol: `HTTP/${request.httpVersion}`, port: request.socket.firstPort, method, uri: url, received: 0, sent: 0 };
   const todo = plan(url);
   let finished = false;
@@ -186,7 +194,7 @@ function serveGrpc() {
       const plan = details(call);
       line.received += size(call.request);
       call.on("cancelled", () => over(call, line, status.CANCELLED));
-      if (plan.delay) await wait(plan.delay);
+      while (plan.late && !call.cancelled) await wait(10);
       if (plan.code) { over(call, line, plan.code); callback(fail(plan)); return; }
       const answer = plan.size === undefined ? call.request : Buffer.alloc(plan.size, 0x63);
       line.sent += size(answer);
