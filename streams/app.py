@@ -303,7 +303,9 @@ class Worker:
         except Exception as error:
             self.fail(error)
         finally:
+            stopped = asyncio.create_task(metadata.stop())  # both wait for a broker that is away
             try:
                 await asyncio.wait_for(app.stop(), _STOP_TIMEOUT_S)
             except TimeoutError:
                 logger.warning("the consumer group was not left in time")
+            await stopped

@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.1
 _LOOK_AGAIN_S = 5.0
+_FIRST_LOOK_TIMEOUT_S = 10.0
+_LOOK_TIMEOUT_S = 2.0
+"""Less than `MetadataCache.stop` waits for."""
 _BATCH = 500
 
 
@@ -110,7 +113,7 @@ class MetadataCache:
             }
         )
         try:
-            self._assign(consumer)
+            self._assign(consumer, _FIRST_LOOK_TIMEOUT_S)
             look_again = _LOOK_AGAIN_S
             while not self._stop.is_set():
                 messages = consumer.consume(_BATCH, _POLL_S)
@@ -130,9 +133,9 @@ class MetadataCache:
         finally:
             consumer.close()
 
-    def _assign(self, consumer: Consumer) -> None:
+    def _assign(self, consumer: Consumer, timeout_s: float) -> None:
         # Topics may appear later, and may begin anew when a broker lost its data.
-        listed = consumer.list_topics(timeout=10).topics
+        listed = consumer.list_topics(timeout=timeout_s).topics
         places = [
             (topic.name, partition)
             for topic in KUBERNETES
@@ -142,7 +145,7 @@ class MetadataCache:
         if set(places) == set(self._ends) and places:
             return
         for place in set(places) - set(self._ends):
-            _, end = consumer.get_watermark_offsets(TopicPartition(*place), timeout=10)
+            _, end = consumer.get_watermark_offsets(TopicPartition(*place), timeout=timeout_s)
             self._ends[place] = end
         consumer.assign(
             [
@@ -153,7 +156,7 @@ class MetadataCache:
 
     def _assign_again(self, consumer: Consumer) -> None:
         try:
-            self._assign(consumer)
+            self._assign(consumer, _LOOK_TIMEOUT_S)
         except KafkaException as error:  # a broker that is away; what is known stays good
             counter("podwire_errors_total").labels("streams", "metadata").inc()
             self._errors.warning("kubernetes metadata: %s", error.args[0].str())
@@ -188,7 +191,9 @@ class MetadataCache:
             place = (position.topic, position.partition)
             low_end = self._ends[place]
             if low_end and position.offset < low_end:
-                low, _ = consumer.get_watermark_offsets(TopicPartition(*place), timeout=10)
+                low, _ = consumer.get_watermark_offsets(
+                    TopicPartition(*place), timeout=_FIRST_LOOK_TIMEOUT_S
+                )
                 if low < low_end:
                     return
         self._call(self._caught_up.set)
