@@ -53,7 +53,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("podwire_collector_clock_step_ns", "gauge", (), "How far the two clocks moved apart at the last re-sync"),
     Metric("podwire_collector_hooks", "gauge", ("state",), "BPF hooks by state: attached or missing"),
     Metric("podwire_collector_program_skipped_total", "counter", ("program",), "Runs of a BPF program that the kernel left out: it was running on that CPU already, or of a kprobe (from 6.7 on), another kprobe was, or more calls were under way than it can see return"),
-    Metric("podwire_collector_packets_unseen_in_ip_total", "counter", (), "Packets of which layer 3 has only the time from the device on: the kernel left out the kprobes above, as it does in some interrupts"),
+    Metric("podwire_collector_packets_unseen_in_ip_total", "counter", (), "Packets of which layer 3 has only the time from the device on, or, of received ones, none: the kernel left out the kprobes there, as it does in some interrupts"),
     Metric("podwire_collector_translations", "gauge", (), "Translated connections known from conntrack"),
     Metric("podwire_collector_conntrack_losses_total", "counter", ("reason",), "overflow: times that the kernel had no room for events, and all was read again; untold: times that reading all again found what no event had told; evicted: translations that gave way to newer ones"),
     Metric("podwire_collector_tls_files", "gauge", (), "Files of TLS libraries that have probes"),

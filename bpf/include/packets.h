@@ -88,13 +88,26 @@ struct {
 	__type(value, __u64);
 } list_ns SEC(".maps");
 
-/* Packets that came to a device unseen in IP, where others of their connection were seen. */
+/*
+ * Packets that were seen below and above IP but not in it, where others of their connection were. The
+ * kernel leaves out the programs of kprobes in an interrupt that came while one was running on that
+ * CPU, or while a system call used a map (bpf_prog_active in trace_call_bpf()).
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, __u64);
 } unseen_in_ip SEC(".maps");
+
+static __always_inline void count_unseen(void)
+{
+	__u32 zero = 0;
+	__u64 *unseen = bpf_map_lookup_elem(&unseen_in_ip, &zero);
+
+	if (unseen)
+		__sync_fetch_and_add(unseen, 1);
+}
 
 /* Fibonacci hashing; of the lower half, because the verifier lets no pointer be multiplied. */
 static __always_inline __u32 bucket_of_packet(__u64 skb)

@@ -69,6 +69,16 @@ enum {
 	TOLD_EVERY_NS = 1000000000,
 };
 
+static __always_inline bool tells_anything(const struct podwire_transfer_record *record)
+{
+	__u32 found = 0;
+
+#pragma clang loop unroll(full)
+	for (int i = 0; i < PODWIRE_WRITE_FIGURES; i++)
+		found |= record->figures[i];
+	return found;
+}
+
 /* Returns 0 unless figures are left that did not fit. */
 static __noinline __u64 submit_record(const struct transfer *from, struct flow *flow)
 {
@@ -91,14 +101,18 @@ static __noinline __u64 submit_record(const struct transfer *from, struct flow *
 	record->connection_id = from->connection_id;
 	record->end_ns = from->end_ns;
 	record->duration_ns = from->duration_ns;
-	record->sequence = count_submitted(counted, PODWIRE_KIND_TRANSFER, &lane);
 	record->size = from->size;
 	record->pid = pid_tid >> 32;
 	record->tid = (__u32)pid_tid;
-	record->cpu = lane;
 	record->direction = from->direction;
 	record->call = from->call;
 	rest = fill_figures(record, flow, &from->counted);
+	if (from->call == PODWIRE_CALL_NONE && !tells_anything(record)) {
+		bpf_ringbuf_discard(record, BPF_RB_NO_WAKEUP); /* a call has told it meanwhile */
+		return 0;
+	}
+	record->sequence = count_submitted(counted, PODWIRE_KIND_TRANSFER, &lane);
+	record->cpu = lane;
 	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 	return rest;
 }

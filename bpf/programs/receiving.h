@@ -190,6 +190,8 @@ static __always_inline int on_queued(__u64 sk, __u64 skb, __u32 seq, __u32 end_s
 	packet = find_received(skb);
 	if (packet && !packet->sk) {
 		packet->sk = sk;
+		if (flow->is_seen_in_ip && !packet->ip_ns && !packet->local_ns && !packet->tcp_ns)
+			count_unseen();
 		tell_received(flow, packet, now);
 	}
 	if (!length)

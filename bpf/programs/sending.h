@@ -189,21 +189,6 @@ static __always_inline int on_neighbour(__u64 skb)
 }
 
 /*
- * No hook has seen this packet in IP. The kernel leaves out the programs of kprobes in an interrupt
- * that came while one was running on that CPU, or while a system call used a map (bpf_prog_active in
- * trace_call_bpf()). What it waits for from now on is known, which is nearly all of its time in IP.
- */
-static __always_inline void begin_unseen(struct sent_packet *packet, __u64 now)
-{
-	__u32 zero = 0;
-	__u64 *unseen = bpf_map_lookup_elem(&unseen_in_ip, &zero);
-
-	packet->left_ns = now;
-	if (unseen)
-		__sync_fetch_and_add(unseen, 1);
-}
-
-/*
  * Given to the device layer. A packet that comes here after it has left IP was kept by a neighbour
  * whose address was not known. Without the hooks above, its way begins here. `size`: if it may be
  * cut up below, that of its payload at most, from the number `seq` on.
@@ -232,8 +217,11 @@ static __always_inline int on_device_queue(__u64 skb, __u64 sk, __u32 seq, __u32
 		__builtin_memset(packet, 0, sizeof(*packet));
 		packet->skb = skb;
 		packet->sk = sk;
-		if (flow->is_seen_in_ip)
-			begin_unseen(packet, now);
+		if (flow->is_seen_in_ip) {
+			/* What it waits for from now on is known: nearly all of its time in IP. */
+			packet->left_ns = now;
+			count_unseen();
+		}
 	} else if (packet->queue_ns) {
 		return 0; /* a device upon a device */
 	}

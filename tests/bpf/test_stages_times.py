@@ -13,15 +13,17 @@ import pytest
 
 from collector.abi import Call, Direction, ReadFigure, Role, WriteFigure
 from collector.stages import unseen_in_ip
-from tests.bpf.harness import Watch, check_each, check_sums, needs
+from tests.bpf.harness import Figures, Watch, check_each, check_sums, needs
 from tests.bpf.test_stages import FAMILIES, Talk
 from tests.bpf.topology import Network, cable
 from tests.bpf.traffic import (
     in_background,
+    is_receiving,
     on_every_cpu,
     ping_pong,
     receive,
     tcp_info,
+    unread,
     until,
     wait_sent,
 )
@@ -29,6 +31,7 @@ from tests.bpf.traffic import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from collector.bpf_object import BpfObject
 
 pytestmark = pytest.mark.bpf
 
@@ -64,14 +67,15 @@ def test_parts_and_wholes(staged: Watch, network: Network, family: int) -> None:
     talk = Talk(staged, network, family)
     began = time.monotonic_ns()
     ping_pong(talk.client, talk.accepted, times, (300, 300))
-    elapsed = time.monotonic_ns() - began
+    ended = time.monotonic_ns()
     for end in talk.finish():
         for found in (end.written, end.read):
             check_sums(found)
             check_each(found)
+        written, read = (_told_until(ended, found) for found in (end.written, end.read))
         # One packet is under way at a time.
-        assert 0 < end.written[W.WRITE_L2_DURATION] < elapsed
-        assert 0 < end.read[R.READ_PACKET_TO_QUEUE_DURATION] < elapsed
+        assert 0 < written[W.WRITE_L2_DURATION] < ended - began
+        assert 0 < read[R.READ_PACKET_TO_QUEUE_DURATION] < ended - began
         if W.WRITE_L4_DURATION in end.written:
             assert end.written[W.WRITE_L3_LOCAL_DURATION] > 0
             assert end.written[W.WRITE_L3_OUTPUT_DURATION] > 0
@@ -79,7 +83,12 @@ def test_parts_and_wholes(staged: Watch, network: Network, family: int) -> None:
             assert end.read[R.READ_L3_LOCAL_DURATION] > 0
             assert end.read[R.READ_L4_DURATION] > 0
             assert end.read[R.READ_DEVICE_TO_IP_DURATION] > 0
-            assert end.written[W.WRITE_L4_DURATION] < elapsed
+            assert written[W.WRITE_L4_DURATION] < ended - began
+
+
+def _told_until(moment_ns: int, found: Figures) -> Figures:
+    records = found.records[found.records["end_ns"] <= moment_ns]
+    return Figures(records, found.direction, found.measured)
 
 
 @FAMILIES
@@ -126,10 +135,15 @@ def test_waiting_for_data_is_not_reading(staged: Watch, network: Network) -> Non
     """Before the first copy a read waits; after it, it works or waits for more."""
     talk = Talk(staged, network, counted=False)
 
+    reader = threading.get_native_id()
+
     def send(*sizes: int) -> None:
+        until(lambda: is_receiving(reader))
         for size in sizes:
             time.sleep(0.1)
             talk.client.sendall(bytes(size))
+            wait_sent(talk.client)
+            until(lambda: not unread(talk.accepted))
 
     with in_background(lambda: send(100)):
         receive(talk.accepted, 100)
@@ -194,6 +208,11 @@ def test_waiting_in_a_narrow_queue(
         assert client.written[W.WRITE_L3_DURATION] > low
 
 
+def _skipped_in_ip(opened: BpfObject) -> int:
+    misses = opened.recursion_misses()
+    return sum(misses.get(f"{name}_enter", 0) for name in ("__ip_queue_xmit", "inet6_csk_xmit"))
+
+
 @FAMILIES
 def test_what_kprobes_do_not_see(staged: Watch, network: Network, family: int) -> None:
     """The programs of kprobes are left out in an interrupt of a system call that uses a map: what
@@ -201,7 +220,7 @@ def test_what_kprobes_do_not_see(staged: Watch, network: Network, family: int) -
     opened = staged.stages
     assert opened is not None
     times, size = 300, 1000
-    before = unseen_in_ip(opened)
+    before, skipped = unseen_in_ip(opened), _skipped_in_ip(opened)
     talk = Talk(staged, network, family, counted=False)
     network.client.queue("tbf", "rate", "8mbit", "burst", "3000", "limit", "1m")
     with on_every_cpu(lambda: staged.object.read_percpu("pieces", 0)):
@@ -215,7 +234,10 @@ def test_what_kprobes_do_not_see(staged: Watch, network: Network, family: int) -
     network.client.no_queue()
     client, _ = talk.finish()
     check_sums(client.written)
-    assert (unseen_in_ip(opened) > before) is (staged.tier == "kprobe")
+    if staged.tier == "kprobe":
+        assert unseen_in_ip(opened) > before
+    else:  # one that interrupted itself is left out as well
+        assert unseen_in_ip(opened) - before <= _skipped_in_ip(opened) - skipped
 
 
 @FAMILIES
@@ -326,6 +348,8 @@ def test_an_unknown_neighbour(staged: Watch, network: Network, family: int) -> N
     """Packets wait until somebody says where the other host is."""
     times = 3
     network.server.set("ipv4/conf/all/arp_ignore", 8)
+    for family_ in ("ipv4", "ipv6"):
+        network.client.set(f"{family_}/neigh/veth0/mcast_solicit", 1000)
     network.server.netfilter(
         "table ip6 mute { chain mute { type filter hook input priority 0;\n"
         "icmpv6 type nd-neighbor-solicit drop\n}\n}\n"
@@ -384,6 +408,7 @@ def test_loopback_sends_without_receiving(staged: Watch, network: Network, famil
     passed = host.packets()["postrouting"]
     for end in (client, accepted, server):
         end.close()
+    until(lambda: not host.has_open(port))
     time.sleep(0.2)
     staged.drain()
     entered = 0
@@ -407,14 +432,14 @@ def test_loopback_sends_without_receiving(staged: Watch, network: Network, famil
 def test_reading_between_two_threads(staged: Watch, network: Network) -> None:
     """Calls of two threads of one connection keep their own times."""
     talk = Talk(staged, network, counted=False)
-    started = threading.Event()
+    readers: list[int] = []
 
     def read() -> None:
-        started.set()
+        readers.append(threading.get_native_id())
         receive(talk.accepted, 100)
 
     with in_background(read):
-        started.wait()
+        until(lambda: readers and is_receiving(*readers))
         time.sleep(0.1)
         talk.accepted.sendall(bytes(700))
         receive(talk.client, 700)

@@ -299,6 +299,11 @@ class Network(NamedTuple):
         """All namespaces."""
         return (self.client, self.server, *self.between)
 
+    def expect_losses(self) -> None:
+        """Let the connections to come send again what is not acknowledged in time."""
+        for host, other in ((self.client, self.server), (self.server, self.client)):
+            host.batch(*(f"route del {route}" for route in _routes(other)))
+
 
 @contextlib.contextmanager
 def cable(mtu: int = 1500, bridge: bool = False) -> Iterator[Network]:
@@ -332,8 +337,14 @@ def cable(mtu: int = 1500, bridge: bool = False) -> Iterator[Network]:
                 "link set lo up",
                 f"link set {DEVICE} up",
                 *_neighbour(hosts[2 - host.number], "permanent"),
+                # A packet is sent once, however late it is acknowledged. The kernel's own route
+                # to ::1 cannot be changed.
+                *(f"route add {route} rto_min 60s" for route in _routes(hosts[2 - host.number])),
+                "route change local 127.0.0.1 dev lo table local scope host rto_min 60s",
+                "route del local ::1 dev lo table local",
+                "route add local ::1 dev lo table local rto_min 60s",
             )
-            # A write is a packet, and a packet is sent once, however busy the machine.
+            # A write is a packet.
             host.set("ipv4/tcp_autocorking", 0)
             host.set("ipv4/tcp_early_retrans", 0)
         for host in hosts[:2]:
@@ -351,8 +362,12 @@ def _plug(host: Host, other: Host, there: str, mtu: int) -> None:
     )
 
 
+def _routes(other: Host) -> list[str]:
+    return [f"{other.address(family)} dev {DEVICE}" for family in (4, 6)]
+
+
 def _neighbour(other: Host, state: str | None) -> list[str]:
-    entries = [f"{other.address(family)} dev {DEVICE}" for family in (4, 6)]
+    entries = _routes(other)
     if state is None:
         return [f"neigh del {entry}" for entry in entries]
     known = f"lladdr {other.link_address} nud {state}"

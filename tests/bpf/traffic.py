@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import os
+import platform
 import socket
 import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -22,15 +26,19 @@ __all__ = [
     "bulk",
     "crowded_cpu",
     "in_background",
+    "is_receiving",
     "on_every_cpu",
     "ping_pong",
     "receive",
     "tcp_info",
+    "tcp_state",
+    "unread",
     "until",
     "wait_sent",
 ]
 
 _INFO_BYTES: Final = 232
+_RECVFROM: Final = {"x86_64": "45", "aarch64": "207"}
 
 
 class TcpInfo(NamedTuple):
@@ -46,6 +54,11 @@ class TcpInfo(NamedTuple):
     bytes_retrans: int
 
 
+def tcp_state(end: socket.socket) -> int:
+    """Of include/net/tcp_states.h: 2 is SYN_SENT, 7 CLOSE."""
+    return end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+
+
 def tcp_info(end: socket.socket) -> TcpInfo:
     """Ask the kernel for the counters of a socket."""
     raw = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
@@ -59,7 +72,18 @@ def tcp_info(end: socket.socket) -> TcpInfo:
     )
 
 
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+def unread(end: socket.socket) -> int:
+    """How many bytes wait in its queue."""
+    return int.from_bytes(fcntl.ioctl(end, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def is_receiving(thread: int) -> bool:
+    """Whether a thread of this process is in recvfrom()."""
+    call = Path(f"/proc/self/task/{thread}/syscall").read_text().split()[0]
+    return call == _RECVFROM[platform.machine()]
+
+
+def until(condition: Callable[[], object], seconds: float = 30) -> None:
     """Wait for something that the kernel does on its own.
 
     Raises:
