@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from hypothesis import settings
 
 from tests.requirements import REQUIREMENTS, require
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytest_plugins = ["tests.support.fixtures"]
+
+# What is true of an example does not depend on how busy the machine is.
+settings.register_profile("patient", settings(), deadline=None)
+settings.load_profile("patient")
 
 _FIXTURE_MARKERS: Final = {"kafka_broker": "kafka", "new_kafka_broker": "kafka"}
 _LOCAL_NAMES: Final = frozenset({None, "", "localhost", socket.gethostname()})

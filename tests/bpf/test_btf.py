@@ -115,7 +115,7 @@ def test_no_object(raw: bytes) -> None:
         parse_btf(raw)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=400))
 def test_arbitrary_bytes(body: bytes) -> None:
     header = b"\x9f\xeb\x01\x00\x18\x00\x00\x00\x00\x00\x00\x00"

@@ -22,7 +22,7 @@ import pytest
 
 from collector.abi import ConnectionEvent, Direction, Role
 from tests.bpf.harness import UNMEASURED, Watch
-from tests.bpf.traffic import crowded_cpu
+from tests.bpf.traffic import crowded_cpu, tcp_state, until
 from tests.requirements import unmet
 
 if TYPE_CHECKING:
@@ -139,27 +139,31 @@ def test_waiting_for_a_client_is_not_charged(watch: Watch) -> None:
         thread = threading.Thread(target=lambda: accepted.append(server.accept()[0]))
         thread.start()
         settle()
+        waited_ns = time.monotonic_ns()
         client = socket.create_connection(server.getsockname())
         thread.join()
+        waited_ns = time.monotonic_ns() - waited_ns
         client.close()
         accepted[0].close()
         watch.drain()
         found = watch.connections(port_of(server), ACCEPTED)
     assert len(found) == 1
-    assert found["duration_ns"][0] < 100_000_000
+    assert found["duration_ns"][0] < waited_ns
 
 
 def test_accept_out_of_a_queue(watch: Watch) -> None:
     with listening() as server:
         client = socket.create_connection(server.getsockname())
         settle()
+        waited_ns = time.monotonic_ns()
         accepted, _ = server.accept()
+        waited_ns = time.monotonic_ns() - waited_ns
         client.close()
         accepted.close()
         watch.drain()
         found = watch.connections(port_of(server), ACCEPTED)
     assert len(found) == 1
-    assert found["duration_ns"][0] < 100_000_000
+    assert found["duration_ns"][0] < waited_ns
 
 
 def test_never_accepted(watch: Watch) -> None:
@@ -169,8 +173,8 @@ def test_never_accepted(watch: Watch) -> None:
         clients = [socket.create_connection(server.getsockname()) for _ in range(20)]
         for client in clients[:10]:
             client.send(b"not read by anybody")
+        until(lambda: len(watch.keys("accept_queue") - before) >= 20)
         waiting = watch.keys("accept_queue") - before
-        assert len(waiting) >= 20
         for client in clients[:5]:
             client.close()
     for client in clients[5:]:
@@ -192,10 +196,7 @@ def test_accept_queue_overflow(watch: Watch) -> None:
         settle()
         accepted, _ = server.accept()
         accepted.close()
-        states = [
-            client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] for client in clients
-        ]
-        established = sum(state != 2 for state in states)
+        established = sum(tcp_state(client) != 2 for client in clients)  # not SYN_SENT
         for client in clients:
             client.close()
     settle()
@@ -237,6 +238,7 @@ def test_a_failure_that_was_not_seen_is_told_by_the_call_or_the_end(
         with listening(backlog=0) as server, socket.socket() as client:
             address = server.getsockname()
             others = [socket.create_connection(address)]  # all that there is room for
+            select.select([server], [], [])
             if is_blocking:
                 calling = threading.Thread(target=lambda: errors.append(client.connect_ex(address)))
                 calling.start()
@@ -277,11 +279,15 @@ def test_non_blocking_counts_once(watch: Watch) -> None:
 
 def test_asyncio(watch: Watch) -> None:
     async def traffic() -> int:
+        ended = asyncio.Semaphore(0)
+
         async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             while chunk := await reader.read(65536):
                 writer.write(chunk)
                 await writer.drain()
             writer.close()
+            await writer.wait_closed()
+            ended.release()
 
         server = await asyncio.start_server(echo, "127.0.0.1", 0)
         port = int(server.sockets[0].getsockname()[1])
@@ -295,7 +301,8 @@ def test_asyncio(watch: Watch) -> None:
             await writer.wait_closed()
 
         await asyncio.gather(*(client() for _ in range(30)))
-        await asyncio.sleep(0.1)
+        for _ in range(30):
+            await ended.acquire()
         server.close()
         return port
 
@@ -407,6 +414,7 @@ def test_a_close_that_waits_for_its_cpu_is_measured(watch: Watch) -> None:
                 accepted.close()
             turns += resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
             count += len(pairs)
+            watch.drain()
     settle()
     assert life(watch, port) == (count, count, count, count)
     found = watch.connections(port, CLOSED)["duration_ns"]

@@ -20,6 +20,7 @@ from collector import attach
 from collector.abi import ConnectionEvent, ConnectionFlag, Direction, Kind, ProcessEvent, Role
 from tests.bpf.harness import BY_DESCRIPTOR, UNMEASURED, Watch, map_values
 from tests.bpf.test_connections import life, listening, pair, port_of, settle
+from tests.bpf.traffic import tcp_state
 from tests.requirements import require
 
 if TYPE_CHECKING:
@@ -149,21 +150,19 @@ def _own_cgroup() -> int:
 def test_connect_under_way(variant: Path) -> None:
     """A handshake that began before the programs is decided, without a duration."""
     with listening(backlog=0) as server, contextlib.ExitStack() as held:
-        late = None
-        for _ in range(5):  # until the queue is full and a SYN is dropped
-            client = held.enter_context(socket.socket())
-            client.setblocking(False)
-            client.connect_ex(server.getsockname())
-            settle(0.02)
-            if client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == 2:  # SYN_SENT
-                late = client
-                break
-        assert late is not None
+        held.enter_context(socket.create_connection(server.getsockname()))
+        select.select([server], [], [])  # the queue is full: the next SYN is dropped
+        late = held.enter_context(socket.socket())
+        late.setblocking(False)
+        began = time.monotonic()
+        late.connect_ex(server.getsockname())
         port = late.getsockname()[1]
         second = Watch(iterate=True, path=variant)
         held.callback(second.close)
         server.settimeout(1)
-        deadline = time.monotonic() + 8
+        assert tcp_state(late) == 2  # SYN_SENT
+        # It is sent again after a second and then after twice as long each time.
+        deadline = 2 * time.monotonic() - began + 8
         while select.select([], [late], [], 0)[1] == [] and time.monotonic() < deadline:
             with contextlib.suppress(TimeoutError):
                 held.enter_context(server.accept()[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from collector.mates import Mates
 from collector.netlink import Conntrack
 from schemas.clock import ClockAnchor, ManualClock
 from tests.bpf.ipvs import API, BACKENDS, NODE_PORT, PORT, SERVICE, Node, Talk, node
+from tests.bpf.traffic import tcp_state, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,6 +156,10 @@ def test_both_ends_that_the_programs_tell_are_paired(
         assert rows["mate"][server] == rows["container"][client]
 
 
+def _is_closed(end: socket.socket) -> bool:
+    return tcp_state(end) == 7
+
+
 def test_a_port_that_is_used_again_leads_to_the_next_backend(cluster: Node) -> None:
     caller = cluster.pods[-1]
     with _conntrack(cluster) as conntrack:
@@ -165,6 +171,9 @@ def test_a_port_that_is_used_again_leads_to_the_next_backend(cluster: Node) -> N
             backends.add(talk.backend)
             talk.accepted.close()  # who closes first waits for stray packets
             assert talk.client.recv(1) == b""
+            # Else its port may still be in use: what it sends last may be left to ksoftirqd.
+            talk.client.shutdown(socket.SHUT_WR)
+            until(functools.partial(_is_closed, talk.client))
             talk.client.close()
         assert len(backends) == BACKENDS
         assert [told for told, _ in found] == [truth for _, truth in found]

@@ -23,6 +23,7 @@ from collector.abi import (
 from collector.watching import kernel_table
 from schemas.monitoring import EVERYTHING, End, MonitoringScope
 from tests.bpf.test_connections import life, listening, pair, port_of, settle
+from tests.bpf.traffic import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -165,8 +166,7 @@ def test_a_process_that_is_refused_is_left_out_as_long_as_it_lives(
             os._exit(0)
         accepted, idle = server.accept()[0], server.accept()[0]
         assert accepted.recv(1) == b"x"
-        settle(0.05)
-        assert watch_of(watch, port) == (2, 1)
+        until(lambda: watch_of(watch, port) == (2, 1))  # the write may be at its end only now
         told = watch.connections(port, ConnectionEvent.CONNECTED)["connection_id"].tolist()
         counted = left_out(watch)[Kind.CLOSE]
         scope.refuse([child])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import ctypes
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -19,7 +20,7 @@ import pytest
 from collector.abi import Call, ConnectionEvent, Direction, Kind, Role
 from tests.bpf.harness import BY_DESCRIPTOR, UNMEASURED, Watch
 from tests.bpf.test_connections import life, listening, pair, port_of, settle
-from tests.bpf.traffic import until
+from tests.bpf.traffic import is_receiving, until
 from tests.requirements import unmet
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ def test_waiting_is_part_of_a_read(watch: Watch) -> None:
         client, accepted = pair(server)
         thread = threading.Thread(target=lambda: accepted.recv(10))
         thread.start()
+        until(lambda: is_receiving(thread.native_id or 0))
         time.sleep(0.1)
         client.send(b"x")
         thread.join()
@@ -159,7 +161,7 @@ def test_failing_and_empty_calls_move_nothing(watch: Watch) -> None:
             accepted.recv(10)
         client.send(b"")
         client.close()
-        settle(0.05)
+        select.select([accepted], [], [])
         assert accepted.recv(10) == b""
         accepted.close()
         watch.drain()
@@ -447,14 +449,14 @@ def test_nginx_and_curl(watch: Watch, tmp_path: Path, sendfile: str) -> None:
     )
     process = subprocess.Popen([nginx, "-c", str(tmp_path / "nginx.conf")])
     try:
-        for _ in range(50):
+
+        def is_there() -> bool:
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
+                return probe.connect_ex(("127.0.0.1", port)) == 0
+
+        until(is_there)
         # The worker that accepts it may start only now.
         until(lambda: life(watch, port)[1::2] == (1, 1))
-        settle()
         watch.drain()
         watch.seen = {name: [] for name in watch.seen}
         url = f"http://127.0.0.1:{port}/file"
@@ -466,11 +468,10 @@ def test_nginx_and_curl(watch: Watch, tmp_path: Path, sendfile: str) -> None:
             check=True,
             timeout=30,
         )
-        settle()
+        until(lambda: life(watch, port) == (1, 1, 1, 1))
         told = [[int(number) for number in line.split()] for line in done.stdout.split("\n")[:-1]]
         downloaded, requested = (sum(t[0] + t[1] for t in told), sum(t[2] for t in told))
         assert sum(t[3] for t in told) == 1
-        assert life(watch, port) == (1, 1, 1, 1)
         assert downloaded > 5 * body
         assert watch.moved(port, Role.SERVER, Direction.WRITE) == downloaded
         assert watch.moved(port, Role.CLIENT, Direction.READ) == downloaded

@@ -211,7 +211,7 @@ _PUBLISH = st.tuples(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(_PUBLISH, max_size=5), st.integers(1, 12))
 def test_every_record_leaves_once(steps: list[Any], limit: int) -> None:
     builder = _builder(events=limit)
@@ -481,7 +481,7 @@ _BYTES = st.integers(0, 6).flatmap(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(_BYTES, st.frozensets(st.sampled_from(sorted(EVERY_FIGURE))))
 def test_any_bytes_of_the_ring_become_rows_or_counted_drops(
     data: Any, measured: frozenset[str]

@@ -277,7 +277,7 @@ def _mutated(draw: st.DrawFn) -> tuple[str, Any]:
     return kind, document
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(_mutated())
 def test_no_mutation_of_a_real_object_raises_or_breaks_the_record(case: tuple[str, Any]) -> None:
     kind, document = case
@@ -288,7 +288,7 @@ def test_no_mutation_of_a_real_object_raises_or_breaks_the_record(case: tuple[st
         assert dataclasses.asdict(decoded) == dataclasses.asdict(result.record)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.sampled_from([*KINDS, *OWNER_KINDS]),
     st.dictionaries(

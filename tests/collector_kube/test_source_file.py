@@ -105,7 +105,7 @@ def test_what_is_no_full_state_is_refused_with_its_reason(data: bytes, reason: s
     assert "\n" not in caught.value.reason
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, len(_TEXT) - 3), st.booleans())
 def test_no_prefix_of_kubectl_output_passes_for_the_whole(length: int, as_yaml: bool) -> None:
     text = yaml.safe_dump(objects.cluster()).encode() if as_yaml else _TEXT
@@ -114,7 +114,7 @@ def test_no_prefix_of_kubectl_output_passes_for_the_whole(length: int, as_yaml: 
         parse(text[:cut])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=60))
 def test_arbitrary_bytes_raise_nothing_else(data: bytes) -> None:
     with contextlib.suppress(DecodeError):

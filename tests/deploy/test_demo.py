@@ -235,6 +235,7 @@ def test_the_live_demo_is_exact_and_leaves_nothing(tmp_path: Path) -> None:
     process = demo("--seconds", "8", "--data", str(tmp_path / "data"))
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, output + errors
+    assert "Not on the live kernel" not in output
     assert output.count("equal") == 4
     assert "/api/items" in output
     for name in ("shoppers.shop", "frontend.shop", "api.shop", "stock.shop", "payments.bank"):

@@ -131,7 +131,7 @@ def test_ctrl_c_stores_everything_that_was_seen(start: Callable[..., Run]) -> No
     assert time.monotonic() - begin < 20
     talk(200)
     assert run.finish(signal.SIGINT) == 0, run.errors
-    assert "0 lost" in run.output
+    assert "stored, 0 lost" in run.output
     assert f"sql --data {run.data}" in run.output
     assert run.left_processes() == []
     balance = {(row["stage"], row["kind"]): row for row in run.rows(BALANCE)}

@@ -629,7 +629,7 @@ def test_a_clock_without_an_anchor_has_no_negative_offset():
     assert max(starts) < MINUTE_NS + 2 * 10**9
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(period=st.lists(batches(), min_size=1, max_size=3), choices=st.sampled_from(CHOICES))
 def test_whatever_can_be_read_can_be_told(period, choices):
     period = [decode_batch(encode_batch(each)) for each in period]

@@ -60,7 +60,7 @@ class Sending:
     """A buffer with its senders."""
 
     def __init__(self, *addresses, limit=1 << 20, **settings):
-        config = {"deadline_s": 1.0, "retry_min_s": 0.02, "retry_max_s": 0.1, "streams": 1}
+        config = {"deadline_s": 10.0, "retry_min_s": 0.02, "retry_max_s": 0.1, "streams": 1}
         self.config = ForwarderConfig(addresses=addresses, **config | settings)
         self.dropped = []
         self.buffer = Buffer(limit, lambda parcel: self.dropped.append(parcel.stream.node))

@@ -17,7 +17,6 @@ from schemas.topics import MAX_MESSAGE_BYTES
 from tests.schemas.strategies import damaged, dead_letters, entities
 
 
-@settings(deadline=None)
 @given(entities())
 def test_entities_survive_the_round_trip(entity: Entity) -> None:
     again = decode_entity(encode_entity(entity))
@@ -25,13 +24,12 @@ def test_entities_survive_the_round_trip(entity: Entity) -> None:
     assert again.key == entity.key
 
 
-@settings(deadline=None)
 @given(dead_letters)
 def test_dead_letters_survive_the_round_trip(letter: DeadLetter) -> None:
     assert decode_dead_letter(encode_dead_letter(letter)) == letter
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(damaged(entities().map(encode_entity)))
 def test_damaged_entities_raise_decode_error_or_still_make_sense(data: bytes) -> None:
     try:
@@ -41,7 +39,7 @@ def test_damaged_entities_raise_decode_error_or_still_make_sense(data: bytes) ->
     assert entity.key
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(damaged(dead_letters.map(encode_dead_letter)))
 def test_damaged_dead_letters_raise_decode_error_or_pass(data: bytes) -> None:
     try:

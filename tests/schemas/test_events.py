@@ -115,7 +115,7 @@ def test_protobuf_runs_on_upb() -> None:
     assert api_implementation.Type() == "upb"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(batches())
 def test_public_classes_read_what_the_codec_writes(batch: EventBatch) -> None:
     message = public.EventBatch.FromString(encode_batch(batch))
@@ -133,13 +133,13 @@ def test_public_classes_read_what_the_codec_writes(batch: EventBatch) -> None:
             assert list(getattr(getattr(message, table), name)) == values.ravel().tolist(), dtype
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(batches())
 def test_codec_reads_what_the_public_classes_write(batch: EventBatch) -> None:
     assert_reads_as(batch, decode_batch(to_public(batch).SerializeToString()))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(batches())
 def test_both_write_the_same_fields(batch: EventBatch) -> None:
     """Equal as messages, unknown fields included: a twin with other numbers would leave some."""
@@ -149,7 +149,7 @@ def test_both_write_the_same_fields(batch: EventBatch) -> None:
     )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(batches())
 def test_round_trip(batch: EventBatch) -> None:
     assert_reads_as(batch, decode_batch(encode_batch(batch)))
@@ -180,7 +180,7 @@ def test_header_fields_are_those_of_the_public_message() -> None:
     assert entry == [item.name for item in dataclasses.fields(Entry)]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(damaged(batches().map(encode_batch)))
 def test_damaged_bytes_raise_decode_error_or_still_make_sense(data: bytes) -> None:
     try:
@@ -199,7 +199,7 @@ def test_damaged_bytes_raise_decode_error_or_still_make_sense(data: bytes) -> No
         assert not len(index) or int(index.max()) < len(batch.names)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(batches())
 def test_what_was_read_is_written_as_it_was(batch: EventBatch) -> None:
     """A replay sends the recorded bytes: what was left out stays out."""

@@ -42,7 +42,6 @@ def test_every_metadata_topic_has_a_record() -> None:
     assert set(OBJECTS) == {topic.name for topic in KUBERNETES}
 
 
-@settings(deadline=None)
 @given(any_object)
 def test_objects_survive_the_round_trip(case: tuple[str, KubernetesObject]) -> None:
     topic, record = case
@@ -51,7 +50,7 @@ def test_objects_survive_the_round_trip(case: tuple[str, KubernetesObject]) -> N
     assert encode_object(again) == encode_object(record)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.sampled_from(sorted(OBJECTS)).flatmap(
     lambda topic: st.tuples(st.just(topic), damaged(OBJECTS[topic].map(encode_object)))
 ))  # fmt: skip

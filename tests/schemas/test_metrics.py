@@ -108,19 +108,19 @@ def assert_equal(left: MetricsBlock, right: MetricsBlock) -> None:
                 np.testing.assert_array_equal(mine, other, err_msg=f"{name}.{part}")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(blocks())
 def test_public_classes_read_what_the_codec_writes(block: MetricsBlock) -> None:
     assert public.MetricsBlock.FromString(encode_block(block)) == to_public(block)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(blocks())
 def test_codec_reads_what_the_public_classes_write(block: MetricsBlock) -> None:
     assert_equal(decode_block(to_public(block).SerializeToString()), block)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(blocks())
 def test_both_write_the_same_bytes(block: MetricsBlock) -> None:
     written = public.MetricsBlock.FromString(encode_block(block))
@@ -133,7 +133,7 @@ def test_identity_fields_are_those_of_the_public_message() -> None:
     assert [field.name for field in public.BlockIdentity.DESCRIPTOR.fields] == IDENTITY
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(damaged(blocks().map(encode_block)))
 def test_damaged_bytes_raise_decode_error_or_still_make_sense(data: bytes) -> None:
     try:

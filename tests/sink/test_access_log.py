@@ -184,7 +184,7 @@ def test_a_batch_without_calls_makes_nothing():
     assert (calls.count, calls.days) == (0, {})
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_damaged_bytes_are_refused_or_read(data):
     good = bytearray(calls_batch(plain_calls(4)))

@@ -67,7 +67,7 @@ def test_impossible_identities_are_refused(change):
         check_block(block(5, **change))
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_damaged_bytes_are_refused_or_whole(data):
     good = encode_block(block(3, rows=4))

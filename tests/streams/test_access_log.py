@@ -95,7 +95,7 @@ def connection_of(batch: EventBatch, row: int, *, named: bool) -> str:
     return str(sorted(values.items()))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32), max_bytes=st.sampled_from((400, 1_500, 4_000, 10**6)))
 def test_every_event_is_told_once_whatever_the_size(seed: int, max_bytes: int) -> None:
     batch = random_batch(random.Random(seed))

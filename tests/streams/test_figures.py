@@ -206,7 +206,7 @@ def spread_of(blocks: Sequence[MetricsBlock], table: str) -> Counter[tuple[str, 
     return found
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(seed=st.integers(0, 2**32), batches=st.integers(1, 4), rows_per_block=st.integers(1, 9))
 def test_all_is_what_plain_loops_say(seed: int, batches: int, rows_per_block: int) -> None:
     chance = random.Random(seed)

@@ -12,7 +12,7 @@ PODS = st.lists(st.tuples(TIME, TIME, TIME, TIME), min_size=1, max_size=5)
 NEVER = 1 << 62
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(PODS, st.integers(0, 3))
 def test_every_time_has_the_answer_of_the_definition(
     times: list[tuple[int, int, int, int]], tolerance: int

@@ -201,7 +201,7 @@ def assert_logged(topics: Topics, batches: list[EventBatch]) -> None:
     assert set(once) == {(b.header.node, b.header.sequence) for b in batches if b.events}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seed=st.integers(0, 2**32), length=st.integers(1, 60), deaths=st.integers(0, 6))
 def test_totals_survive_any_deaths(seed: int, length: int, deaths: int) -> None:
     batches = make_log(seed, length)

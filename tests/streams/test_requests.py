@@ -200,7 +200,7 @@ def told(blocks: Sequence[Sequence[MetricsBlock]]) -> Counter[tuple[Any, ...]]:
     return found
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**32), rows_per_block=st.integers(1, 9))
 def test_all_is_what_plain_loops_say(seed: int, rows_per_block: int) -> None:
     chance = random.Random(seed)

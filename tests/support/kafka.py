@@ -234,6 +234,8 @@ class KafkaBroker:
         admin = self._admin()  # must live until the answers are there
         for future in admin.delete_topics(list(names), operation_timeout=20).values():
             future.result()
+        # Done, but the broker's own list may have them still.
+        _await(lambda: not set(names) & set(admin.list_topics(timeout=10).topics))
 
     def produce(
         self,
@@ -299,8 +301,20 @@ class KafkaBroker:
 
     def _create(self, topics: Iterable[NewTopic]) -> None:
         admin = self._admin()  # must live until the answers are there
-        for future in admin.create_topics(list(topics), operation_timeout=20).values():
+        wanted = list(topics)
+        for future in admin.create_topics(wanted, operation_timeout=20).values():
             future.result()
+
+        def is_led() -> bool:
+            held = admin.list_topics(timeout=10).topics
+            return all(
+                topic.topic in held
+                and len(held[topic.topic].partitions) == topic.num_partitions
+                and all(each.leader >= 0 for each in held[topic.topic].partitions.values())
+                for topic in wanted
+            )
+
+        _await(is_led)
 
     def _admin(self) -> AdminClient:
         return AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
@@ -380,6 +394,13 @@ class KafkaBroker:
                 # Ctrl-C in the terminal is for pytest, which stops the broker after its tests.
                 start_new_session=True,
             )
+
+
+def _await(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "the broker does not come to it"
+        time.sleep(0.05)
 
 
 def _retried(ask: Callable[[], Any]) -> Any:

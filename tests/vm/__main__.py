@@ -46,7 +46,6 @@ _NOT_EMULATED: Final = {
     "slow": "hours without hardware virtualisation",
     "million": "the same",
     "short_connections": "tens of thousands of connections take most of an hour",
-    "dup2_and_close_range": "an emulated close takes longer than a delayed fput() may",
 }
 """Words in names of tests that emulation makes meaningless, and why."""
 _TAIL: Final = 40

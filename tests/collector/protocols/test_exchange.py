@@ -171,7 +171,7 @@ def test_what_is_undecided_at_the_end_is_no_call() -> None:
     assert (one.parser.unneeded(Side.REQUEST), one.close(), one.close()) == (0, [], [])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(conversations(), st.lists(st.integers(1, 40), max_size=5))
 def test_a_valid_conversation_gives_its_calls_however_it_is_cut(
     conversation: tuple[list[Turn], list[Call]], sizes: list[int]
@@ -185,7 +185,7 @@ def test_a_valid_conversation_gives_its_calls_however_it_is_cut(
     assert done == calls
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.booleans(),
     st.lists(

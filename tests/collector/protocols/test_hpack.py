@@ -7,7 +7,7 @@ import pytest
 from hpack.huffman import HuffmanEncoder
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 from hpack.huffman_table import decode_huffman as decode_by_hpack
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from collector.protocols.hpack import HIDDEN, STATIC_TABLE, Decoder, Field
@@ -141,14 +141,12 @@ def test_static_table_is_that_of_the_oracle() -> None:
     assert [(name.encode(), value.encode()) for name, value in STATIC_TABLE] == list(table)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=40))
 def test_huffman_there_and_back(data: bytes) -> None:
     coded = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH).encode(data)
     assert decode_huffman(coded) == data.decode("latin-1")
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=12))
 def test_huffman_of_any_bytes_is_what_the_oracle_says(data: bytes) -> None:
     try:
@@ -163,7 +161,6 @@ def test_huffman_refuses_its_end_symbol_and_wrong_padding(data: bytes) -> None:
     assert decode_huffman(data) is None
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(FIELDS, st.booleans(), st.sampled_from((None, 0, 60, 500, 4_096)))))
 def test_decoder_follows_an_encoder(
     blocks: list[tuple[list[tuple[int, int]], bool, int | None]],
@@ -178,7 +175,6 @@ def test_decoder_follows_an_encoder(
         assert decode(decoder, encoder.encode(raw, huffman=huffman)) == fields
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=30), max_size=5))
 def test_any_bytes_mean_what_the_oracle_says(blocks: list[bytes]) -> None:
     oracle = hpack.Decoder()
@@ -231,7 +227,6 @@ def test_joined_decoder_knows_an_emptied_table() -> None:
     assert decoder.decode(b"\xbe") == ([], False)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 30), st.integers(0, 2**32))
 def test_joined_decoder_is_never_wrong(joined_at: int, seed: int) -> None:
     """Whatever it says is so, and only entries that are older than it are hidden."""

@@ -52,7 +52,7 @@ def read(found: list[Message]) -> list[Call]:
     return done
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=100, suppress_health_check=SLOW)
 @given(MESSAGES)
 def test_requests(found: list[Message]) -> None:
     peer = Peer()
@@ -64,7 +64,7 @@ def test_requests(found: list[Message]) -> None:
     assert all(peer.is_whole)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=100, suppress_health_check=SLOW)
 @given(MESSAGES)
 def test_responses(found: list[Message]) -> None:
     # llhttp is not told of HEAD, so those are left out on both sides.
@@ -79,7 +79,7 @@ def test_responses(found: list[Message]) -> None:
         assert calls[-1].status == parser.get_status_code()
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=100, suppress_health_check=SLOW)
 @given(messages(is_strict=True), st.integers(0, 200), st.integers(0, 255))
 def test_what_the_peer_takes_in_spite_of_a_changed_byte(
     message: Message, position: int, byte: int

@@ -20,7 +20,7 @@ def read(turns: list[Turn]) -> tuple[Http1, list[Call]]:
     return parser, done
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(conversations(), CUTS)
 def test_a_valid_conversation_gives_its_calls_however_it_is_cut(
     conversation: tuple[list[Turn], list[Call]], sizes: list[int]
@@ -31,13 +31,13 @@ def test_a_valid_conversation_gives_its_calls_however_it_is_cut(
     assert (parser.misfits, parser.lost) == (0, 0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.binary(max_size=600))
 def test_arbitrary_bytes(data: bytes) -> None:
     check(data)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.booleans(),
     st.lists(

@@ -75,7 +75,7 @@ def test_hundred_streams_at_once() -> None:
     assert len(parse(talk.pieces)) == len(talk.expected)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 20), SIZES)
 def test_result_does_not_depend_on_cuts(seed: int, sizes: list[int]) -> None:
     pieces = conversation(seed, 5).pieces
@@ -87,7 +87,6 @@ def test_every_single_byte_apart() -> None:
     assert timeless(parse(cut(pieces, [1]))) == timeless(parse(pieces))
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(Side), st.binary(max_size=60))), SIZES)
 def test_any_bytes_cut_anywhere(pieces: list[tuple[Side, bytes]], sizes: list[int]) -> None:
     begun = [(Side.REQUEST, PREFACE), *pieces]
@@ -108,7 +107,7 @@ def damaged(draw: st.DrawFn) -> list[tuple[Side, bytes]]:
     return result
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(damaged(), SIZES)
 def test_damaged_conversations_cut_anywhere(
     pieces: list[tuple[Side, bytes]], sizes: list[int]
@@ -116,7 +115,7 @@ def test_damaged_conversations_cut_anywhere(
     assert timeless(parse(cut(pieces, sizes))) == timeless(parse(pieces))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(damaged(), st.data(), st.booleans())
 def test_damage_and_gaps_neither_raise_nor_grow(
     pieces: list[tuple[Side, bytes]], data: st.DataObject, is_joined: bool

@@ -258,7 +258,7 @@ def headers_of(stream_id: int) -> bytes:
     return preface + headers(stream_id, request(b"/%d" % stream_id), end=True)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 20), st.sets(st.integers(2, 60), max_size=4), st.booleans())
 def test_gaps_anywhere_make_nothing_up(seed: int, gaps: set[int], whole: bool) -> None:
     """Each call that is told is one of those that were made, and what is told of it is so."""
