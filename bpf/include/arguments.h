@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * Arguments, result and stack of a function at its entry and its return, as probes see them, and the
- * registers of a thread outside the kernel. Of Go: its register calling convention (Go 1.17, on arm64 1.18; src/cmd/compile/abi-internal.md).
+ * registers of a thread outside the kernel. Of Go: its register calling convention (Go 1.17, on arm64
+ * 1.18; src/cmd/compile/abi-internal.md).
  */
 #ifndef PODWIRE_ARGUMENTS_H
 #define PODWIRE_ARGUMENTS_H
