@@ -85,6 +85,7 @@ class Pipeline:
         self._health = health
         self._recorder = recorder
         self._conntrack = conntrack
+        self._exited: list[int] = []
         self._anchor = ClockAnchor.sample(clock)
         self._names = NameTable()
         self.table = ConnectionTable(config.max_connections)
@@ -187,8 +188,7 @@ class Pipeline:
             other = processes[processes["event"] != ProcessEvent.MAPPED]
             self._resolver.forget(np.unique(other["pid"]).tolist())
             exited = processes["pid"][processes["event"] == ProcessEvent.EXIT].tolist()
-            if self._conntrack is not None:
-                self._conntrack.forget(exited)
+            self._exited += exited
             if self._watching is not None:
                 self._watching.forget(exited)
             self._resolver.learn(np.unique(processes["cgroup_id"]).tolist())
@@ -227,6 +227,9 @@ class Pipeline:
         self._owners.decide()
         if self._conntrack is not None:
             self._translate(self._conntrack, connections)
+            # Only now: what they did last is translated where they led to.
+            self._conntrack.forget(self._exited)
+        self._exited.clear()
         connections, transfers, drops = self._pair(connections, transfers, drops, hold)
         self.ledger.add(kernel_entries(self._source.counts()))
         self._tally.tell_again(self._sender.take_failed())
