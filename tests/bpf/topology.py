@@ -339,10 +339,10 @@ def cable(mtu: int = 1500, bridge: bool = False) -> Iterator[Network]:
                 *_neighbour(hosts[2 - host.number], "permanent"),
                 # A packet is sent once, however late it is acknowledged. The kernel's own route
                 # to ::1 cannot be changed.
-                *(f"route add {route} rto_min 60s" for route in _routes(hosts[2 - host.number])),
-                "route change local 127.0.0.1 dev lo table local scope host rto_min 60s",
+                *(f"route add {route} rto_min 5s" for route in _routes(hosts[2 - host.number])),
+                "route change local 127.0.0.1 dev lo table local scope host rto_min 5s",
                 "route del local ::1 dev lo table local",
-                "route add local ::1 dev lo table local rto_min 60s",
+                "route add local ::1 dev lo table local rto_min 5s",
             )
             # A write is a packet.
             host.set("ipv4/tcp_autocorking", 0)
